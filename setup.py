@@ -1,0 +1,45 @@
+"""Build of the compiled modules.
+
+SCRATCHWRITER_DEBUG=1   no optimisation, symbols, assertions
+SCRATCHWRITER_STRICT=1  warnings of Cython and of the C compiler are errors
+"""
+
+import os
+import sys
+
+import numpy as np
+from Cython.Build import cythonize
+from Cython.Compiler import Options
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("SCRATCHWRITER_DEBUG") == "1"
+STRICT = os.environ.get("SCRATCHWRITER_STRICT") == "1"
+
+Options.warning_errors = STRICT
+compile_args: list[str] = []
+if sys.platform != "win32":
+    compile_args += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
+    compile_args += ["-Wall", "-Werror"] if STRICT else []
+
+
+def extension(name: str) -> Extension:
+    return Extension(
+        f"scratchwriter.{name}",
+        [f"src/scratchwriter/{name.replace('.', '/')}.pyx"],
+        include_dirs=["src/scratchwriter/_region", np.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=compile_args,
+        depends=["src/scratchwriter/_region/platform.h"],
+    )
+
+
+names = ["_core"]
+if sys.platform == "linux":
+    names.append("_region._mapped")
+
+setup(
+    ext_modules=cythonize(
+        [extension(name) for name in names],
+        compiler_directives={"language_level": "3"},
+    )
+)

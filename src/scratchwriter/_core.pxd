@@ -1,0 +1,100 @@
+from libc.stdint cimport int64_t, uintptr_t
+
+cdef extern from "platform.h" nogil:
+    ctypedef struct sw_mutex:
+        pass
+    uintptr_t SW_NO_THREAD
+    uintptr_t sw_this_thread()
+    void sw_mutex_init(sw_mutex* m)
+    void sw_mutex_destroy(sw_mutex* m)
+    bint sw_mutex_try(sw_mutex* m)
+    void sw_mutex_lock(sw_mutex* m)
+    void sw_mutex_unlock(sw_mutex* m)
+    int64_t sw_load_acquire(const int64_t* p)
+    void sw_store_release(int64_t* p, int64_t value)
+    int sw_pwrite(int fd, const char* data, size_t nbytes, int64_t offset)
+    void sw_store_16(char* p, const char* data)
+
+cdef enum:
+    MAX_AXES = 8
+
+cdef enum Status:
+    OK
+    CLOSED         # the stream is closed
+    BUSY           # called by the thread that is growing the stream just now
+    FULL           # the plan has no more frames
+    NEED_ROOM      # the next slot is not allocated yet
+    NEED_STEPS     # a skip goes past what can be read
+    LOG_FAILED     # the metadata line could not be written
+
+cdef struct Array:
+    char* base                 # first byte of the position's array
+    int64_t writable_nbytes    # slots that end here or before may be written
+    int64_t steps              # how far its outermost axis reaches
+    char* shape_digits         # the same number in the manifest, or NULL
+
+cdef struct Odometer:          # the next slot, in acquisition order
+    int64_t index[MAX_AXES]
+    int64_t offset_nbytes      # of the slot in its position's array
+
+cdef struct MetadataLog:
+    int fd                     # -1: lines are kept in `memory` until there is a file
+    int64_t nbytes             # of whole lines written so far
+    char* memory
+    size_t capacity_nbytes
+    char* line                 # the line being made
+    size_t line_capacity_nbytes
+
+cdef struct Request:           # what a refused call lacks, for the one who provides it
+    int64_t position
+    int64_t stop_nbytes
+    int64_t steps
+    int errno_code
+
+cdef class FrameWriter:
+    # The plan: set once, read without a lock
+    cdef object _dtype                       # numpy.dtype of the pixels
+    cdef object _casting                     # for numpy.can_cast
+    cdef str _frame_dims                     # names of the frame's axes, for messages
+    cdef int64_t _height, _width             # shape of a frame
+    cdef int64_t _frame_nbytes
+    cdef int64_t _num_positions
+    cdef int64_t _num_frames                 # of a bounded plan, else -1
+    cdef int64_t _step_frames                # frames per step of the unbounded axis
+    cdef int64_t _visit_frames               # frames a position gets in a row
+    cdef int _num_axes                       # acquisition axes, the frame's left out
+    cdef int _position_axis                  # -1: none
+    cdef int _num_file_axes
+    cdef int _file_axes[MAX_AXES]            # acquisition axis per file axis
+    cdef int64_t _counts[MAX_AXES]           # 0: unbounded
+    cdef int64_t _strides_nbytes[MAX_AXES]   # 0 for the position axis
+
+    # What moves with the frames: guarded by _mutex
+    cdef sw_mutex _mutex
+    cdef uintptr_t _exclusive_thread         # who holds _mutex while running Python code
+    cdef bint _closed
+    cdef Odometer _next
+    cdef Array* _arrays                      # one per position
+    cdef int64_t _readable_steps             # steps that every array can be read to
+    cdef MetadataLog _log
+
+    # Written under _mutex by release-stores, read by anyone by acquire-loads
+    cdef int64_t* _cursor                    # frames appended and skipped
+    cdef int64_t _own_cursor                 # where _cursor points without a file
+
+    # Owners of the memory above, and who to ask for more of it
+    cdef list _array_owners
+    cdef object _cursor_owner, _digits_owner
+    cdef object _make_room, _make_steps, _encode_metadata, _log_path
+
+    cdef object _as_frame(self, object frame)
+    cdef Status _acquire(self) noexcept
+    cdef Status _put(
+        self, const char* frame, const char* body, size_t body_nbytes, Request* request
+    ) noexcept nogil
+    cdef Status _skip(self, int64_t frames, Request* request) noexcept nogil
+    cdef int _write_line(
+        self, int64_t position, const char* body, size_t body_nbytes
+    ) noexcept nogil
+    cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil
+    cdef int _raise(self, Status status, str what, int64_t frames, int code) except -1

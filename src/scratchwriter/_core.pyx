@@ -1,0 +1,478 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: cdivision=True, initializedcheck=False, binding=False
+"""The hot path: take the next slot, copy the frame, commit.
+
+Memory: a `FrameWriter` owns its table of arrays and its metadata buffers; the bytes it
+writes into (arrays, progress record, digits in the manifest) belong to the owner objects
+it was given with their addresses, and it keeps those alive.
+
+Locks: `_mutex` guards everything that moves with the frames. It is held while a frame is
+copied, so that appends of several threads come whole, one after the other. It is not the
+GIL: a thread that finds it taken waits without the GIL. No Python code runs under it but
+what `exclusively` is given, and that may not append.
+
+GIL: everything from the taken mutex on is `noexcept nogil` and returns a `Status`;
+`_raise` alone turns those into exceptions. Small frames are copied with the GIL held,
+because to give it up and to take it back costs more than the copy.
+
+Commit: `_cursor` is stored last, by a release-store. Who loads it by an acquire-load
+finds the frames before it whole.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memmove, memset
+
+cimport numpy as cnp
+
+import os
+
+import numpy as np
+
+cnp.import_array()
+
+cdef enum:
+    # From here on a copy takes longer than to release and retake the GIL (about 40 ns).
+    RELEASE_GIL_NBYTES = 16384
+    DIGITS = 16                # width of a number stored in place in the manifest
+    PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
+
+SHAPE_DIGITS = DIGITS
+
+
+# ------------------------------------------------------------------ index functions
+
+cdef inline void advance(
+    Odometer* odometer, const int64_t* counts, const int64_t* strides, int num_axes
+) noexcept nogil:
+    """Go on to the next slot: the last axis first, with carry."""
+    cdef int axis = num_axes - 1
+    while axis >= 0:
+        odometer.index[axis] += 1
+        odometer.offset_nbytes += strides[axis]
+        if odometer.index[axis] != counts[axis]:    # always so where it is unbounded (0)
+            return
+        odometer.offset_nbytes -= counts[axis] * strides[axis]
+        odometer.index[axis] = 0
+        axis -= 1
+
+
+cdef inline void jump(
+    Odometer* odometer, int64_t frame, const int64_t* counts, const int64_t* strides,
+    int num_axes,
+) noexcept nogil:
+    """Go to the slot of any frame, in constant time."""
+    cdef int axis = num_axes - 1
+    odometer.offset_nbytes = 0
+    while axis >= 0:
+        if counts[axis]:
+            odometer.index[axis] = frame % counts[axis]
+            frame = frame // counts[axis]
+        else:
+            odometer.index[axis] = frame
+        odometer.offset_nbytes += odometer.index[axis] * strides[axis]
+        axis -= 1
+
+
+cdef inline int64_t steps_after(
+    int64_t cursor, int64_t position, int64_t step_frames, int64_t visit_frames
+) noexcept nogil:
+    """How far a position's unbounded axis reaches; the same as `FramePlan.steps`."""
+    cdef int64_t steps = cursor // step_frames
+    if cursor % step_frames > position * visit_frames:
+        steps += 1
+    return steps if steps > 1 else 1
+
+
+cdef inline char* put_text(char* at, const char* text, size_t nbytes) noexcept nogil:
+    memcpy(at, text, nbytes)
+    return at + nbytes
+
+
+cdef inline char* put_number(char* at, int64_t number) noexcept nogil:
+    """Write a number that is not negative in decimal; return where it ends."""
+    cdef char digits[20]
+    cdef int i = 20
+    while True:
+        i -= 1
+        digits[i] = <char>(c'0' + number % 10)
+        number = number // 10
+        if number == 0:
+            return put_text(at, &digits[i], 20 - i)
+
+
+# --------------------------------------------------------------------------- class
+
+@cython.final
+cdef class FrameWriter:
+    """Writes frames into the slots of a plan. See `_core.pyi` for its methods."""
+
+    def __cinit__(self, plan, casting, make_room, make_steps, encode_metadata):
+        cdef int64_t position
+        cdef int i
+        sw_mutex_init(&self._mutex)
+        self._exclusive_thread = SW_NO_THREAD
+        self._log.fd = -1
+        self._own_cursor = 0
+        self._cursor = &self._own_cursor
+
+        self._dtype = plan.dtype
+        self._casting = casting
+        self._frame_dims = ", ".join(plan.file_dims[len(plan.file_axes):])
+        self._height, self._width = plan.frame_shape
+        self._frame_nbytes = plan.frame_nbytes
+        self._num_positions = plan.num_positions
+        self._num_frames = -1 if plan.is_unbounded else plan.num_frames
+        self._step_frames = plan.step_frames
+        self._visit_frames = plan.visit_frames
+        self._num_axes = len(plan.counts)
+        self._num_file_axes = len(plan.file_axes)
+        if self._num_axes > MAX_AXES:
+            raise ValueError(f"{self._num_axes} axes, the most is {MAX_AXES}")
+        self._position_axis = -1 if plan.position_axis is None else plan.position_axis
+        for i in range(self._num_axes):
+            self._counts[i] = plan.counts[i] or 0
+            self._strides_nbytes[i] = plan.strides_nbytes[i]
+        for i in range(self._num_file_axes):
+            self._file_axes[i] = plan.file_axes[i]
+
+        self._arrays = <Array*>calloc(self._num_positions, sizeof(Array))
+        if self._arrays == NULL:
+            raise MemoryError(f"table of {self._num_positions} positions")
+        for position in range(self._num_positions):
+            self._arrays[position].steps = 1
+        self._array_owners = [None] * self._num_positions
+        self._readable_steps = 1
+        self._make_room = make_room
+        self._make_steps = make_steps
+        self._encode_metadata = encode_metadata
+
+    def __dealloc__(self):
+        free(self._arrays)
+        free(self._log.memory)
+        free(self._log.line)
+        sw_mutex_destroy(&self._mutex)
+
+    # ------------------------------------------------------------- for the camera loop
+
+    def append(self, frame, *, frame_metadata=None):
+        cdef cnp.ndarray array
+        cdef bytes body
+        cdef const char* body_data = NULL
+        cdef size_t body_nbytes = 0
+        cdef Status status
+        cdef Request request
+
+        if (
+            cnp.PyArray_CheckExact(frame)
+            and <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>frame) == <PyObject*>self._dtype
+            and cnp.PyArray_NDIM(<cnp.ndarray>frame) == 2
+            and cnp.PyArray_DIM(<cnp.ndarray>frame, 0) == self._height
+            and cnp.PyArray_DIM(<cnp.ndarray>frame, 1) == self._width
+            and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>frame)
+        ):
+            array = <cnp.ndarray>frame
+        else:
+            array = self._as_frame(frame)
+        if frame_metadata is not None:
+            body = self._encode_metadata(frame_metadata)
+            body_data = PyBytes_AS_STRING(body)
+            body_nbytes = PyBytes_GET_SIZE(body)
+
+        while True:
+            status = self._acquire()
+            if status == OK:
+                if self._frame_nbytes >= RELEASE_GIL_NBYTES or body_nbytes:
+                    with nogil:
+                        status = self._put(
+                            cnp.PyArray_BYTES(array), body_data, body_nbytes, &request
+                        )
+                        sw_mutex_unlock(&self._mutex)
+                else:
+                    status = self._put(
+                        cnp.PyArray_BYTES(array), body_data, body_nbytes, &request
+                    )
+                    sw_mutex_unlock(&self._mutex)
+            if status == OK:
+                return
+            make_room = self._make_room
+            if status == NEED_ROOM and make_room is not None:
+                make_room(request.position, request.stop_nbytes)
+            elif status != NEED_ROOM:
+                self._raise(status, "append", 1, request.errno_code)
+
+    def skip(self, *, frames=1):
+        cdef Status status
+        cdef Request request
+        cdef int64_t count
+        wanted = frames.__index__()
+        if wanted <= 0:
+            raise ValueError(f"skip(frames={wanted}): the number must be positive.")
+        # No array reaches that far; the same answer as for any skip that is too long.
+        count = min(wanted, 1 << 62)
+        while True:
+            status = self._acquire()
+            if status == OK:
+                status = self._skip(count, &request)
+                sw_mutex_unlock(&self._mutex)
+            if status == OK:
+                return
+            make_steps = self._make_steps
+            if status == NEED_STEPS and make_steps is not None:
+                make_steps(request.steps)
+            elif status != NEED_STEPS:
+                self._raise(status, "skip", count, 0)
+
+    @property
+    def frames_written(self):
+        return sw_load_acquire(self._cursor)
+
+    @property
+    def closed(self):
+        return self._closed
+
+    # --------------------------------------------------------------- for the storage
+
+    def exclusively(self, action):
+        """Run `action()` while nobody appends; it may call all that is below."""
+        if self._exclusive_thread == sw_this_thread() or self._acquire() == CLOSED:
+            return action()  # no one else can append: nested, or for good
+        self._exclusive_thread = sw_this_thread()
+        try:
+            return action()
+        finally:
+            self._exclusive_thread = SW_NO_THREAD
+            sw_mutex_unlock(&self._mutex)
+
+    def attach(self, position, owner, writable_nbytes):
+        cdef Array* array = &self._arrays[<int64_t>position]
+        array.base = <char*><uintptr_t>owner.address
+        array.writable_nbytes = writable_nbytes
+        self._array_owners[position] = owner
+
+    def set_readable_steps(self, steps):
+        self._readable_steps = steps
+
+    def publish_cursor(self, address, owner):
+        cdef int64_t* cursor = <int64_t*><uintptr_t>address
+        sw_store_release(cursor, self._cursor[0])
+        self._cursor = cursor
+        self._cursor_owner = owner
+
+    def publish_steps(self, addresses, owner):
+        cdef int64_t position
+        for position in range(self._num_positions):
+            self._arrays[position].shape_digits = <char*><uintptr_t>addresses[position]
+            self._set_steps(&self._arrays[position], self._arrays[position].steps)
+        self._digits_owner = owner
+
+    def log_to(self, fd, path):
+        cdef int code = 0
+        if self._log.nbytes:
+            code = sw_pwrite(fd, self._log.memory, self._log.nbytes, 0)
+        if code != 0:
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        self._log.fd = fd
+        self._log_path = path
+        free(self._log.memory)
+        self._log.memory = NULL
+        self._log.capacity_nbytes = 0
+
+    def close(self):
+        """Refuse frames from now on; an append under way in another thread ends first."""
+        cdef Status status = self._acquire()
+        if status == CLOSED:
+            return
+        if status != OK:
+            self._raise(status, "close", 0, 0)
+        self._closed = True
+        # Nothing outside is written from here on, and its owners may go.
+        self._own_cursor = self._cursor[0]
+        self._cursor = &self._own_cursor
+        for position in range(self._num_positions):
+            self._arrays[position].shape_digits = NULL
+        sw_mutex_unlock(&self._mutex)
+        self._cursor_owner = self._digits_owner = None
+        self._make_room = self._make_steps = None
+
+    # ------------------------------------------------------------------------ inside
+
+    cdef object _as_frame(self, object frame):
+        """Check a frame of any kind; return it contiguous and of the right dtype."""
+        array = np.asarray(frame)
+        expected = (self._height, self._width)
+        if array.shape != expected:
+            raise ValueError(
+                f"Frame has shape {array.shape}, expected {expected} "
+                f"({self._frame_dims}). Reshape the frame, or set the "
+                "count of these dimensions to the camera's."
+            )
+        if not np.can_cast(array.dtype, self._dtype, self._casting):
+            if isinstance(frame, (list, tuple)) and array.dtype.kind in "biufc":
+                # Plain numbers have no dtype to respect: what counts is their values.
+                with np.errstate(all="ignore"):
+                    cast = array.astype(self._dtype)
+                if np.array_equal(cast, array):
+                    return cast
+            raise ValueError(
+                f"Frame has dtype {array.dtype}, which does not cast to the stream's "
+                f"{self._dtype} by the rule {self._casting!r}. Convert the frame, set "
+                f"the settings' dtype to {array.dtype.name!r}, or allow the cast with "
+                "ScratchFormat(casting='same_kind' or 'unsafe')."
+            )
+        return np.ascontiguousarray(array, self._dtype)
+
+    cdef Status _acquire(self) noexcept:
+        """Take the mutex; without the GIL if that means to wait."""
+        if not sw_mutex_try(&self._mutex):
+            if self._exclusive_thread == sw_this_thread():
+                return BUSY
+            with nogil:
+                sw_mutex_lock(&self._mutex)
+        if self._closed:
+            sw_mutex_unlock(&self._mutex)
+            return CLOSED
+        return OK
+
+    cdef Status _put(
+        self, const char* frame, const char* body, size_t body_nbytes, Request* request
+    ) noexcept nogil:
+        """Copy a frame into the next slot and commit it, with its metadata line."""
+        cdef int64_t cursor = self._cursor[0]
+        cdef int64_t position = 0
+        cdef int64_t stop_nbytes
+        cdef Array* array
+        if cursor == self._num_frames:
+            return FULL
+        if self._position_axis >= 0:
+            position = self._next.index[self._position_axis]
+        array = &self._arrays[position]
+        stop_nbytes = self._next.offset_nbytes + self._frame_nbytes
+        if stop_nbytes > array.writable_nbytes:
+            request.position = position
+            request.stop_nbytes = stop_nbytes
+            return NEED_ROOM
+
+        # memmove: a frame may be a view of this very array.
+        memmove(array.base + self._next.offset_nbytes, frame, self._frame_nbytes)
+        if body_nbytes:
+            request.errno_code = self._write_line(position, body, body_nbytes)
+            if request.errno_code:
+                return LOG_FAILED
+        if self._num_frames < 0 and self._next.index[0] >= array.steps:
+            self._set_steps(array, self._next.index[0] + 1)
+        advance(&self._next, self._counts, self._strides_nbytes, self._num_axes)
+        sw_store_release(self._cursor, cursor + 1)
+        return OK
+
+    cdef Status _skip(self, int64_t frames, Request* request) noexcept nogil:
+        """Commit frames that were never written."""
+        cdef int64_t cursor = self._cursor[0]
+        cdef int64_t position, steps
+        if self._num_frames >= 0:
+            if frames > self._num_frames - cursor:
+                return FULL
+        else:
+            steps = (cursor + frames - 1) // self._step_frames + 1
+            if steps > self._readable_steps:
+                request.steps = steps
+                return NEED_STEPS
+            for position in range(self._num_positions):
+                steps = steps_after(
+                    cursor + frames, position, self._step_frames, self._visit_frames
+                )
+                if steps > self._arrays[position].steps:
+                    self._set_steps(&self._arrays[position], steps)
+        jump(
+            &self._next, cursor + frames, self._counts, self._strides_nbytes,
+            self._num_axes,
+        )
+        sw_store_release(self._cursor, cursor + frames)
+        return OK
+
+    cdef int _write_line(
+        self, int64_t position, const char* body, size_t body_nbytes
+    ) noexcept nogil:
+        """Log '{"_pos": p, "_idx": [...], ' and the rest of `body`, a JSON object."""
+        cdef MetadataLog* log = &self._log
+        cdef size_t needed_nbytes = PREFIX_NBYTES + body_nbytes
+        cdef size_t capacity_nbytes
+        cdef char* memory
+        cdef char* at
+        cdef int i
+        if needed_nbytes > log.line_capacity_nbytes:
+            memory = <char*>realloc(log.line, 2 * needed_nbytes)
+            if memory == NULL:
+                return ENOMEM
+            log.line = memory
+            log.line_capacity_nbytes = 2 * needed_nbytes
+        at = put_number(put_text(log.line, b'{"_pos": ', 9), position)
+        at = put_text(at, b', "_idx": [', 11)
+        for i in range(self._num_file_axes):
+            if i:
+                at = put_text(at, b', ', 2)
+            at = put_number(at, self._next.index[self._file_axes[i]])
+        at = put_text(at, b']', 1)
+        if body_nbytes > 2:
+            at = put_text(at, b', ', 2)
+        at = put_text(at, body + 1, body_nbytes - 1)
+        at = put_text(at, b'\n', 1)
+
+        needed_nbytes = at - log.line
+        if log.fd >= 0:
+            i = sw_pwrite(log.fd, log.line, needed_nbytes, log.nbytes)
+            if i:
+                return i
+        else:
+            if log.nbytes + needed_nbytes > log.capacity_nbytes:
+                capacity_nbytes = 2 * (log.nbytes + needed_nbytes)
+                memory = <char*>realloc(log.memory, capacity_nbytes)
+                if memory == NULL:
+                    return ENOMEM
+                log.memory = memory
+                log.capacity_nbytes = capacity_nbytes
+            memcpy(log.memory + log.nbytes, log.line, needed_nbytes)
+        log.nbytes += needed_nbytes
+        return 0
+
+    cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil:
+        """Note how far an array reaches, in the manifest too (before the commit)."""
+        cdef char text[DIGITS]
+        cdef int i = DIGITS
+        array.steps = steps
+        if array.shape_digits != NULL:
+            memset(text, c' ', DIGITS)
+            while steps and i:
+                i -= 1
+                text[i] = <char>(c'0' + steps % 10)
+                steps = steps // 10
+            sw_store_16(array.shape_digits, text)
+
+    cdef int _raise(self, Status status, str what, int64_t frames, int code) except -1:
+        """The one place where a `Status` becomes an exception."""
+        if status == CLOSED:
+            raise ValueError(
+                f"Cannot {what}: the stream is closed. Make a new one with "
+                "create_stream()."
+            )
+        if status == BUSY:
+            raise RuntimeError(
+                f"Cannot {what} while the stream is growing, from the thread that grows "
+                "it (a signal handler, say): call it again later."
+            )
+        if status == FULL:
+            raise IndexError(
+                f"Cannot {what} {frames} frame{'s' if frames > 1 else ''}: it would "
+                f"exceed the {self._num_frames} frames of settings.dimensions, of which "
+                f"{self._num_frames - self.frames_written} are left. Enlarge them, or "
+                "make the first dimension unbounded (count=None)."
+            )
+        if status == LOG_FAILED:
+            if code == ENOMEM:
+                raise MemoryError("no memory for a line of frame metadata")
+            raise OSError(code, os.strerror(code), os.fspath(self._log_path))
+        raise AssertionError(f"unknown status {status}")

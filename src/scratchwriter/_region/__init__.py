@@ -1,0 +1,91 @@
+"""Regions: memory that grows. Every difference between operating systems is in here.
+
+`MappedRegion` (Linux) reserves its addresses once and grows in place. `PortableRegion`
+is made of numpy and `mmap` alone and serves elsewhere; `SCRATCHWRITER_REGION=portable`
+asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from scratchwriter._region.portable import PortableRegion
+
+
+class Region(Protocol):
+    """One contiguous array of bytes, in memory or in a file, that grows at its end.
+
+    Arrays handed out keep it alive; it is unmapped with the last of them.
+    """
+
+    @property
+    def path(self) -> Path | None:
+        """Its file, None in memory."""
+
+    @property
+    def address(self) -> int:
+        """Where it begins. A portable region moves when it grows."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes can be read."""
+
+    def extend(self, nbytes: int) -> None:
+        """Make the first `nbytes` readable: zeros, where nothing was written.
+
+        Raises MemoryError or OSError, and is then as it was before.
+        """
+
+    def allocate(self, start: int, stop: int) -> None:
+        """Make the bytes from `start` to `stop` safe to write, and those before readable.
+
+        What could fail later (a full disk) fails here: MemoryError or OSError, and the
+        region is as it was before.
+        """
+
+    def move_to_file(self, path: Path) -> None:
+        """Go on in a new file at `path`, with all that was allocated before."""
+
+    def trim(self, nbytes: int) -> None:
+        """Cut the file, if there is one, to `nbytes`. The last call on a region."""
+
+    def array(
+        self, dtype: np.dtype[np.generic], shape: tuple[int, ...]
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        """Return the beginning of the region as a read-only array."""
+
+
+def _use_portable() -> bool:
+    choice = os.environ.get("SCRATCHWRITER_REGION", "")
+    if choice not in ("", "mapped", "portable"):
+        raise ValueError(
+            f"SCRATCHWRITER_REGION={choice!r}: use 'mapped', 'portable' or leave it out."
+        )
+    return choice == "portable" or (choice == "" and sys.platform != "linux")
+
+
+def make_region(reserve_nbytes: int, path: Path | None = None) -> Region:
+    """Make an empty region in memory, or in a new file at `path`.
+
+    Parameters
+    ----------
+    reserve_nbytes : int
+        How far it may grow in place. Addresses only: it costs no memory.
+    path : Path, optional
+        File to make; it must not exist.
+
+    Raises
+    ------
+    MemoryError, OSError
+        If the addresses or the file cannot be had.
+    """
+    if _use_portable():
+        return PortableRegion(path)
+    from scratchwriter._region._mapped import MappedRegion
+
+    return MappedRegion(reserve_nbytes, path)

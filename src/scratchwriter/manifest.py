@@ -1,0 +1,221 @@
+"""The files beside the arrays: manifest.json and progress.bin.
+
+manifest.json describes the dataset for any reader. While an unbounded dataset is being
+recorded, the length of each array stands in it as digits of fixed width, right-aligned in
+white space, which the writer renews in place: what the file says is exact at any moment,
+also after the writer was killed.
+
+progress.bin is one mapped page with the frame cursor:
+
+====== ====== =====================================================
+offset type   meaning
+====== ====== =====================================================
+0      8s     magic, b"scratchw"
+8      uint32 version, 1 (in native byte order, as all that follows)
+12     uint32 state: 1 recording, 2 closed
+16     uint64 process id of the writer
+64     int64  cursor: frames appended and skipped so far
+====== ====== =====================================================
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter._version import __version__
+from scratchwriter.plan import FramePlan
+from scratchwriter.settings import EVERY_FIELD, AcquisitionSettings
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.bin"
+FRAME_METADATA = "frame_metadata.jsonl"
+
+_DIGITS = 16  # width of a length that is renewed in place, and its alignment
+_PROGRESS_NBYTES = 4096
+_PROGRESS_HEADER = np.dtype(
+    {
+        "names": ["magic", "version", "state", "pid", "cursor"],
+        "formats": ["S8", "u4", "u4", "u8", "i8"],
+        "offsets": [0, 8, 12, 16, 64],
+        "itemsize": _PROGRESS_NBYTES,
+    }
+)
+_RECORDING, _CLOSED = 1, 2
+_DATASET_FILE = re.compile(
+    r"manifest\.json|\.manifest\.json\.\d+|progress\.bin|frame_metadata\.jsonl"
+    r"|pos_\d+\.dat"
+)
+
+
+def array_name(position: int) -> str:
+    """Return the name of a position's file."""
+    return f"pos_{position}.dat"
+
+
+class MappedFile:
+    """A small file mapped for stores from elsewhere; `address` is its first byte's."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("r+b") as file:
+            self._bytes: npt.NDArray[np.uint8] = np.frombuffer(
+                mmap.mmap(file.fileno(), 0), np.uint8
+            )
+
+    @property
+    def address(self) -> int:
+        return self._bytes.ctypes.data
+
+    def record(self, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+        """Return the beginning of the file as a record."""
+        return self._bytes[: dtype.itemsize].view(dtype)
+
+
+class Progress:
+    """progress.bin of a dataset that is being recorded."""
+
+    def __init__(self, path: Path) -> None:
+        header = np.zeros(1, _PROGRESS_HEADER)
+        header["magic"] = b"scratchw"
+        header["version"] = 1
+        header["state"] = _RECORDING
+        header["pid"] = os.getpid()
+        with path.open("xb") as file:
+            file.write(header.tobytes())
+        self.file = MappedFile(path)
+
+    @property
+    def cursor_address(self) -> int:
+        return self.file.address + _PROGRESS_HEADER.fields["cursor"][1]  # type: ignore[index]
+
+    def mark_closed(self) -> None:
+        self.file.record(_PROGRESS_HEADER)["state"] = _CLOSED
+
+
+class ManifestDraft:
+    """A manifest written beside the one it is to replace.
+
+    Attributes
+    ----------
+    file : MappedFile
+        It, mapped.
+    length_addresses : list of int
+        Where the length of each position's array stands, if the plan is unbounded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: AcquisitionSettings,
+        plan: FramePlan,
+        cursor: int,
+        global_metadata: Mapping[str, Any],
+    ) -> None:
+        text, offsets = _manifest_text(settings, plan, cursor, global_metadata)
+        self._folder = folder
+        self._path = folder / f".{MANIFEST}.{os.getpid()}"
+        try:
+            self._path.write_bytes(text)
+            self.file = MappedFile(self._path)
+        except BaseException:
+            self.discard()
+            raise
+        self.length_addresses = [self.file.address + offset for offset in offsets]
+
+    def replace(self) -> None:
+        """Put it in place of the manifest, atomically."""
+        self._path.replace(self._folder / MANIFEST)
+
+    def discard(self) -> None:
+        """Remove it."""
+        self._path.unlink(missing_ok=True)
+
+
+def _manifest_text(
+    settings: AcquisitionSettings,
+    plan: FramePlan,
+    cursor: int,
+    global_metadata: Mapping[str, Any],
+) -> tuple[bytes, list[int]]:
+    """Return the manifest, ASCII, and the offsets of the lengths that may grow."""
+    fields = {
+        "version": __version__,
+        **settings.model_dump(mode="json", context=EVERY_FIELD),
+        "global_metadata": global_metadata,
+        "position_dims": [plan.file_dims] * plan.num_positions,
+    }
+    text = "{\n"
+    for name, value in fields.items():
+        text += f"{json.dumps(name)}: {json.dumps(value)},\n"
+    lines = [text + '"position_shapes": [']
+    end, offsets = len(lines[0]), []
+    for position in range(plan.num_positions):
+        shape = plan.file_shape(position, cursor)
+        line = "\n[" if position == 0 else ",\n["
+        if plan.is_unbounded:
+            line += " " * (-(end + len(line)) % _DIGITS)
+            offsets.append(end + len(line))
+            line += f"{shape[0]:{_DIGITS}d}, {json.dumps(shape[1:])[1:]}"
+        else:
+            line += json.dumps(shape)[1:]
+        lines.append(line)
+        end += len(line)
+    lines.append("\n]\n}\n")
+    return "".join(lines).encode("ascii"), offsets
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a scratch dataset, of this library or of ome-writers.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has none.
+    ValueError
+        If it is not one, naming the file and the fault.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    expected = {"version": str, "dtype": str, "position_shapes": list}
+    for field, kind in expected.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(field), kind):
+            raise ValueError(
+                f"{path} is not the manifest of a scratch dataset: {field!r} is missing."
+            )
+    return manifest  # type: ignore[no-any-return]
+
+
+def read_cursor(folder: Path) -> tuple[int, bool] | None:
+    """Return the frame cursor of a dataset and whether it was closed, None if unknown."""
+    try:
+        header = np.fromfile(folder / PROGRESS, _PROGRESS_HEADER, count=1)
+    except FileNotFoundError:
+        return None
+    if len(header) == 0 or header["magic"][0] != b"scratchw" or header["version"] != 1:
+        return None
+    return int(header["cursor"][0]), bool(header["state"][0] == _CLOSED)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Tell whether a folder is a scratch dataset, of this library or of ome-writers."""
+    try:
+        read_manifest(folder)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def dataset_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that belong to a scratch dataset, by their names."""
+    return [path for path in folder.iterdir() if _DATASET_FILE.fullmatch(path.name)]

@@ -1,0 +1,98 @@
+"""How much memory and disk an acquisition may take, and what is said when it may not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+from scratchwriter._region.system import available_memory_nbytes, is_ram_backed
+from scratchwriter.plan import FramePlan
+from scratchwriter.settings import ScratchFormat
+
+
+def memory_shortage(needed_nbytes: int, fmt: ScratchFormat) -> str | None:
+    """Say which limit `needed_nbytes` of memory would cross, None if none."""
+    if needed_nbytes > fmt.max_memory_bytes:
+        return memory_limit(fmt)
+    return machine_shortage(needed_nbytes)
+
+
+def memory_limit(fmt: ScratchFormat) -> str:
+    """Name the limit that the user set."""
+    return f"max_memory_bytes={fmt.max_memory_bytes} ({size(fmt.max_memory_bytes)})"
+
+
+def machine_shortage(needed_nbytes: int) -> str | None:
+    """Say how much memory the machine has if it is less than needed, else None."""
+    available = available_memory_nbytes()
+    if available is not None and needed_nbytes > available:
+        return f"the memory that this machine has available ({size(available)})"
+    return None
+
+
+def memory_steps(plan: FramePlan, fmt: ScratchFormat, position: int) -> int:
+    """Return how many steps of a position fit in memory if all positions grow evenly."""
+    rounds, rest_nbytes = divmod(fmt.max_memory_bytes, plan.total_nbytes)
+    return rounds + (position < rest_nbytes // plan.step_nbytes)
+
+
+def memory_error(needed_nbytes: int, limit: str) -> MemoryError:
+    """Return the refusal of an acquisition that must stay in memory and does not fit."""
+    return MemoryError(
+        f"The arrays need {size(needed_nbytes)}, more than {limit}. Set root_path (or "
+        "spill_to_disk=True) to keep them in files, or raise max_memory_bytes."
+    )
+
+
+def warn_of_spill(
+    needed_nbytes: int, limit: str, folder: Path, *, stacklevel: int
+) -> None:
+    """Tell the user that the data goes to a temporary folder."""
+    warnings.warn(
+        f"The arrays need {size(needed_nbytes)}, more than {limit}: they are kept in "
+        f"files in {folder}, which is removed when Python exits. Set root_path to keep "
+        "them, or raise max_memory_bytes to hold them in memory.",
+        stacklevel=stacklevel,
+    )
+
+
+def spill_parent(fmt: ScratchFormat) -> Path:
+    """Return the folder in which temporary datasets are made.
+
+    `spill_dir`, else the environment's (TMPDIR), else the first temporary folder that
+    is not kept in memory, where the data would be as much in the way as before.
+    """
+    if fmt.spill_dir is not None:
+        return Path(fmt.spill_dir).expanduser()
+    default = Path(tempfile.gettempdir())
+    if any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")):
+        return default
+    for folder in (default, Path("/var/tmp"), Path.cwd()):  # noqa: S108
+        if folder.is_dir() and os.access(folder, os.W_OK) and not is_ram_backed(folder):
+            return folder
+    return default
+
+
+def require_disk(needed_nbytes: int, folder: Path, *, freed_nbytes: int = 0) -> None:
+    """Raise OSError(ENOSPC) if a folder's file system has fewer bytes free than needed."""
+    free_nbytes = shutil.disk_usage(folder).free + freed_nbytes
+    if needed_nbytes > free_nbytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"The arrays need {size(needed_nbytes)}, the disk has {size(free_nbytes)} "
+            "free. Free some space, choose another folder, or record less",
+            str(folder),
+        )
+
+
+def size(nbytes: int) -> str:
+    """Return a number of bytes for people; exact integers, however large."""
+    if nbytes < 1_000_000:
+        return f"{nbytes:,} bytes"
+    unit, name = (10**9, "GB") if nbytes >= 10**9 else (10**6, "MB")
+    tenths = nbytes * 10 // unit
+    return f"{tenths // 10:,}.{tenths % 10} {name}"

@@ -1,0 +1,336 @@
+"""What a user asks for: the format and the settings of an acquisition. Checks only."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from scratchwriter.dimensions import (
+    Dimension,
+    Plate,
+    Position,
+    StrictModel,
+    check_dimensions,
+)
+
+Casting: TypeAlias = Literal["safe", "same_kind", "unsafe"]
+
+# Serialization context that keeps every field of ScratchFormat (see _hide_extensions).
+EVERY_FIELD = {"every_field": True}
+
+_OWN_FIELDS = ("spill_dir", "casting")  # ScratchFormat fields that ome-writers lacks
+_FOREIGN_FORMATS = {
+    "ome-tiff": "OME-TIFF",
+    "tiff": "OME-TIFF",
+    "tifffile": "OME-TIFF",
+    "ome-zarr": "OME-Zarr",
+    "zarr": "OME-Zarr",
+    "tensorstore": "OME-Zarr",
+    "acquire-zarr": "OME-Zarr",
+    "zarrs-python": "OME-Zarr",
+    "zarr-python": "OME-Zarr",
+}
+_FOREIGN_SUFFIXES = {".tif": "OME-TIFF", ".tiff": "OME-TIFF", ".zarr": "OME-Zarr"}
+
+
+class ScratchFormat(StrictModel):
+    """The scratch format: plain arrays, in memory or in memory-mapped files.
+
+    Attributes
+    ----------
+    name, backend : 'scratch'
+        Always so; they tell the format apart in a dump.
+    max_memory_bytes : int
+        What the arrays of all positions together may take in memory, in bytes.
+    suffix : str
+        Kept for `ome-writers`; of no effect.
+    spill_to_disk : bool
+        Past the limit, go on in a temporary folder (True) or raise MemoryError.
+    spill_dir : str or None
+        Where that temporary folder is made; `TMPDIR`, else a folder on a disk.
+    casting : {'safe', 'same_kind', 'unsafe'}
+        Which conversions of a frame's dtype `append` accepts, as in `numpy.can_cast`.
+    """
+
+    name: Literal["scratch"] = "scratch"
+    backend: Literal["scratch"] = "scratch"
+    max_memory_bytes: int = 4 * 1024**3
+    suffix: str = ""
+    spill_to_disk: bool = True
+    spill_dir: str | None = None
+    casting: Casting = "safe"
+
+    def get_output_path(self, root_path: str, *, num_positions: int = 1) -> str:
+        """Return the folder of the dataset: `root_path` as it is."""
+        return root_path
+
+    @model_serializer(mode="wrap")
+    def _hide_extensions(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        # ome-writers refuses fields it does not know: those that only this library has
+        # are left out of a dump as long as they ask for nothing (their default).
+        data: dict[str, Any] = handler(self)
+        if not (isinstance(info.context, dict) and info.context.get("every_field")):
+            for field in _OWN_FIELDS:
+                if data.get(field) == type(self).model_fields[field].default:
+                    data.pop(field, None)
+        return data
+
+
+def _parse_format(value: Any) -> Any:
+    if isinstance(value, ScratchFormat):
+        return value
+    if isinstance(value, BaseModel):  # a format of ome-writers
+        value = value.model_dump()
+    name = value.get("name") if isinstance(value, dict) else value
+    if isinstance(name, str) and name.lower() in _FOREIGN_FORMATS:
+        raise ValueError(_foreign_format(_FOREIGN_FORMATS[name.lower()]))
+    if isinstance(value, str):
+        if value.lower() in ("scratch", "memory", "auto"):
+            return ScratchFormat()
+        raise ValueError(
+            f"Unknown format {value!r}: this library writes 'scratch' (or 'memory')."
+        )
+    return value
+
+
+def _foreign_format(name: str) -> str:
+    return (
+        f"scratchwriter writes the scratch format (format='scratch'), not {name}. "
+        "Use ome-writers (pip install ome-writers) to write OME-TIFF or OME-Zarr."
+    )
+
+
+def _parse_dtype(value: Any) -> str:
+    if isinstance(value, str) and not value:
+        return ""
+    try:
+        return np.dtype(value).name
+    except Exception as error:
+        raise ValueError(f"{value!r} is not a numpy dtype: {error}") from error
+
+
+class AcquisitionSettings(StrictModel):
+    """Everything about an acquisition; pass it to `create_stream`.
+
+    Dimensions and dtype may be left open at first and set later.
+
+    Attributes
+    ----------
+    root_path : str
+        Folder of the dataset, made with its parents. Empty: in memory, no files.
+    dimensions : tuple of Dimension
+        In acquisition order, the fastest last; the last two are the frame's.
+        2 to 5 of them, and at most one position dimension besides.
+    dtype : str
+        numpy dtype of the pixels: bool, integer, float or complex.
+    format : ScratchFormat
+        Or "scratch", "memory", "auto", or a dict of its fields.
+    compression : str or None
+        Kept for `ome-writers`; of no effect.
+    storage_order : {'acquisition', 'ome'} or list of str
+        Order of the axes of the arrays. A list names all dimensions and may permute
+        all but the frame's; the two words keep the acquisition order.
+    plate : Plate or None
+        Needs a position dimension whose positions have a row and a column each.
+    overwrite : bool
+        Replace a scratch dataset that is at `root_path` already.
+    """
+
+    root_path: Annotated[str, BeforeValidator(str)] = ""
+    dimensions: Annotated[
+        tuple[Dimension, ...], AfterValidator(check_dimensions)
+    ] = ()
+    dtype: Annotated[str, BeforeValidator(_parse_dtype)] = ""
+    format: Annotated[ScratchFormat, BeforeValidator(_parse_format)] = Field(
+        default_factory=ScratchFormat
+    )
+    compression: Literal["blosc-zstd", "blosc-lz4", "zstd", "lzw", "none"] | None = None
+    storage_order: Literal["acquisition", "ome"] | list[str] = "ome"
+    plate: Plate | None = None
+    overwrite: bool = False
+
+    @property
+    def output_path(self) -> str:
+        """Folder of the dataset, as given in `root_path`."""
+        self._need_dimensions("output_path")
+        return self.format.get_output_path(
+            self.root_path, num_positions=len(self.positions)
+        )
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Count of each dimension, None for the unbounded one."""
+        return tuple(dim.count for dim in self._need_dimensions("shape"))
+
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether the first dimension is unbounded."""
+        return self._need_dimensions("is_unbounded")[0].count is None
+
+    @property
+    def num_frames(self) -> int | None:
+        """Number of frames of all positions, None if unbounded."""
+        counts = [dim.count for dim in self._need_dimensions("num_frames")[:-2]]
+        if None in counts:
+            return None
+        return math.prod(count for count in counts if count is not None)
+
+    @property
+    def positions(self) -> tuple[Position, ...]:
+        """Positions in acquisition order; one named "0" without such a dimension."""
+        axis = self.position_dimension_index
+        coords = None if axis is None else self.dimensions[axis].coords
+        positions = tuple(c for c in coords or () if isinstance(c, Position))
+        return positions or (Position(name="0"),)
+
+    @property
+    def position_dimension_index(self) -> int | None:
+        """Index of the position dimension in `dimensions`, None if there is none."""
+        dims = self._need_dimensions("position_dimension_index")
+        for axis, dim in enumerate(dims[:-2]):
+            if dim.type == "position":
+                return axis
+        return None
+
+    @property
+    def frame_dimensions(self) -> tuple[Dimension, ...]:
+        """The last two dimensions, those of a frame."""
+        return self._need_dimensions("frame_dimensions")[-2:]
+
+    @property
+    def index_dimensions(self) -> tuple[Dimension, ...]:
+        """All dimensions besides those of a frame and of positions."""
+        dims = self._need_dimensions("index_dimensions")
+        return tuple(dim for dim in dims[:-2] if dim.type != "position")
+
+    @property
+    def array_dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions of each position's array, in acquisition order."""
+        dims = self._need_dimensions("array_dimensions")
+        return tuple(dim for dim in dims if dim.type != "position")
+
+    @property
+    def storage_index_dimensions(self) -> tuple[Dimension, ...]:
+        """`index_dimensions` in storage order."""
+        dims = self.index_dimensions
+        if isinstance(self.storage_order, str):
+            return dims
+        return tuple(sorted(dims, key=lambda d: self.storage_order.index(d.name)))
+
+    @property
+    def storage_index_permutation(self) -> tuple[int, ...] | None:
+        """Index into `index_dimensions` per storage axis; None for the same order."""
+        acquired = [dim.name for dim in self.index_dimensions]
+        stored = [dim.name for dim in self.storage_index_dimensions]
+        if acquired == stored:
+            return None
+        return tuple(acquired.index(name) for name in stored)
+
+    @property
+    def array_storage_dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions of each position's array, in storage order."""
+        return self.storage_index_dimensions + self.frame_dimensions
+
+    def validate_stream_ready(self) -> Literal[True]:
+        """Check that a stream can be made from these settings.
+
+        Raises
+        ------
+        ValueError
+            If the dimensions or the dtype are missing, a frame has no fixed size, or
+            the dtype does not hold pixels.
+        """
+        if not self.dimensions:
+            raise ValueError("settings.dimensions is empty: set it to make a stream.")
+        if not self.dtype:
+            raise ValueError("settings.dtype is empty: set it to make a stream.")
+        for dim in self.frame_dimensions:
+            if dim.count is None:
+                raise ValueError(
+                    f"Frame dimension {dim.name!r} has no count: a frame needs a size."
+                )
+        if np.dtype(self.dtype).kind not in "biufc":
+            raise ValueError(
+                f"dtype {self.dtype!r} does not hold pixels: use a bool, integer, "
+                "float or complex dtype."
+            )
+        return True
+
+    def _need_dimensions(self, name: str) -> tuple[Dimension, ...]:
+        if not self.dimensions:
+            raise ValueError(f"{name} needs settings.dimensions, which is empty.")
+        return self.dimensions
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_formats(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            if "backend" in data:
+                raise ValueError(
+                    "`backend` is not a field of AcquisitionSettings: it belongs into "
+                    "`format`."
+                )
+            root_path = str(data.get("root_path", "")).lower()
+            if data.get("format", "auto") == "auto":
+                for suffix, name in _FOREIGN_SUFFIXES.items():
+                    if root_path.endswith(suffix):
+                        raise ValueError(_foreign_format(name))
+        return data
+
+    @model_validator(mode="after")
+    def _check_storage_order(self) -> AcquisitionSettings:
+        order = self.storage_order
+        if self.dimensions and isinstance(order, list):
+            names = [dim.name for dim in self.dimensions]
+            if sorted(order) != sorted(names):
+                raise ValueError(
+                    f"storage_order must name every dimension once: {names}, "
+                    f"got {order}."
+                )
+            if set(order[-2:]) != set(names[-2:]):
+                raise ValueError(
+                    f"storage_order must leave the frame's dimensions {names[-2:]} "
+                    f"last, got {order}."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_plate(self) -> AcquisitionSettings:
+        if self.plate is None or not self.dimensions:
+            return self
+        if self.position_dimension_index is None:
+            raise ValueError("A plate needs a position dimension in `dimensions`.")
+        no_well = [p.name for p in self.positions if p.plate_row is None]
+        if no_well:
+            raise ValueError(
+                "With a plate every position needs plate_row and plate_column; "
+                f"missing for {no_well}."
+            )
+        rows, columns = self.plate.row_names, self.plate.column_names
+        outside = [
+            p.name
+            for p in self.positions
+            if p.plate_row not in rows or p.plate_column not in columns
+        ]
+        if outside:
+            warnings.warn(
+                f"Positions {outside} are in wells that the plate does not have; "
+                "metadata of the plate may leave them out.",
+                stacklevel=3,
+            )
+        return self
