@@ -40,6 +40,11 @@ if sys.platform == "linux":
 setup(
     ext_modules=cythonize(
         [extension(name) for name in names],
-        compiler_directives={"language_level": "3"},
+        compiler_directives={
+            "language_level": "3",
+            "auto_pickle": False,
+            "autotestdict": False,
+            "binding": False,
+        },
     )
 )

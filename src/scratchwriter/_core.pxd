@@ -38,7 +38,8 @@ cdef struct Odometer:          # the next slot, in acquisition order
     int64_t offset_nbytes      # of the slot in its position's array
 
 cdef struct MetadataLog:
-    int fd                     # -1: lines are kept in `memory` until there is a file
+    int fd                     # -1: there is no file (yet)
+    bint keep                  # without a file, keep the lines in `memory` for one
     int64_t nbytes             # of whole lines written so far
     char* memory
     size_t capacity_nbytes

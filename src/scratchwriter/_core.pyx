@@ -1,5 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
-# cython: cdivision=True, initializedcheck=False, binding=False
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The hot path: take the next slot, copy the frame, commit.
 
 Memory: a `FrameWriter` owns its table of arrays and its metadata buffers; the bytes it
@@ -38,10 +37,8 @@ cnp.import_array()
 cdef enum:
     # From here on a copy takes longer than to release and retake the GIL (about 40 ns).
     RELEASE_GIL_NBYTES = 16384
-    DIGITS = 16                # width of a number stored in place in the manifest
+    DIGITS = 16                # as in manifest.py: a number that is renewed in place
     PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
-
-SHAPE_DIGITS = DIGITS
 
 
 # ------------------------------------------------------------------ index functions
@@ -111,12 +108,15 @@ cdef inline char* put_number(char* at, int64_t number) noexcept nogil:
 cdef class FrameWriter:
     """Writes frames into the slots of a plan. See `_core.pyi` for its methods."""
 
-    def __cinit__(self, plan, casting, make_room, make_steps, encode_metadata):
+    def __cinit__(
+        self, plan, casting, make_room, make_steps, encode_metadata, *, keep_metadata
+    ):
         cdef int64_t position
         cdef int i
         sw_mutex_init(&self._mutex)
         self._exclusive_thread = SW_NO_THREAD
         self._log.fd = -1
+        self._log.keep = keep_metadata
         self._own_cursor = 0
         self._cursor = &self._own_cursor
 
@@ -427,7 +427,7 @@ cdef class FrameWriter:
             i = sw_pwrite(log.fd, log.line, needed_nbytes, log.nbytes)
             if i:
                 return i
-        else:
+        elif log.keep:
             if log.nbytes + needed_nbytes > log.capacity_nbytes:
                 capacity_nbytes = 2 * (log.nbytes + needed_nbytes)
                 memory = <char*>realloc(log.memory, capacity_nbytes)

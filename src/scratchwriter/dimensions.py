@@ -224,8 +224,7 @@ def _check_channels(channels: list[Channel]) -> list[Channel]:
 
 def _check_positions(positions: list[Position]) -> list[Position]:
     seen = Counter(
-        (p.plate_row, p.plate_column, p.grid_row, p.grid_column, p.name)
-        for p in positions
+        (p.plate_row, p.plate_column, p.grid_row, p.grid_column, p.name) for p in positions
     )
     for (plate_row, plate_column, grid_row, grid_column, name), n in seen.items():
         if n > 1:

@@ -26,14 +26,21 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from scratchwriter._version import __version__
 from scratchwriter.plan import FramePlan
-from scratchwriter.settings import EVERY_FIELD, AcquisitionSettings
+from scratchwriter.settings import EVERY_FIELD, PIXEL_KINDS, AcquisitionSettings
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.bin"
@@ -172,8 +179,61 @@ def _manifest_text(
     return "".join(lines).encode("ascii"), offsets
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a scratch dataset, of this library or of ome-writers.
+def _pixel_dtype(name: str) -> str:
+    try:
+        dtype = np.dtype(name)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name!r} is not a dtype") from None
+    if dtype.kind not in PIXEL_KINDS:
+        raise ValueError(f"{name!r} is not a dtype of pixels")
+    return name
+
+
+class Manifest(BaseModel):
+    """What a reader needs of a manifest, checked; also of those of ome-writers.
+
+    Attributes
+    ----------
+    version : str
+        Version of the library that wrote it.
+    dtype : str
+        dtype of the pixels.
+    position_shapes : list of tuple of int
+        Shape of each position's file.
+    position_dims : list of tuple of str, or None
+        Names of its axes; manifests of ome-writers have none.
+    position_names : list of str
+        Names of the positions.
+    global_metadata : dict
+        Metadata of the acquisition by namespace.
+    """
+
+    version: str
+    dtype: Annotated[str, AfterValidator(_pixel_dtype)]
+    position_shapes: list[tuple[NonNegativeInt, ...]]
+    position_dims: list[tuple[str, ...]] | None = None
+    dimensions: list[dict[str, Any]]
+    global_metadata: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.position_dims is not None:
+            lengths = [len(shape) for shape in self.position_shapes]
+            if lengths != [len(dims) for dims in self.position_dims]:
+                raise ValueError("position_dims does not fit position_shapes")
+        return self
+
+    @property
+    def position_names(self) -> list[str]:
+        for dim in self.dimensions:
+            coords = dim.get("coords")
+            if dim.get("type") == "position" and isinstance(coords, list):
+                return [str(c.get("name") if isinstance(c, dict) else c) for c in coords]
+        return ["0"]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a scratch dataset, of this library or of ome-writers.
 
     Raises
     ------
@@ -184,16 +244,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    expected = {"version": str, "dtype": str, "position_shapes": list}
-    for field, kind in expected.items():
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(field), kind):
-            raise ValueError(
-                f"{path} is not the manifest of a scratch dataset: {field!r} is missing."
-            )
-    return manifest  # type: ignore[no-any-return]
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "content"
+        raise ValueError(
+            f"{path} is not the manifest of a scratch dataset: {where}: {fault['msg']}"
+        ) from None
 
 
 def read_cursor(folder: Path) -> tuple[int, bool] | None:

@@ -48,9 +48,7 @@ def memory_error(needed_nbytes: int, limit: str) -> MemoryError:
     )
 
 
-def warn_of_spill(
-    needed_nbytes: int, limit: str, folder: Path, *, stacklevel: int
-) -> None:
+def warn_of_spill(needed_nbytes: int, limit: str, folder: Path, *, stacklevel: int) -> None:
     """Tell the user that the data goes to a temporary folder."""
     warnings.warn(
         f"The arrays need {size(needed_nbytes)}, more than {limit}: they are kept in "

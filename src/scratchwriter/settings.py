@@ -28,6 +28,7 @@ from scratchwriter.dimensions import (
 
 Casting: TypeAlias = Literal["safe", "same_kind", "unsafe"]
 
+PIXEL_KINDS = "biufc"  # numpy's letters: bool, integers, float, complex
 # Serialization context that keeps every field of ScratchFormat (see _hide_extensions).
 EVERY_FIELD = {"every_field": True}
 
@@ -119,9 +120,10 @@ def _parse_dtype(value: Any) -> str:
     if isinstance(value, str) and not value:
         return ""
     try:
-        return np.dtype(value).name
+        name: str = np.dtype(value).name
     except Exception as error:
         raise ValueError(f"{value!r} is not a numpy dtype: {error}") from error
+    return name
 
 
 class AcquisitionSettings(StrictModel):
@@ -152,9 +154,7 @@ class AcquisitionSettings(StrictModel):
     """
 
     root_path: Annotated[str, BeforeValidator(str)] = ""
-    dimensions: Annotated[
-        tuple[Dimension, ...], AfterValidator(check_dimensions)
-    ] = ()
+    dimensions: Annotated[tuple[Dimension, ...], AfterValidator(check_dimensions)] = ()
     dtype: Annotated[str, BeforeValidator(_parse_dtype)] = ""
     format: Annotated[ScratchFormat, BeforeValidator(_parse_format)] = Field(
         default_factory=ScratchFormat
@@ -264,7 +264,7 @@ class AcquisitionSettings(StrictModel):
                 raise ValueError(
                     f"Frame dimension {dim.name!r} has no count: a frame needs a size."
                 )
-        if np.dtype(self.dtype).kind not in "biufc":
+        if np.dtype(self.dtype).kind not in PIXEL_KINDS:
             raise ValueError(
                 f"dtype {self.dtype!r} does not hold pixels: use a bool, integer, "
                 "float or complex dtype."
@@ -299,8 +299,7 @@ class AcquisitionSettings(StrictModel):
             names = [dim.name for dim in self.dimensions]
             if sorted(order) != sorted(names):
                 raise ValueError(
-                    f"storage_order must name every dimension once: {names}, "
-                    f"got {order}."
+                    f"storage_order must name every dimension once: {names}, got {order}."
                 )
             if set(order[-2:]) != set(names[-2:]):
                 raise ValueError(

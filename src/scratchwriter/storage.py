@@ -34,7 +34,7 @@ from scratchwriter.manifest import (
 )
 from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
 from scratchwriter.plan import FramePlan
-from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.settings import AcquisitionSettings, ScratchFormat
 
 # How far files are allocated ahead of the frames, over all positions.
 _WINDOW_NBYTES = 64 << 20
@@ -79,7 +79,7 @@ class Storage:
         self.closed = False
         self._global_metadata: dict[str, Any] = {}
         self._allocated_steps = [0] * plan.num_positions
-        self._finish_lock = threading.Lock()
+        self._finish_lock = threading.RLock()
         self._spill_folder: Path | None = None
         self._progress: Progress | None = None
         self._manifest: ManifestDraft | None = None
@@ -90,6 +90,8 @@ class Storage:
             self._make_room,
             self._make_steps,
             encode_frame_metadata,
+            # Without a file they can only be wanted for a later one.
+            keep_metadata=plan.is_unbounded and settings.format.spill_to_disk,
         )
         try:
             limit = policy.memory_shortage(plan.total_nbytes, settings.format)
@@ -117,14 +119,13 @@ class Storage:
             undo.pop_all()
 
     def _begin_in_spill_folder(self, limit: str) -> None:
-        parent = policy.spill_parent(self.settings.format)
-        policy.require_disk(self.plan.total_nbytes, parent)
+        needed_nbytes = self.plan.total_nbytes
         with ExitStack() as undo:
-            folder = _make_spill_folder(parent)
+            folder = _make_spill_folder(self.settings.format, needed_nbytes)
             undo.callback(_remove_spill_folder, folder)
             self._make_regions(folder)
             self._publish(folder)
-            policy.warn_of_spill(self.plan.total_nbytes, limit, folder, stacklevel=5)
+            policy.warn_of_spill(needed_nbytes, limit, folder, stacklevel=5)
             undo.pop_all()
 
     def _make_regions(self, folder: Path | None) -> None:
@@ -224,9 +225,7 @@ class Storage:
             raise policy.memory_error(needed_nbytes, limit)
         # What fails half-way (a full disk) is taken up again by the next append.
         if self._spill_folder is None:
-            parent = policy.spill_parent(self.settings.format)
-            policy.require_disk(needed_nbytes, parent)
-            self._spill_folder = _make_spill_folder(parent)
+            self._spill_folder = _make_spill_folder(self.settings.format, needed_nbytes)
         for position, region in enumerate(self.regions):
             if region.path is None:
                 region.move_to_file(self._spill_folder / array_name(position))
@@ -357,7 +356,11 @@ def _remove_files(folder: Path) -> None:
 _spill_folders: set[tuple[int, Path]] = set()  # with the process that made them
 
 
-def _make_spill_folder(parent: Path) -> Path:
+def _make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
+    """Make a temporary folder that only this user can enter (mode 0700)."""
+    parent = policy.spill_parent(fmt)
+    parent.mkdir(parents=True, exist_ok=True)
+    policy.require_disk(needed_nbytes, parent)
     folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
     _spill_folders.add((os.getpid(), folder))
     return folder

@@ -29,7 +29,7 @@ class ArrayView:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """dtype of the pixels."""
+        """Dtype of the pixels."""
         return self._current().dtype
 
     @property

@@ -1,4 +1,3 @@
-# cython: language_level=3, cdivision=True
 """A region whose addresses are reserved once and that grows in place (Linux).
 
 Memory: a `MappedRegion` owns `_reserved_nbytes` of addresses from `_base` on, until it is
@@ -13,6 +12,8 @@ ready without asking this class.
 """
 
 import os
+
+cimport cython
 from posix.fcntl cimport posix_fallocate
 from posix.mman cimport (
     MAP_ANONYMOUS,
@@ -39,6 +40,7 @@ cdef size_t PAGE_NBYTES = os.sysconf("SC_PAGESIZE")
 MAX_NBYTES = 1 << 46
 
 
+@cython.final
 cdef class MappedRegion:
     """See `Region`.
 

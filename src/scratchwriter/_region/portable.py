@@ -50,7 +50,6 @@ class PortableRegion:
             if stop > self.nbytes:
                 self._buffer = _map(self._path, stop)
         self.extend(stop)
-        self._buffer[start:stop:4096] |= 0  # touch: no page fault is left to the writer
 
     def move_to_file(self, path: Path) -> None:
         path.touch(exist_ok=False)
@@ -75,10 +74,7 @@ class PortableRegion:
     def array(
         self, dtype: np.dtype[np.generic], shape: tuple[int, ...]
     ) -> npt.NDArray[np.generic]:
-        nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        array = self._buffer[:nbytes].view(np.ndarray).view(dtype).reshape(shape)
-        array.flags.writeable = False
-        return array
+        return np.ndarray(shape, dtype, buffer=memoryview(self._buffer).toreadonly())
 
 
 def _zeros(nbytes: int) -> npt.NDArray[np.uint8]:
@@ -102,4 +98,6 @@ def _fill(path: Path, start: int, stop: int) -> None:
                 start += file.write(_ZEROS[: stop - start])
         except OSError as error:
             file.truncate(length)
-            raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(path)) from None
+            raise OSError(
+                error.errno, os.strerror(error.errno or errno.EIO), str(path)
+            ) from None

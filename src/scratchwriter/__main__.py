@@ -1,0 +1,7 @@
+"""`python -m scratchwriter`."""
+
+import sys
+
+from scratchwriter.cli import main
+
+sys.exit(main())

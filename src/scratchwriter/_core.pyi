@@ -1,0 +1,110 @@
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, final
+
+import numpy as np
+import numpy.typing as npt
+
+_T = TypeVar("_T")
+
+class _Plan(Protocol):
+    @property
+    def dtype(self) -> np.dtype[np.generic]: ...
+    @property
+    def frame_shape(self) -> tuple[int, int]: ...
+    @property
+    def frame_nbytes(self) -> int: ...
+    @property
+    def counts(self) -> tuple[int | None, ...]: ...
+    @property
+    def strides_nbytes(self) -> tuple[int, ...]: ...
+    @property
+    def position_axis(self) -> int | None: ...
+    @property
+    def num_positions(self) -> int: ...
+    @property
+    def num_frames(self) -> int | None: ...
+    @property
+    def is_unbounded(self) -> bool: ...
+    @property
+    def step_frames(self) -> int: ...
+    @property
+    def visit_frames(self) -> int: ...
+    @property
+    def file_axes(self) -> tuple[int, ...]: ...
+    @property
+    def file_dims(self) -> tuple[str, ...]: ...
+
+class _Memory(Protocol):
+    @property
+    def address(self) -> int: ...
+
+@final
+class FrameWriter:
+    """Writes frames into the slots of a plan.
+
+    It knows numbers and addresses only. Where it cannot go on by itself it asks, with
+    no lock held: for room, for readable steps, for the JSON of frame metadata.
+
+    Parameters
+    ----------
+    plan : FramePlan
+        Counts, strides and sizes.
+    casting : {'safe', 'same_kind', 'unsafe'}
+        Which conversions of a frame's dtype are accepted.
+    make_room : callable(position, stop_nbytes)
+        Makes the position's array writable up to `stop_nbytes`, by `attach`, or raises.
+    make_steps : callable(steps)
+        Makes all arrays readable up to `steps`, by `set_readable_steps`, or raises.
+    encode_metadata : callable(mapping) -> bytes
+        Returns a JSON object on one line, or nothing.
+    keep_metadata : bool
+        Whether lines that come before `log_to` are kept for it.
+    """
+
+    def __new__(
+        cls,
+        plan: _Plan,
+        casting: str,
+        make_room: Callable[[int, int], object],
+        make_steps: Callable[[int], object],
+        encode_metadata: Callable[[Mapping[str, Any]], bytes],
+        *,
+        keep_metadata: bool,
+    ) -> FrameWriter: ...
+    def append(
+        self, frame: npt.ArrayLike, *, frame_metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store a frame in the next slot; see `ScratchStream.append`."""
+
+    def skip(self, *, frames: int = 1) -> None:
+        """Leave out the next slots; see `ScratchStream.skip`."""
+
+    @property
+    def frames_written(self) -> int:
+        """Frames appended and skipped."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether frames are refused."""
+
+    def exclusively(self, action: Callable[[], _T]) -> _T:
+        """Run `action()` while nobody appends; what is below is called from it."""
+
+    def attach(self, position: int, owner: _Memory, writable_nbytes: int) -> None:
+        """Take a position's array, or what has become of it after it has grown."""
+
+    def set_readable_steps(self, steps: int) -> None:
+        """Allow skips as far as `steps`."""
+
+    def publish_cursor(self, address: int, owner: object) -> None:
+        """Keep the frame cursor (int64) at an address from now on."""
+
+    def publish_steps(self, addresses: Sequence[int], owner: object) -> None:
+        """Keep each array's length as 16 digits at an address from now on."""
+
+    def log_to(self, fd: int, path: Path) -> None:
+        """Write metadata lines to a file from now on, and those kept so far."""
+
+    def close(self) -> None:
+        """Refuse frames from now on; an append under way in another thread ends first."""

@@ -1,0 +1,211 @@
+"""The demo: a real camera loop, from MMCore's demo camera into a scratch dataset.
+
+Needs the `demo` extra (pymmcore, mm-test-adapters, rich, pillow).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter.dimensions import dims_from_standard_axes
+from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.stream import ScratchStream, create_stream
+
+FRAME_SHAPE = (512, 512)
+_THUMBNAIL = 128  # pixels
+_SHEET_COLUMNS, _SHEET_ROWS = 5, 4
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What a run of the demo measured and made.
+
+    Attributes
+    ----------
+    frames : int
+        Frames stored.
+    elapsed_s : float
+        From the first frame to the last.
+    append_ns : numpy.ndarray of int64
+        Time inside each append.
+    path : pathlib.Path or None
+        The dataset; None in memory.
+    sheet : pathlib.Path
+        The contact sheet, a PNG.
+    """
+
+    frames: int
+    elapsed_s: float
+    append_ns: npt.NDArray[np.int64]
+    path: Path | None
+    sheet: Path
+
+
+class DemoCamera:
+    """The 16 bit demo camera of Micro-Manager in the real MMCore.
+
+    Parameters
+    ----------
+    exposure_ms : float
+        Exposure time.
+
+    Raises
+    ------
+    ImportError
+        Without the `demo` extra; says what to install.
+    """
+
+    def __init__(self, exposure_ms: float = 1.0) -> None:
+        try:
+            import mm_test_adapters
+            import pymmcore
+        except ImportError as error:
+            raise ImportError(
+                f"The demo needs {error.name}: pip install 'scratchwriter[demo]'"
+            ) from None
+        self._new_metadata: Callable[[], Any] = pymmcore.Metadata
+        self.core = core = pymmcore.CMMCore()
+        core.setDeviceAdapterSearchPaths([mm_test_adapters.device_adapter_path()])
+        core.loadDevice("Camera", "DemoCamera", "DCam")
+        core.initializeAllDevices()
+        core.setCameraDevice("Camera")
+        core.setProperty("Camera", "PixelType", "16bit")
+        core.setProperty("Camera", "OnCameraCCDXSize", str(FRAME_SHAPE[1]))
+        core.setProperty("Camera", "OnCameraCCDYSize", str(FRAME_SHAPE[0]))
+        core.setExposure(exposure_ms)
+
+    def sequence(
+        self, num_frames: int
+    ) -> Iterator[tuple[npt.NDArray[np.uint16], dict[str, str]]]:
+        """Yield the frames of a sequence acquisition with the camera's own tags.
+
+        Raises
+        ------
+        RuntimeError
+            If MMCore's buffer overflows, because frames are taken out too slowly.
+        """
+        core = self.core
+        core.startSequenceAcquisition(num_frames, 0, True)
+        try:
+            while core.isSequenceRunning() or core.getRemainingImageCount():
+                if not core.getRemainingImageCount():
+                    time.sleep(0.0001)
+                    continue
+                metadata = self._new_metadata()
+                frame = core.popNextImageMD(metadata)
+                tags = {k: metadata.GetSingleTag(k).GetValue() for k in metadata.GetKeys()}
+                yield frame, tags
+            if core.isBufferOverflowed():
+                raise RuntimeError("The buffer of MMCore overflowed: frames were lost.")
+        finally:
+            if core.isSequenceRunning():
+                core.stopSequenceAcquisition()
+
+    def close(self) -> None:
+        """Release the camera."""
+        self.core.unloadAllDevices()
+
+
+def run_demo(
+    num_frames: int,
+    root_path: Path | None,
+    sheet: Path,
+    on_frame: Callable[[int], object] = lambda _: None,
+) -> DemoResult:
+    """Stream the demo camera, read everything back, and compare.
+
+    Parameters
+    ----------
+    num_frames : int
+        How many frames to take.
+    root_path : pathlib.Path or None
+        Folder of the dataset; None for memory.
+    sheet : pathlib.Path
+        Where to put the contact sheet.
+    on_frame : callable, optional
+        Called with the number of frames so far.
+
+    Raises
+    ------
+    RuntimeError
+        If frames were lost, or what is read back is not what the camera gave.
+    """
+    settings = AcquisitionSettings(
+        root_path=root_path or "",
+        dimensions=dims_from_standard_axes(
+            {"t": num_frames, "y": FRAME_SHAPE[0], "x": FRAME_SHAPE[1]}
+        ),
+        dtype="uint16",
+        format="scratch",
+    )
+    append_ns = np.zeros(num_frames, np.int64)
+    checksums = []
+    with _camera() as camera, create_stream(settings) as stream:
+        start_ns = end_ns = time.perf_counter_ns()
+        for i, (frame, tags) in enumerate(camera.sequence(num_frames)):
+            before_ns = time.perf_counter_ns()
+            stream.append(frame, frame_metadata=tags)
+            end_ns = time.perf_counter_ns()
+            append_ns[i] = end_ns - before_ns
+            if i == 0:
+                start_ns = before_ns
+            checksums.append(zlib.crc32(frame.data))
+            on_frame(i + 1)
+    if len(checksums) != num_frames:
+        raise RuntimeError(f"The camera gave {len(checksums)} of {num_frames} frames.")
+    stored = _read_back(stream)
+    for i, checksum in enumerate(checksums):
+        if zlib.crc32(np.ascontiguousarray(stored[i]).data) != checksum:
+            raise RuntimeError(f"Frame {i} is not what the camera gave.")
+    _save_sheet(stored, sheet)
+    return DemoResult(num_frames, (end_ns - start_ns) / 1e9, append_ns, stream.path, sheet)
+
+
+@contextmanager
+def _camera() -> Iterator[DemoCamera]:
+    camera = DemoCamera()
+    try:
+        yield camera
+    finally:
+        camera.close()
+
+
+def _read_back(stream: ScratchStream) -> npt.NDArray[Any]:
+    """Read a dataset as anybody can, without this library."""
+    if stream.path is None:
+        return np.asarray(stream.arrays[0])
+    manifest = json.loads((stream.path / "manifest.json").read_text())
+    shape = tuple(manifest["position_shapes"][0])
+    return np.memmap(
+        stream.path / "pos_0.dat", dtype=manifest["dtype"], mode="r", shape=shape
+    )
+
+
+def _save_sheet(frames: npt.NDArray[Any], path: Path) -> None:
+    """Save thumbnails of evenly spaced frames, with the contrast of all of them."""
+    from PIL import Image
+
+    count = min(len(frames), _SHEET_COLUMNS * _SHEET_ROWS)
+    chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    low, high = int(frames[chosen].min()), int(frames[chosen].max())
+    rows = -(-count // _SHEET_COLUMNS)
+    sheet = Image.new("L", (_SHEET_COLUMNS * _THUMBNAIL, rows * _THUMBNAIL))
+    for n, i in enumerate(chosen):
+        grey = (frames[i].astype(np.float32) - low) * (255 / max(high - low, 1))
+        thumbnail = Image.fromarray(grey.astype(np.uint8))
+        row, column = divmod(n, _SHEET_COLUMNS)
+        sheet.paste(
+            thumbnail.resize((_THUMBNAIL, _THUMBNAIL)),
+            (column * _THUMBNAIL, row * _THUMBNAIL),
+        )
+    sheet.save(path)
