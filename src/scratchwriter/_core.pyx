@@ -436,6 +436,8 @@ cdef class FrameWriter:
                 log.memory = memory
                 log.capacity_nbytes = capacity_nbytes
             memcpy(log.memory + log.nbytes, log.line, needed_nbytes)
+        else:
+            return 0
         log.nbytes += needed_nbytes
         return 0
 
