@@ -20,6 +20,7 @@ finds the frames before it whole.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uintptr_t
@@ -209,7 +210,7 @@ cdef class FrameWriter:
         cdef Status status
         cdef Request request
         cdef int64_t count
-        wanted = frames.__index__()
+        wanted = PyNumber_Index(frames)
         if wanted <= 0:
             raise ValueError(f"skip(frames={wanted}): the number must be positive.")
         # No array reaches that far; the same answer as for any skip that is too long.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -76,6 +77,8 @@ def _natural(value: Any) -> Any:
     """Return plain Python values for what pydantic does not know."""
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, os.PathLike):  # also paths of another system
+        return os.fspath(value)
     if isinstance(value, np.longdouble):
         return float(value)
     if isinstance(value, np.ndarray | np.generic):

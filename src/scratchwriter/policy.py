@@ -14,6 +14,9 @@ from scratchwriter.plan import FramePlan
 from scratchwriter.settings import ScratchFormat
 
 
+_ADDRESSES_NBYTES = 1 << 46  # of a process; more than any memory
+
+
 def memory_shortage(needed_nbytes: int, fmt: ScratchFormat) -> str | None:
     """Say which limit `needed_nbytes` of memory would cross, None if none."""
     if needed_nbytes > fmt.max_memory_bytes:
@@ -29,7 +32,9 @@ def memory_limit(fmt: ScratchFormat) -> str:
 def machine_shortage(needed_nbytes: int) -> str | None:
     """Say how much memory the machine has if it is less than needed, else None."""
     available = available_memory_nbytes()
-    if available is not None and needed_nbytes > available:
+    if available is None:
+        available = _ADDRESSES_NBYTES
+    if needed_nbytes > available:
         return f"the memory that this machine has available ({size(available)})"
     return None
 

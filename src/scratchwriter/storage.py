@@ -84,52 +84,47 @@ class Storage:
         self._progress: Progress | None = None
         self._manifest: ManifestDraft | None = None
         self._log_fd = -1
+        with ExitStack() as undo:
+            limit = policy.memory_shortage(plan.total_nbytes, settings.format)
+            if settings.root_path:
+                self._begin_in_folder(undo)
+            elif limit is None:
+                self._make_arrays(None, undo)
+            elif not settings.format.spill_to_disk:
+                raise policy.memory_error(plan.total_nbytes, limit)
+            else:
+                self._begin_in_spill_folder(limit, undo)
+            undo.pop_all()
+
+    # ----------------------------------------------------------------------- begin
+
+    def _begin_in_folder(self, undo: ExitStack) -> None:
+        folder = Path(self.settings.output_path).expanduser().absolute()
+        _claim(folder, self.plan.total_nbytes, self.settings.overwrite, undo)
+        undo.callback(_remove_files, folder)
+        self._make_arrays(folder, undo)
+        self._publish(folder)
+
+    def _begin_in_spill_folder(self, limit: str, undo: ExitStack) -> None:
+        needed_nbytes = self.plan.total_nbytes
+        folder = _make_spill_folder(self.settings.format, needed_nbytes)
+        undo.callback(_remove_spill_folder, folder)
+        self._make_arrays(folder, undo)
+        self._publish(folder)
+        policy.warn_of_spill(needed_nbytes, limit, folder, stacklevel=5)
+
+    def _make_arrays(self, folder: Path | None, undo: ExitStack) -> None:
+        plan = self.plan
         self.writer = FrameWriter(
             plan,
-            settings.format.casting,
+            self.settings.format.casting,
             self._make_room,
             self._make_steps,
             encode_frame_metadata,
             # Without a file they can only be wanted for a later one.
-            keep_metadata=plan.is_unbounded and settings.format.spill_to_disk,
+            keep_metadata=plan.is_unbounded and self.settings.format.spill_to_disk,
         )
-        try:
-            limit = policy.memory_shortage(plan.total_nbytes, settings.format)
-            if settings.root_path:
-                self._begin_in_folder()
-            elif limit is None:
-                self._make_regions(None)
-            elif not settings.format.spill_to_disk:
-                raise policy.memory_error(plan.total_nbytes, limit)
-            else:
-                self._begin_in_spill_folder(limit)
-        except BaseException:
-            self.writer.close()  # it refers to self: what was reserved goes at once
-            raise
-
-    # ----------------------------------------------------------------------- begin
-
-    def _begin_in_folder(self) -> None:
-        folder = Path(self.settings.output_path).expanduser().absolute()
-        with ExitStack() as undo:
-            _claim(folder, self.plan.total_nbytes, self.settings.overwrite, undo)
-            undo.callback(_remove_files, folder)
-            self._make_regions(folder)
-            self._publish(folder)
-            undo.pop_all()
-
-    def _begin_in_spill_folder(self, limit: str) -> None:
-        needed_nbytes = self.plan.total_nbytes
-        with ExitStack() as undo:
-            folder = _make_spill_folder(self.settings.format, needed_nbytes)
-            undo.callback(_remove_spill_folder, folder)
-            self._make_regions(folder)
-            self._publish(folder)
-            policy.warn_of_spill(needed_nbytes, limit, folder, stacklevel=5)
-            undo.pop_all()
-
-    def _make_regions(self, folder: Path | None) -> None:
-        plan = self.plan
+        undo.callback(self.writer.close)  # it refers to self: break the circle
         reserve_nbytes = plan.step_nbytes
         if plan.is_unbounded:
             most_nbytes = max(_RESERVE_NBYTES, 2 * plan.total_nbytes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +36,17 @@ class PortableRegion:
         return self._buffer.nbytes
 
     def extend(self, nbytes: int) -> None:
+        if nbytes >= 1 << 63:
+            raise MemoryError(f"{nbytes} bytes are more than a file or memory can have")
         if nbytes > self.nbytes:
             if self._path is None:
                 # Amortised: half as much again, which costs no memory until written.
-                grown = _zeros(max(nbytes, self.nbytes * 3 // 2))
+                grown = np.zeros(max(nbytes, self.nbytes * 3 // 2), np.uint8)
                 grown[: self.nbytes] = self._buffer
                 self._buffer = grown
             else:
-                os.truncate(self._path, nbytes)
+                with _errors_name(self._path):
+                    os.truncate(self._path, nbytes)
                 self._buffer = _map(self._path, nbytes)
 
     def allocate(self, start: int, stop: int) -> None:
@@ -54,7 +59,8 @@ class PortableRegion:
     def move_to_file(self, path: Path) -> None:
         path.touch(exist_ok=False)
         try:
-            self._buffer.tofile(path)
+            with _errors_name(path), path.open("wb", buffering=0) as file:
+                _write_all(file, self._buffer.data)
             buffer = _map(path, self.nbytes)
         except BaseException:
             path.unlink()
@@ -63,25 +69,16 @@ class PortableRegion:
 
     def trim(self, nbytes: int) -> None:
         if self._path is not None:
-            if isinstance(self._buffer, np.memmap):
-                self._buffer.flush()
-            # A mapping past the end of its file is a trap, and Windows refuses to cut a
-            # mapped file: map what is left.
-            self._buffer = np.zeros(0, np.uint8)
-            os.truncate(self._path, nbytes)
-            self._buffer = _map(self._path, nbytes)
+            with _errors_name(self._path):
+                os.truncate(self._path, nbytes)
+            self._buffer = _map(self._path, nbytes)  # none past the end of the file
 
     def array(
         self, dtype: np.dtype[np.generic], shape: tuple[int, ...]
     ) -> npt.NDArray[np.generic]:
-        return np.ndarray(shape, dtype, buffer=memoryview(self._buffer).toreadonly())
-
-
-def _zeros(nbytes: int) -> npt.NDArray[np.uint8]:
-    try:
-        return np.zeros(nbytes, np.uint8)
-    except ValueError as error:  # more than an address can say
-        raise MemoryError(f"{nbytes} bytes: {error}") from None
+        # A buffer that is read-only by itself: no flag of the array can undo that.
+        buffer = np.frombuffer(self._buffer.data.toreadonly(), np.uint8)
+        return np.ndarray(shape, dtype, buffer=buffer)
 
 
 def _map(path: Path, nbytes: int) -> npt.NDArray[np.uint8]:
@@ -91,13 +88,26 @@ def _map(path: Path, nbytes: int) -> npt.NDArray[np.uint8]:
 def _fill(path: Path, start: int, stop: int) -> None:
     """Give a file real blocks from `start` to `stop`, or leave it as it was."""
     length = path.stat().st_size
-    with path.open("r+b", buffering=0) as file:
+    with _errors_name(path), path.open("r+b", buffering=0) as file:
         try:
             file.seek(start)
             while start < stop:
-                start += file.write(_ZEROS[: stop - start])
-        except OSError as error:
+                start += _write_all(file, memoryview(_ZEROS)[: stop - start])
+        except OSError:
             file.truncate(length)
-            raise OSError(
-                error.errno, os.strerror(error.errno or errno.EIO), str(path)
-            ) from None
+            raise
+
+
+def _write_all(file: BinaryIO, data: memoryview) -> int:
+    written = 0
+    while written < len(data):
+        written += file.write(data[written:])
+    return written
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None

@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from scratchwriter import AcquisitionSettings, dims_from_standard_axes
+
+
+@pytest.fixture
+def make_settings():
+    """Settings from sizes of standard axes, uint16 unless told."""
+
+    def make(sizes, **fields):
+        fields.setdefault("dtype", "uint16")
+        return AcquisitionSettings(dimensions=dims_from_standard_axes(sizes), **fields)
+
+    return make
+
+
+@pytest.fixture(params=["memory", "disk"])
+def place(request, tmp_path):
+    """Fields of the settings that put an acquisition in memory, or on disk."""
+    return {} if request.param == "memory" else {"root_path": str(tmp_path / "data")}
+
+
+@pytest.fixture
+def frames():
+    """Distinct frames of 4 x 5 uint16."""
+    return [np.arange(20, dtype="uint16").reshape(4, 5) + 100 * i for i in range(60)]

@@ -1,0 +1,88 @@
+"""The rooms of the house: imports point in one direction only."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import scratchwriter
+
+ROOT = Path(scratchwriter.__file__).parent
+
+# What each room may import of the package. Rooms above know those below, never the
+# other way round; the compiled rooms know nobody.
+ALLOWED = {
+    "_version": set(),
+    "dimensions": set(),
+    "settings": {"dimensions"},
+    "plan": {"settings"},
+    "_core": set(),
+    "_region": {"_region"},
+    "metadata": set(),
+    "policy": {"_region", "plan", "settings"},
+    "manifest": {"_version", "plan", "settings"},
+    "storage": {"_core", "_region", "manifest", "metadata", "plan", "policy", "settings"},
+    "views": set(),
+    "stream": {"plan", "settings", "storage", "views"},
+    "demo": {"dimensions", "settings", "stream"},
+    "cli": {"_version", "demo", "manifest", "policy"},
+    "__main__": {"cli"},
+    "__init__": {"_version", "dimensions", "settings", "stream"},
+}
+
+
+def _files():
+    return sorted(p for p in ROOT.rglob("*.py*") if p.suffix in (".py", ".pyx", ".pxd", ".pyi"))
+
+
+def _room(path):
+    return path.relative_to(ROOT).parts[0].split(".")[0]
+
+
+def _imports(path):
+    text = path.read_text()
+    if path.suffix in (".py", ".pyi"):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                yield from (
+                    f"{node.module}.{a.name}" if node.module == "scratchwriter" else node.module
+                    for a in node.names
+                )
+            elif isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+    else:
+        yield from re.findall(r"^\s*(?:from|c?import)\s+([\w.]+)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_only_the_rooms_below_it(path):
+    room = _room(path)
+    used = {
+        name.split(".")[1] for name in _imports(path) if name.startswith("scratchwriter.")
+    }
+    assert used <= ALLOWED[room], f"{room} may not import {used - ALLOWED[room]}"
+
+
+def test_the_rule_has_no_circle():
+    order: list[str] = []
+    rooms = dict(ALLOWED)
+    while rooms:
+        ready = [r for r, needs in rooms.items() if needs - {r} <= set(order)]
+        assert ready, f"circle among {sorted(rooms)}"
+        order += ready
+        for room in ready:
+            del rooms[room]
+
+
+def test_importing_the_package_loads_no_optional_dependency():
+    import subprocess
+    import sys
+
+    code = "import scratchwriter, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    optional = {"rich", "PIL", "pymmcore", "mm_test_adapters", "ome_writers", "argparse"}
+    assert not optional & set(loaded)

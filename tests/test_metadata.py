@@ -1,0 +1,168 @@
+"""Metadata of frames and acquisitions as JSON."""
+
+import datetime
+import enum
+import json
+import math
+import warnings
+from pathlib import PurePosixPath
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from reference import read_lines
+
+from scratchwriter import create_stream
+from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+NATURAL = [
+    (1, 1),
+    (2.5, 2.5),
+    ("µ\n", "µ\n"),
+    (None, None),
+    (True, True),
+    ([1, [2]], [1, [2]]),
+    ({"a": {"b": 1}}, {"a": {"b": 1}}),
+    (MappingProxyType({"a": 1}), {"a": 1}),
+    ((1, 2), [1, 2]),
+    (2**80, 2**80),
+    (np.int16(-3), -3),
+    (np.float32(0.5), 0.5),
+    (np.longdouble(0.5), 0.5),
+    (np.bool_(True), True),
+    (np.str_("a"), "a"),
+    (np.arange(4).reshape(2, 2), [[0, 1], [2, 3]]),
+    (np.array(7), 7),
+    ([np.int64(1)], [1]),
+    (datetime.date(2026, 1, 2), "2026-01-02"),
+    (datetime.datetime(2026, 1, 2, 3, 4, 5), "2026-01-02T03:04:05"),
+    (np.datetime64("2026-01-02"), "2026-01-02"),
+    (PurePosixPath("/a/b"), "/a/b"),
+    (Color.RED, "red"),
+    (math.inf, math.inf),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), NATURAL, ids=lambda v: repr(v)[:30])
+def test_values_become_their_natural_json(value, expected):
+    body = encode_frame_metadata({"key": value})
+    assert json.loads(body) == {"key": expected}
+    assert b"\n" not in body
+    assert body.isascii()
+
+
+def test_nan_stays_nan():
+    assert math.isnan(json.loads(encode_frame_metadata({"key": math.nan}))["key"])
+
+
+CIRCLE = []
+CIRCLE.append(CIRCLE)
+NOT_JSON = [object(), {"deep": [object()]}, b"\xff", "\ud800", CIRCLE, lambda: 0, int]
+
+
+@pytest.mark.parametrize("value", NOT_JSON, ids=lambda v: type(v).__name__)
+def test_a_value_without_json_is_left_out_with_a_warning_that_names_the_key(value):
+    with pytest.warns(UserWarning, match="'bad key'") as caught:
+        body = encode_frame_metadata({"a": 1, "bad key": value, "z": np.int8(2)})
+    assert len(caught) == 1
+    assert json.loads(body) == {"a": 1, "z": 2}
+
+
+@pytest.mark.parametrize("key", ["_pos", "_idx"])
+def test_reserved_keys_are_ours(key):
+    with pytest.warns(UserWarning, match=key):
+        body = encode_frame_metadata({key: 7, "a": 1})
+    assert json.loads(body) == {"a": 1}
+
+
+def test_the_callers_dict_is_not_changed():
+    metadata = {"_pos": 7, "a": object()}
+    before = dict(metadata)
+    with pytest.warns(UserWarning, match="not stored"):
+        encode_frame_metadata(metadata)
+    assert metadata == before
+
+
+def test_nothing_is_an_empty_line():
+    assert encode_frame_metadata({}) == b""
+
+
+@pytest.mark.parametrize("namespace", ["", "ome", "ome_writers", 3, None])
+def test_some_namespaces_are_refused(namespace):
+    with pytest.raises(ValueError, match="namespace"):
+        encode_global_metadata(namespace, {})
+
+
+@pytest.mark.parametrize("value", NOT_JSON, ids=lambda v: type(v).__name__)
+def test_global_metadata_that_is_not_json_is_refused(value):
+    with pytest.raises(TypeError, match="'mine'"):
+        encode_global_metadata("mine", {"key": value})
+    with pytest.raises(TypeError, match="mapping"):
+        encode_global_metadata("mine", [1])
+
+
+def test_lines_say_where_their_frame_is(make_settings, tmp_path, frames):
+    sizes = {"t": 2, "p": ["a", "b"], "c": 2, "y": 4, "x": 5}
+    with create_stream(make_settings(sizes, root_path=str(tmp_path / "d"))) as stream:
+        for i in range(8):
+            if i == 3:
+                stream.skip()
+            elif i == 5:
+                stream.append(frames[i])
+            else:
+                stream.append(frames[i], frame_metadata={"i": i, "_x": [i]})
+    lines = read_lines(tmp_path / "d")
+    assert [line["i"] for line in lines] == [0, 1, 2, 4, 6, 7]
+    for line in lines:
+        index = (line["_pos"], *line["_idx"])
+        array = stream.arrays[line["_pos"]]
+        np.testing.assert_array_equal(array[tuple(line["_idx"])], frames[line["i"]])
+        assert index == (line["i"] // 2 % 2, line["i"] // 4, line["i"] % 2)
+        assert line["_x"] == [line["i"]]
+
+
+def test_a_frame_with_bad_metadata_is_kept_with_the_rest_of_its_line(
+    make_settings, tmp_path, frames
+):
+    sizes = {"t": 2, "y": 4, "x": 5}
+    with create_stream(make_settings(sizes, root_path=str(tmp_path / "d"))) as stream:
+        with pytest.warns(UserWarning, match="'bad'"):
+            stream.append(frames[0], frame_metadata={"bad": object(), "good": 1})
+        with pytest.warns(UserWarning, match="'bad'"):
+            stream.append(frames[1], frame_metadata={"bad": object()})
+    assert read_lines(tmp_path / "d") == [
+        {"_pos": 0, "_idx": [0], "good": 1},
+        {"_pos": 0, "_idx": [1]},
+    ]
+    np.testing.assert_array_equal(stream.arrays[0], frames[:2])
+
+
+def test_a_warning_turned_into_an_error_consumes_nothing(make_settings, place, frames):
+    with create_stream(make_settings({"t": 2, "y": 4, "x": 5}, **place)) as stream:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UserWarning):
+                stream.append(frames[0], frame_metadata={"bad": object()})
+        assert stream.frames_written == 0
+
+
+def test_a_long_line_is_written_whole(make_settings, tmp_path, frames):
+    value = "x" * 1_000_000
+    settings = make_settings({"t": 2, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream:
+        stream.append(frames[0], frame_metadata={"a": 1})
+        stream.append(frames[1], frame_metadata={"long": value})
+    assert read_lines(tmp_path / "d")[1]["long"] == value
+
+
+def test_lines_can_be_read_while_frames_come(make_settings, tmp_path, frames):
+    settings = make_settings({"t": 3, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream:
+        for i in range(3):
+            stream.append(frames[i], frame_metadata={"i": i})
+            assert len(read_lines(tmp_path / "d")) == i + 1

@@ -1,0 +1,468 @@
+"""Folders and growth: what is made, what is replaced, where data goes when it grows."""
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference import Model, read_lines, read_plain
+
+from scratchwriter import ScratchFormat, create_stream
+
+FILES = {"manifest.json", "pos_0.dat", "frame_metadata.jsonl", "progress.bin"}
+SIZES = {"t": 3, "y": 4, "x": 5}
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+# --------------------------------------------------------------------- folders
+
+
+def test_a_dataset_is_a_folder_made_with_its_parents(make_settings, tmp_path, frames):
+    folder = tmp_path / "a" / "b" / "data"
+    with create_stream(make_settings({"p": 2} | SIZES, root_path=str(folder))) as stream:
+        assert stream.path == folder
+    assert names(folder) == FILES | {"pos_1.dat"}
+
+
+def test_memory_leaves_no_file(make_settings, tmp_path, monkeypatch, frames):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with create_stream(make_settings(SIZES)) as stream:
+        stream.append(frames[0], frame_metadata={"a": 1})
+        assert stream.path is None
+    assert names(tmp_path) == set()
+
+
+def test_the_home_folder_is_expanded(make_settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with create_stream(make_settings(SIZES, root_path="~/data")) as stream:
+        assert stream.path == tmp_path / "data"
+    assert names(tmp_path / "data") == FILES
+
+
+def test_a_relative_path_stays_where_it_was(make_settings, tmp_path, monkeypatch, frames):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5}, root_path="d")) as stream:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        stream.append(frames[0])
+        stream.set_global_metadata("a", {})
+    assert names(tmp_path / "d") == FILES
+    assert names(tmp_path / "elsewhere") == set()
+
+
+@pytest.mark.parametrize("content", [[], ["notes.txt"]], ids=["empty", "with a file"])
+def test_an_existing_folder_is_refused_and_not_touched(make_settings, tmp_path, content):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in content:
+        (folder / name).write_text("precious")
+    with pytest.raises(FileExistsError, match="overwrite=True") as error:
+        create_stream(make_settings(SIZES, root_path=str(folder)))
+    assert error.value.filename == str(folder)
+    assert names(folder) == set(content)
+
+
+def test_overwrite_replaces_a_dataset(make_settings, tmp_path, frames):
+    folder = tmp_path / "data"
+    with create_stream(make_settings({"p": 4} | SIZES, root_path=str(folder))) as stream:
+        stream.append(frames[0], frame_metadata={"old": 1})
+    old = stream.arrays[0]
+    with create_stream(make_settings(SIZES, root_path=str(folder), overwrite=True)) as stream:
+        stream.append(frames[1])
+    assert names(folder) == FILES
+    np.testing.assert_array_equal(read_plain(folder)[0][0], frames[1])
+    assert read_lines(folder) == []
+    np.testing.assert_array_equal(old[0], frames[0])  # held: still what it was
+
+
+def test_overwrite_accepts_an_empty_folder(make_settings, tmp_path):
+    (tmp_path / "data").mkdir()
+    create_stream(make_settings(SIZES, root_path=str(tmp_path / "data"), overwrite=True)).close()
+    assert names(tmp_path / "data") == FILES
+
+
+def test_overwrite_keeps_files_that_are_not_of_the_dataset(make_settings, tmp_path):
+    folder = tmp_path / "data"
+    create_stream(make_settings(SIZES, root_path=str(folder))).close()
+    (folder / "notes.txt").write_text("precious")
+    create_stream(make_settings(SIZES, root_path=str(folder), overwrite=True)).close()
+    assert (folder / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"notes.txt": "precious"},
+        {"manifest.json": "{}", "pos_0.dat": "precious"},
+        {"manifest.json": "not JSON"},
+        {"pos_0.dat": "precious"},
+    ],
+)
+def test_overwrite_refuses_what_is_no_scratch_dataset(make_settings, tmp_path, content):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).write_text(text)
+    with pytest.raises(FileExistsError, match="nothing is deleted"):
+        create_stream(make_settings(SIZES, root_path=str(folder), overwrite=True))
+    assert {p.name: p.read_text() for p in folder.iterdir()} == content
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("below", ["", "data", "a/b"])
+def test_a_file_in_the_way_is_refused_and_not_touched(make_settings, tmp_path, overwrite, below):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    with pytest.raises(OSError, match="file"):
+        create_stream(
+            make_settings(SIZES, root_path=str(file / below), overwrite=overwrite)
+        )
+    assert file.read_text() == "precious"
+    assert names(tmp_path) == {"file"}
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_error(make_settings):
+    with pytest.raises(OSError, match="/proc") as error:
+        create_stream(make_settings(SIZES, root_path="/proc/data"))
+    assert error.value.errno is not None
+
+
+def test_what_fails_half_way_leaves_no_folder(make_settings, tmp_path, monkeypatch):
+    import scratchwriter.storage as storage
+
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(storage, "ManifestDraft", fail)
+    with pytest.raises(OSError, match="broken"):
+        create_stream(make_settings(SIZES, root_path=str(tmp_path / "data")))
+    assert names(tmp_path) == set()
+
+
+def test_overwriting_what_cannot_fit_keeps_the_old_dataset(make_settings, tmp_path, frames):
+    folder = tmp_path / "data"
+    with create_stream(make_settings(SIZES, root_path=str(folder))) as stream:
+        stream.append(frames[0])
+    sizes = {"t": 2**40, "y": 512, "x": 512}
+    with pytest.raises(OSError, match="free"):
+        create_stream(make_settings(sizes, root_path=str(folder), overwrite=True))
+    np.testing.assert_array_equal(read_plain(folder)[0][0], frames[0])
+
+
+# ---------------------------------------------------------------------- growth
+
+UNBOUNDED = {"t": None, "p": ["a", "b"], "c": 2, "y": 4, "x": 5}
+STEP_NBYTES = 2 * 2 * 40  # of both positions
+
+
+def test_files_are_exactly_as_long_as_their_shapes(make_settings, tmp_path, frames):
+    folder = tmp_path / "data"
+    with create_stream(make_settings(UNBOUNDED, root_path=str(folder))) as stream:
+        for frame in frames[:9]:
+            stream.append(frame)
+    sizes = [(folder / f"pos_{i}.dat").stat().st_size for i in range(2)]
+    assert sizes == [3 * 80, 2 * 80]
+
+
+def test_growth_in_small_windows_is_seamless(make_settings, place, frames, monkeypatch):
+    monkeypatch.setattr("scratchwriter.storage._WINDOW_NBYTES", 1)
+    settings = make_settings(UNBOUNDED, **place)
+    model = Model(settings)
+    with create_stream(settings) as stream:
+        for frame in frames:
+            stream.append(frame)
+            model.append(frame)
+            for position, array in enumerate(stream.arrays):
+                np.testing.assert_array_equal(array, model.array(position))
+
+
+def test_an_append_that_would_cross_the_limit_is_a_memory_error(make_settings, frames):
+    fmt = ScratchFormat(max_memory_bytes=3 * STEP_NBYTES, spill_to_disk=False)
+    settings = make_settings(UNBOUNDED, format=fmt)
+    model = Model(settings)
+    with create_stream(settings) as stream:
+        for frame in frames[:12]:
+            stream.append(frame)
+            model.append(frame)
+        for _ in range(2):
+            with pytest.raises(MemoryError, match="max_memory_bytes=480") as error:
+                stream.append(frames[12])
+            assert "root_path" in str(error.value)
+            assert stream.frames_written == 12
+    for position, array in enumerate(stream.arrays):
+        np.testing.assert_array_equal(array, model.array(position))
+
+
+def test_a_growing_stream_goes_on_on_disk(make_settings, tmp_path, frames):
+    fmt = ScratchFormat(max_memory_bytes=3 * STEP_NBYTES, spill_dir=str(tmp_path / "spill"))
+    settings = make_settings(UNBOUNDED, format=fmt)
+    model = Model(settings)
+    with create_stream(settings) as stream:
+        for i, frame in enumerate(frames[:12]):
+            stream.append(frame, frame_metadata={"i": i})
+            model.append(frame)
+        assert stream.path is None
+        held = stream.arrays[0][:2]
+        stream.set_global_metadata("mine", {"a": 1})
+        with pytest.warns(UserWarning, match="max_memory_bytes=480") as caught:
+            stream.append(frames[12], frame_metadata={"i": 12})
+        model.append(frames[12])
+        assert caught[0].filename == __file__
+        assert stream.path.parent == tmp_path / "spill"
+        assert stat.S_IMODE(stream.path.stat().st_mode) == 0o700
+        for i, frame in enumerate(frames[13:30], start=13):
+            stream.append(frame, frame_metadata={"i": i})
+            model.append(frame)
+        np.testing.assert_array_equal(held, model.array(0)[:2])
+    for position, plain in enumerate(read_plain(stream.path)):
+        np.testing.assert_array_equal(plain, model.array(position))
+        np.testing.assert_array_equal(stream.arrays[position], model.array(position))
+    assert [line["i"] for line in read_lines(stream.path)] == list(range(30))
+
+
+def test_a_spill_warning_turned_into_an_error_loses_nothing(make_settings, tmp_path, frames):
+    import warnings
+
+    fmt = ScratchFormat(max_memory_bytes=80, spill_dir=str(tmp_path))
+    settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
+    with create_stream(settings) as stream:
+        stream.append(frames[0])
+        stream.append(frames[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UserWarning):
+                stream.append(frames[2])
+        assert stream.frames_written == 2
+        stream.append(frames[2])
+    np.testing.assert_array_equal(stream.arrays[0], frames[:3])
+
+
+def test_too_little_memory_left_in_the_machine_spills(make_settings, tmp_path, frames, monkeypatch):
+    fmt = ScratchFormat(spill_dir=str(tmp_path))
+    settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
+    monkeypatch.setattr("scratchwriter.storage._WINDOW_NBYTES", 1)
+    with create_stream(settings) as stream:
+        stream.append(frames[0])
+        monkeypatch.setattr("scratchwriter.policy.available_memory_nbytes", lambda: 39)
+        with pytest.warns(UserWarning, match="available"):
+            stream.append(frames[1])
+    np.testing.assert_array_equal(stream.arrays[0], frames[:2])
+
+
+def test_a_bounded_dataset_over_the_limit_begins_in_a_private_folder(
+    make_settings, tmp_path, frames
+):
+    fmt = ScratchFormat(max_memory_bytes=100, spill_dir=str(tmp_path))
+    with pytest.warns(UserWarning, match="120 bytes"):
+        stream = create_stream(make_settings(SIZES, format=fmt))
+    with stream:
+        assert stream.path.parent == tmp_path
+        assert stat.S_IMODE(stream.path.stat().st_mode) == 0o700
+        for frame in frames[:3]:
+            stream.append(frame)
+    assert names(stream.path) == FILES
+    np.testing.assert_array_equal(read_plain(stream.path)[0], frames[:3])
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
+@pytest.mark.parametrize("growing", [True, False], ids=["grown", "from the beginning"])
+def test_temporary_folders_are_removed_at_exit(tmp_path, closed, growing):
+    code = f"""
+    import warnings, numpy as np
+    from scratchwriter import *
+    warnings.simplefilter("ignore")
+    dims = dims_from_standard_axes({{"t": {None if growing else 9}, "y": 4, "x": 5}})
+    stream = create_stream(AcquisitionSettings(dimensions=dims, dtype="uint16", format=
+        ScratchFormat(max_memory_bytes=80, spill_dir={str(tmp_path)!r})))
+    for _ in range(5):
+        stream.append(np.ones((4, 5), "uint16"))
+    assert stream.path.is_dir()
+    if {closed}:
+        stream.close()
+    print("done")
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+    )
+    assert (run.stdout, run.stderr, run.returncode) == ("done\n", "", 0)
+    assert names(tmp_path) == set()
+
+
+# ------------------------------------------------------------------------ skips
+
+
+def test_a_long_skip_makes_long_arrays_and_sparse_files(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream:
+        stream.append(frames[0])
+        stream.skip(frames=10**9)
+        stream.append(frames[1])
+        array = stream.arrays[0]
+        assert array.shape == (10**9 + 2, 4, 5)
+        np.testing.assert_array_equal(array[-1], frames[1])
+        np.testing.assert_array_equal(array[0], frames[0])
+        assert not array[5 * 10**8].any()
+    status = (tmp_path / "d" / "pos_0.dat").stat()
+    assert status.st_size == (10**9 + 2) * 40
+    if hasattr(status, "st_blocks"):
+        assert status.st_blocks * 512 < 200 << 20  # of 40 GB: what was allocated ahead
+
+
+def test_a_skip_beyond_all_bounds_is_refused_and_consumes_nothing(make_settings, place, frames):
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5}, **place)) as stream:
+        stream.append(frames[0])
+        for n in (10**15, 2**62, 2**100):
+            with pytest.raises((MemoryError, OSError)):
+                stream.skip(frames=n)
+        assert stream.frames_written == 1
+        stream.append(frames[1])
+        np.testing.assert_array_equal(stream.arrays[0], frames[:2])
+
+
+# ------------------------------------------------------------------- full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_is_an_error_and_what_came_before_is_whole(
+    make_settings, small_disk
+):
+    settings = make_settings({"t": None, "y": 256, "x": 512}, root_path=str(small_disk / "d"))
+    frame = np.arange(256 * 512, dtype="uint16").reshape(256, 512)
+    with create_stream(settings) as stream:
+        with pytest.raises(OSError, match="No space") as error:
+            for i in range(100):
+                stream.append(frame + i)
+        assert error.value.errno == errno.ENOSPC
+        count = stream.frames_written
+        assert 10 < count < 16
+        (small_disk / "d" / "progress.bin").read_bytes()
+    (plain,) = read_plain(small_disk / "d")
+    assert plain.shape == (count, 256, 512)
+    for i in range(count):
+        np.testing.assert_array_equal(plain[i], frame + i)
+
+
+def test_after_space_is_freed_the_next_append_works(make_settings, small_disk):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(2 << 20))
+    settings = make_settings({"t": None, "y": 256, "x": 512}, root_path=str(small_disk / "d"))
+    frame = np.ones((256, 512), "uint16")
+    with create_stream(settings) as stream:
+        with pytest.raises(OSError, match="No space"):
+            for _ in range(100):
+                stream.append(frame)
+        count = stream.frames_written
+        ballast.unlink()
+        stream.append(frame + 1)
+        assert stream.frames_written == count + 1
+        np.testing.assert_array_equal(stream.arrays[0][-1], frame + 1)
+
+
+def test_metadata_that_does_not_fit_is_an_error_and_consumes_nothing(make_settings, small_disk):
+    settings = make_settings({"t": 3, "y": 4, "x": 5}, root_path=str(small_disk / "d"))
+    frame = np.ones((4, 5), "uint16")
+    with create_stream(settings) as stream:
+        stream.append(frame, frame_metadata={"a": 1})
+        with pytest.raises(OSError, match=r"frame_metadata\.jsonl"):
+            stream.append(frame, frame_metadata={"a": "x" * (5 << 20)})
+        assert stream.frames_written == 1
+        stream.append(frame, frame_metadata={"a": 2})
+    assert [line["a"] for line in read_lines(small_disk / "d")] == [1, 2]
+
+
+def test_a_spill_to_a_full_disk_can_be_tried_again(make_settings, small_disk):
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(3 << 20))
+    fmt = ScratchFormat(max_memory_bytes=2 << 20, spill_dir=str(small_disk))
+    settings = make_settings({"t": None, "p": 2, "y": 256, "x": 512}, format=fmt)
+    with create_stream(settings) as stream:
+        for i in range(8):
+            stream.append(np.full((256, 512), i, "uint16"), frame_metadata={"i": i})
+        with pytest.raises(OSError, match="free"):
+            stream.append(np.full((256, 512), 8, "uint16"), frame_metadata={"i": 8})
+        assert stream.frames_written == 8
+        ballast.unlink()
+        with pytest.warns(UserWarning, match="max_memory_bytes"):
+            stream.append(np.full((256, 512), 8, "uint16"), frame_metadata={"i": 8})
+    assert [int(a[i, 0, 0]) for i in range(4) for a in read_plain(stream.path)] == list(range(8))
+    assert len(read_lines(stream.path)) == 9
+
+
+# ------------------------------------------------------------------------ kills
+
+WRITER = """
+import os, sys, numpy as np
+from scratchwriter import *
+sizes = {{"t": {count}, "p": 2, "y": 8, "x": 8}}
+stream = create_stream(AcquisitionSettings(
+    dimensions=dims_from_standard_axes(sizes), dtype="uint32", root_path=sys.argv[1]))
+for i in range(10**6):
+    stream.append(np.full((8, 8), i + 1, "uint32"), frame_metadata={{"i": i}})
+    os.write(1, b".")
+"""
+
+
+@pytest.mark.parametrize("count", [None, 500_000], ids=["unbounded", "bounded"])
+@pytest.mark.parametrize("after", [1, 2, 3, 1000, 5001])
+def test_a_killed_writer_loses_nothing(tmp_path, count, after):
+    folder = tmp_path / "data"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER.format(count=count), str(folder)], stdout=subprocess.PIPE
+    )
+    done = 0
+    while done < after:
+        assert writer.stdout.read(1), "the writer ended by itself"
+        done += 1
+    writer.kill()
+    done += len(writer.stdout.read())  # what returned before the kill came
+    writer.wait()
+    writer.stdout.close()
+
+    arrays = read_plain(folder)
+    progress = np.fromfile(folder / "progress.bin", "i8", count=1, offset=64)[0]
+    assert done <= progress <= done + 1
+    if count is None:
+        for position, array in enumerate(arrays):
+            exact = max((done - position + 1) // 2, 1)
+            assert exact <= len(array) <= exact + 1
+    for i in range(done):
+        assert (arrays[i % 2][i // 2] == i + 1).all()
+    lines = (folder / "frame_metadata.jsonl").read_bytes().split(b"\n")
+    assert b'"i":%d}' % (done - 1) in lines[done - 1]
+    assert done <= len(lines) - 1 <= done + 1
+
+
+def test_a_removed_folder_is_an_error_at_close_and_the_arrays_stay(make_settings, tmp_path, frames):
+    stream = create_stream(make_settings(SIZES, root_path=str(tmp_path / "d")))
+    stream.append(frames[0])
+    shutil.rmtree(tmp_path / "d")
+    if Path(tmp_path / "d").exists():
+        pytest.skip("files in use cannot be removed here")
+    with pytest.raises(FileNotFoundError):
+        stream.close()
+    assert stream.closed
+    np.testing.assert_array_equal(stream.arrays[0][0], frames[0])
