@@ -29,8 +29,12 @@ class Model:
         if isinstance(settings.storage_order, list):
             self.storage_names = [n for n in settings.storage_order if n in names]
         # An unbounded axis is outermost in a file, whatever the storage order.
-        self.file_names = sorted(self.storage_names, key=lambda n: self._count(n) is not None)
-        ranges = [itertools.count() if d.count is None else range(d.count) for d in self.dims]
+        self.file_names = sorted(
+            self.storage_names, key=lambda n: self._count(n) is not None
+        )
+        ranges = [
+            itertools.count() if d.count is None else range(d.count) for d in self.dims
+        ]
         if ranges and self.dims[0].count is None:
             rest = list(itertools.product(*ranges[1:]))
             self._slots = ((i, *more) for i in ranges[0] for more in rest)
@@ -85,7 +89,10 @@ def read_plain(folder):
     manifest = json.loads((Path(folder) / "manifest.json").read_text())
     return [
         np.memmap(
-            Path(folder) / f"pos_{i}.dat", dtype=manifest["dtype"], mode="r", shape=tuple(shape)
+            Path(folder) / f"pos_{i}.dat",
+            dtype=manifest["dtype"],
+            mode="r",
+            shape=tuple(shape),
         )
         for i, shape in enumerate(manifest["position_shapes"])
     ]

@@ -100,7 +100,9 @@ def test_a_frame_of_another_shape_is_refused_and_nothing_is_consumed(stream, kin
     np.testing.assert_array_equal(stored(stream)[0], FRAME)
 
 
-@pytest.mark.parametrize("dtype", ["int16", "uint32", "float32", "float64", "complex64", "S1"])
+@pytest.mark.parametrize(
+    "dtype", ["int16", "uint32", "float32", "float64", "complex64", "S1"]
+)
 def test_a_dtype_that_does_not_cast_safely_is_refused(stream, dtype):
     with pytest.raises(ValueError, match="dtype") as error:
         stream.append(np.zeros((4, 5), dtype))
@@ -110,7 +112,9 @@ def test_a_dtype_that_does_not_cast_safely_is_refused(stream, dtype):
     assert stream.frames_written == 0
 
 
-@pytest.mark.parametrize("frame", [[[1.5] * 5] * 4, [[-1] * 5] * 4, [["a"] * 5] * 4, [[2**40] * 5] * 4])
+@pytest.mark.parametrize(
+    "frame", [[[1.5] * 5] * 4, [[-1] * 5] * 4, [["a"] * 5] * 4, [[2**40] * 5] * 4]
+)
 def test_plain_numbers_that_do_not_fit_are_refused(stream, frame):
     with pytest.raises(ValueError, match="dtype"):
         stream.append(frame)
@@ -127,7 +131,9 @@ def test_plain_numbers_that_do_not_fit_are_refused(stream, frame):
     ],
 )
 def test_casting_allows_more(make_settings, casting, dtype, accepted):
-    settings = make_settings({"t": 2, "y": 4, "x": 5}, format=ScratchFormat(casting=casting))
+    settings = make_settings(
+        {"t": 2, "y": 4, "x": 5}, format=ScratchFormat(casting=casting)
+    )
     with create_stream(settings) as stream:
         frame = FRAME.astype(dtype)
         if accepted:
@@ -138,7 +144,9 @@ def test_casting_allows_more(make_settings, casting, dtype, accepted):
                 stream.append(frame)
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float16", "float64", "complex128"])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint64", "float16", "float64", "complex128"]
+)
 def test_every_dtype_of_pixels_is_stored_exactly(make_settings, dtype):
     frame = (np.arange(20).reshape(4, 5) * 37 % 101).astype(dtype)
     with create_stream(make_settings({"t": 2, "y": 4, "x": 5}, dtype=dtype)) as stream:

@@ -33,7 +33,9 @@ ALLOWED = {
 
 
 def _files():
-    return sorted(p for p in ROOT.rglob("*.py*") if p.suffix in (".py", ".pyx", ".pxd", ".pyi"))
+    return sorted(
+        p for p in ROOT.rglob("*.py*") if p.suffix in (".py", ".pyx", ".pxd", ".pyi")
+    )
 
 
 def _room(path):
@@ -47,7 +49,9 @@ def _imports(path):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}: relative import"
                 yield from (
-                    f"{node.module}.{a.name}" if node.module == "scratchwriter" else node.module
+                    f"{node.module}.{a.name}"
+                    if node.module == "scratchwriter"
+                    else node.module
                     for a in node.names
                 )
             elif isinstance(node, ast.Import):

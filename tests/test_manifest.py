@@ -21,7 +21,9 @@ def load(folder):
 
 
 def test_it_holds_every_field_of_the_settings_defaults_included(make_settings, folder):
-    settings = make_settings({"t": 2, "c": ["a", "b"], "y": 4, "x": 5}, root_path=str(folder))
+    settings = make_settings(
+        {"t": 2, "c": ["a", "b"], "y": 4, "x": 5}, root_path=str(folder)
+    )
     create_stream(settings).close()
     manifest = load(folder)
     assert manifest["version"] == __version__
@@ -172,12 +174,12 @@ def test_a_manifest_that_is_none_is_refused_by_name(tmp_path, change):
     (tmp_path / "manifest.json").write_text(json.dumps(GOOD))
     assert read_manifest(tmp_path).position_shapes == [(1, 2)]
     (tmp_path / "manifest.json").write_text(json.dumps(GOOD | change))
-    with pytest.raises(ValueError, match="manifest.json"):
+    with pytest.raises(ValueError, match=r"manifest\.json"):
         read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00" * 100, "[" * 100_000])
 def test_text_that_is_no_manifest_is_refused_by_name(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(ValueError, match="manifest.json"):
+    with pytest.raises(ValueError, match=r"manifest\.json"):
         read_manifest(tmp_path)

@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
-from reference import read_lines
 
+from reference import read_lines
 from scratchwriter import create_stream
 from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
 

@@ -1,8 +1,8 @@
 import itertools
 
 import pytest
-from reference import Model
 
+from reference import Model
 from scratchwriter import AcquisitionSettings, Dimension
 from scratchwriter.plan import make_plan
 
@@ -55,7 +55,9 @@ def test_sizes_are_exact_beyond_64_bits():
     assert plan.num_frames == 2**120
 
 
-@pytest.mark.parametrize("sizes", [{"t": None}, {"t": None, "p": 3}, {"t": None, "c": 2, "p": 3}])
+@pytest.mark.parametrize(
+    "sizes", [{"t": None}, {"t": None, "p": 3}, {"t": None, "c": 2, "p": 3}]
+)
 @pytest.mark.parametrize("more", [{}, {"z": 2}])
 def test_lengths_after_every_frame_are_those_of_the_model(sizes, more):
     s = settings(sizes | more)
@@ -72,7 +74,11 @@ def test_lengths_after_every_frame_are_those_of_the_model(sizes, more):
 def test_bounded_shapes_do_not_depend_on_the_cursor(order):
     sizes = {"t": 5, "c": 2, "z": 3}
     plan = make_plan(settings(sizes, list(order)))
-    assert plan.file_shape(0, 0) == plan.file_shape(0, 30) == (*(sizes[n] for n in order), 3, 4)
+    assert (
+        plan.file_shape(0, 0)
+        == plan.file_shape(0, 30)
+        == (*(sizes[n] for n in order), 3, 4)
+    )
 
 
 def test_a_single_frame_has_no_axes():

@@ -12,7 +12,9 @@ from scratchwriter import ScratchFormat, create_stream, policy
 FRAME_NBYTES = 40  # 4 x 5 uint16
 
 
-def test_over_the_limit_without_spilling_is_a_memory_error_with_both_remedies(make_settings):
+def test_over_the_limit_without_spilling_is_a_memory_error_with_both_remedies(
+    make_settings,
+):
     settings = make_settings(
         {"t": 11, "y": 4, "x": 5},
         format=ScratchFormat(max_memory_bytes=10 * FRAME_NBYTES, spill_to_disk=False),
@@ -57,7 +59,9 @@ def test_more_than_the_disk_has_is_refused_before_anything_is_made(make_settings
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_than_the_temporary_disk_has_is_refused_without_a_trace(make_settings, tmp_path):
+def test_more_than_the_temporary_disk_has_is_refused_without_a_trace(
+    make_settings, tmp_path
+):
     fmt = ScratchFormat(spill_dir=str(tmp_path))
     with pytest.raises(OSError, match="free"):
         create_stream(make_settings({"t": 2**40, "y": 512, "x": 512}, format=fmt))
@@ -67,7 +71,9 @@ def test_more_than_the_temporary_disk_has_is_refused_without_a_trace(make_settin
 def test_over_what_the_machine_has_is_over_the_limit(make_settings, monkeypatch):
     monkeypatch.setattr(policy, "available_memory_nbytes", lambda: 399)
     fmt = ScratchFormat(spill_to_disk=False)
-    with pytest.raises(MemoryError, match=r"400 bytes.*machine has available \(399 bytes\)"):
+    with pytest.raises(
+        MemoryError, match=r"400 bytes.*machine has available \(399 bytes\)"
+    ):
         create_stream(make_settings({"t": 10, "y": 4, "x": 5}, format=fmt))
 
 
@@ -76,7 +82,9 @@ def test_an_unknown_amount_of_memory_is_no_limit(make_settings, monkeypatch):
     create_stream(make_settings({"t": 10, "y": 4, "x": 5})).close()
 
 
-def test_spilling_warns_with_size_limit_and_folder_at_the_callers_line(make_settings, tmp_path):
+def test_spilling_warns_with_size_limit_and_folder_at_the_callers_line(
+    make_settings, tmp_path
+):
     fmt = ScratchFormat(max_memory_bytes=400, spill_dir=str(tmp_path))
     with pytest.warns(UserWarning, match="440 bytes") as caught:
         stream = create_stream(make_settings({"t": 11, "y": 4, "x": 5}, format=fmt))
@@ -87,7 +95,9 @@ def test_spilling_warns_with_size_limit_and_folder_at_the_callers_line(make_sett
     assert str(stream.path) in str(warning.message)
 
 
-def test_a_spill_warning_turned_into_an_error_leaves_nothing_behind(make_settings, tmp_path):
+def test_a_spill_warning_turned_into_an_error_leaves_nothing_behind(
+    make_settings, tmp_path
+):
     fmt = ScratchFormat(max_memory_bytes=400, spill_dir=str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

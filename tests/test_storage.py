@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import Model, read_lines, read_plain
 
+from reference import Model, read_lines, read_plain
 from scratchwriter import ScratchFormat, create_stream
 
 FILES = {"manifest.json", "pos_0.dat", "frame_metadata.jsonl", "progress.bin"}
@@ -77,7 +77,9 @@ def test_overwrite_replaces_a_dataset(make_settings, tmp_path, frames):
     with create_stream(make_settings({"p": 4} | SIZES, root_path=str(folder))) as stream:
         stream.append(frames[0], frame_metadata={"old": 1})
     old = stream.arrays[0]
-    with create_stream(make_settings(SIZES, root_path=str(folder), overwrite=True)) as stream:
+    with create_stream(
+        make_settings(SIZES, root_path=str(folder), overwrite=True)
+    ) as stream:
         stream.append(frames[1])
     assert names(folder) == FILES
     np.testing.assert_array_equal(read_plain(folder)[0][0], frames[1])
@@ -87,7 +89,9 @@ def test_overwrite_replaces_a_dataset(make_settings, tmp_path, frames):
 
 def test_overwrite_accepts_an_empty_folder(make_settings, tmp_path):
     (tmp_path / "data").mkdir()
-    create_stream(make_settings(SIZES, root_path=str(tmp_path / "data"), overwrite=True)).close()
+    create_stream(
+        make_settings(SIZES, root_path=str(tmp_path / "data"), overwrite=True)
+    ).close()
     assert names(tmp_path / "data") == FILES
 
 
@@ -120,7 +124,9 @@ def test_overwrite_refuses_what_is_no_scratch_dataset(make_settings, tmp_path, c
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("below", ["", "data", "a/b"])
-def test_a_file_in_the_way_is_refused_and_not_touched(make_settings, tmp_path, overwrite, below):
+def test_a_file_in_the_way_is_refused_and_not_touched(
+    make_settings, tmp_path, overwrite, below
+):
     file = tmp_path / "file"
     file.write_text("precious")
     with pytest.raises(OSError, match="file"):
@@ -230,7 +236,9 @@ def test_a_growing_stream_goes_on_on_disk(make_settings, tmp_path, frames):
     assert [line["i"] for line in read_lines(stream.path)] == list(range(30))
 
 
-def test_a_spill_warning_turned_into_an_error_loses_nothing(make_settings, tmp_path, frames):
+def test_a_spill_warning_turned_into_an_error_loses_nothing(
+    make_settings, tmp_path, frames
+):
     import warnings
 
     fmt = ScratchFormat(max_memory_bytes=80, spill_dir=str(tmp_path))
@@ -247,7 +255,9 @@ def test_a_spill_warning_turned_into_an_error_loses_nothing(make_settings, tmp_p
     np.testing.assert_array_equal(stream.arrays[0], frames[:3])
 
 
-def test_too_little_memory_left_in_the_machine_spills(make_settings, tmp_path, frames, monkeypatch):
+def test_too_little_memory_left_in_the_machine_spills(
+    make_settings, tmp_path, frames, monkeypatch
+):
     fmt = ScratchFormat(spill_dir=str(tmp_path))
     settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
     monkeypatch.setattr("scratchwriter.storage._WINDOW_NBYTES", 1)
@@ -320,7 +330,9 @@ def test_a_long_skip_makes_long_arrays_and_sparse_files(make_settings, tmp_path,
         assert status.st_blocks * 512 < 200 << 20  # of 40 GB: what was allocated ahead
 
 
-def test_a_skip_beyond_all_bounds_is_refused_and_consumes_nothing(make_settings, place, frames):
+def test_a_skip_beyond_all_bounds_is_refused_and_consumes_nothing(
+    make_settings, place, frames
+):
     with create_stream(make_settings({"t": None, "y": 4, "x": 5}, **place)) as stream:
         stream.append(frames[0])
         for n in (10**15, 2**62, 2**100):
@@ -350,7 +362,9 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_is_an_error_and_what_came_before_is_whole(
     make_settings, small_disk
 ):
-    settings = make_settings({"t": None, "y": 256, "x": 512}, root_path=str(small_disk / "d"))
+    settings = make_settings(
+        {"t": None, "y": 256, "x": 512}, root_path=str(small_disk / "d")
+    )
     frame = np.arange(256 * 512, dtype="uint16").reshape(256, 512)
     with create_stream(settings) as stream:
         with pytest.raises(OSError, match="No space") as error:
@@ -369,7 +383,9 @@ def test_a_disk_that_fills_up_is_an_error_and_what_came_before_is_whole(
 def test_after_space_is_freed_the_next_append_works(make_settings, small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(2 << 20))
-    settings = make_settings({"t": None, "y": 256, "x": 512}, root_path=str(small_disk / "d"))
+    settings = make_settings(
+        {"t": None, "y": 256, "x": 512}, root_path=str(small_disk / "d")
+    )
     frame = np.ones((256, 512), "uint16")
     with create_stream(settings) as stream:
         with pytest.raises(OSError, match="No space"):
@@ -382,7 +398,9 @@ def test_after_space_is_freed_the_next_append_works(make_settings, small_disk):
         np.testing.assert_array_equal(stream.arrays[0][-1], frame + 1)
 
 
-def test_metadata_that_does_not_fit_is_an_error_and_consumes_nothing(make_settings, small_disk):
+def test_metadata_that_does_not_fit_is_an_error_and_consumes_nothing(
+    make_settings, small_disk
+):
     settings = make_settings({"t": 3, "y": 4, "x": 5}, root_path=str(small_disk / "d"))
     frame = np.ones((4, 5), "uint16")
     with create_stream(settings) as stream:
@@ -408,7 +426,9 @@ def test_a_spill_to_a_full_disk_can_be_tried_again(make_settings, small_disk):
         ballast.unlink()
         with pytest.warns(UserWarning, match="max_memory_bytes"):
             stream.append(np.full((256, 512), 8, "uint16"), frame_metadata={"i": 8})
-    assert [int(a[i, 0, 0]) for i in range(4) for a in read_plain(stream.path)] == list(range(8))
+    assert [int(a[i, 0, 0]) for i in range(4) for a in read_plain(stream.path)] == list(
+        range(8)
+    )
     assert len(read_lines(stream.path)) == 9
 
 
@@ -431,7 +451,8 @@ for i in range(10**6):
 def test_a_killed_writer_loses_nothing(tmp_path, count, after):
     folder = tmp_path / "data"
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER.format(count=count), str(folder)], stdout=subprocess.PIPE
+        [sys.executable, "-c", WRITER.format(count=count), str(folder)],
+        stdout=subprocess.PIPE,
     )
     done = 0
     while done < after:
@@ -456,7 +477,9 @@ def test_a_killed_writer_loses_nothing(tmp_path, count, after):
     assert done <= len(lines) - 1 <= done + 1
 
 
-def test_a_removed_folder_is_an_error_at_close_and_the_arrays_stay(make_settings, tmp_path, frames):
+def test_a_removed_folder_is_an_error_at_close_and_the_arrays_stay(
+    make_settings, tmp_path, frames
+):
     stream = create_stream(make_settings(SIZES, root_path=str(tmp_path / "d")))
     stream.append(frames[0])
     shutil.rmtree(tmp_path / "d")

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from reference import Model
 
+from reference import Model
 from scratchwriter import create_stream
 
 

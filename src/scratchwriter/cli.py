@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from scratchwriter.manifest import (
     read_manifest,
 )
 from scratchwriter.policy import size
+
+_DEMO_EXTRA = ("mm_test_adapters", "PIL", "pymmcore", "rich")
+_REDRAW_S = 0.2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,20 +77,19 @@ def _positive(text: str) -> int:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from scratchwriter.demo import run_demo
-
-    try:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-    except ImportError as error:
+    if missing := [name for name in _DEMO_EXTRA if find_spec(name) is None]:
         raise ImportError(
-            f"The demo needs {error.name}: pip install 'scratchwriter[demo]'"
-        ) from None
+            f"The demo needs {', '.join(missing)}: pip install 'scratchwriter[demo]'"
+        )
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from scratchwriter.demo import run_demo
 
     out: Path | None = args.out
     if out is None:
@@ -96,13 +100,22 @@ def _demo(args: argparse.Namespace) -> None:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    # Drawn between frames: a thread that draws would hold the GIL when append wants it.
+    with Progress(*columns, auto_refresh=False) as progress:
         task = progress.add_task("", total=args.frames)
+        drawn_s = 0.0
+
+        def on_frame(n: int) -> None:
+            nonlocal drawn_s
+            if n == args.frames or time.monotonic() - drawn_s > _REDRAW_S:
+                progress.update(task, completed=n, refresh=True)
+                drawn_s = time.monotonic()
+
         result = run_demo(
             args.frames,
             None if args.memory else out,
             out.with_name(out.name + ".png"),
-            lambda n: progress.update(task, completed=n),
+            on_frame,
         )
     p50, p99, most = np.percentile(result.append_ns / 1e3, (50, 99, 100))
     print(f"frames         {result.frames}, all read back equal")

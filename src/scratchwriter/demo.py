@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mm_test_adapters
 import numpy as np
 import numpy.typing as npt
+import pymmcore
+from PIL import Image
 
 from scratchwriter.dimensions import dims_from_standard_axes
 from scratchwriter.settings import AcquisitionSettings
@@ -59,21 +62,9 @@ class DemoCamera:
     exposure_ms : float
         Exposure time.
 
-    Raises
-    ------
-    ImportError
-        Without the `demo` extra; says what to install.
     """
 
     def __init__(self, exposure_ms: float = 1.0) -> None:
-        try:
-            import mm_test_adapters
-            import pymmcore
-        except ImportError as error:
-            raise ImportError(
-                f"The demo needs {error.name}: pip install 'scratchwriter[demo]'"
-            ) from None
-        self._new_metadata: Callable[[], Any] = pymmcore.Metadata
         self.core = core = pymmcore.CMMCore()
         core.setDeviceAdapterSearchPaths([mm_test_adapters.device_adapter_path()])
         core.loadDevice("Camera", "DemoCamera", "DCam")
@@ -101,7 +92,7 @@ class DemoCamera:
                 if not core.getRemainingImageCount():
                     time.sleep(0.0001)
                     continue
-                metadata = self._new_metadata()
+                metadata = pymmcore.Metadata()
                 frame = core.popNextImageMD(metadata)
                 tags = {k: metadata.GetSingleTag(k).GetValue() for k in metadata.GetKeys()}
                 yield frame, tags
@@ -193,8 +184,6 @@ def _read_back(stream: ScratchStream) -> npt.NDArray[Any]:
 
 def _save_sheet(frames: npt.NDArray[Any], path: Path) -> None:
     """Save thumbnails of evenly spaced frames, with the contrast of all of them."""
-    from PIL import Image
-
     count = min(len(frames), _SHEET_COLUMNS * _SHEET_ROWS)
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
     low, high = int(frames[chosen].min()), int(frames[chosen].max())

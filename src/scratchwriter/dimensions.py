@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import warnings
 from collections import Counter
@@ -16,6 +17,7 @@ from pydantic import (
     ConfigDict,
     PositiveInt,
     TypeAdapter,
+    ValidationError,
     model_validator,
 )
 from pydantic_extra_types.color import Color
@@ -240,6 +242,7 @@ def _check_positions(positions: list[Position]) -> list[Position]:
     return positions
 
 
+_COUNT = TypeAdapter(PositiveInt)
 _CHANNELS = TypeAdapter(Annotated[list[Channel], AfterValidator(_check_channels)])
 _POSITIONS = TypeAdapter(Annotated[list[Position], AfterValidator(_check_positions)])
 
@@ -371,7 +374,8 @@ class Dimension(StrictModel):
                     "A position dimension needs at least one position: give `coords` "
                     "or a `count`. It cannot be unbounded."
                 )
-            if isinstance(count, int) and count > 0:
+            with contextlib.suppress(ValidationError):  # the field's own says more
+                count = data["count"] = _COUNT.validate_python(count)
                 coords = [Position(name=str(i)) for i in range(count)]
         if coords is not None:
             if count is None:
@@ -462,7 +466,8 @@ def _frame_dimension(dim: Dimension) -> Dimension:
             "as type='space'. Give it that type to silence this warning.",
             stacklevel=4,
         )
-    return dim.model_copy(update={"type": "space"})
+    given = {field: getattr(dim, field) for field in dim.model_fields_set}
+    return Dimension.model_validate(given | {"type": "space"})  # checks its unit, too
 
 
 class StandardAxis(str, Enum):
@@ -502,7 +507,7 @@ class StandardAxis(str, Enum):
             name=self.value,
             count=count,
             type=self.dimension_type(),
-            coords=None if coords is None else list(coords),
+            coords=coords,
             chunk_size=chunk_size,
             shard_size_chunks=shard_size_chunks,
             unit=self.unit(),

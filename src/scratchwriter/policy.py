@@ -13,7 +13,6 @@ from scratchwriter._region.system import available_memory_nbytes, is_ram_backed
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import ScratchFormat
 
-
 _ADDRESSES_NBYTES = 1 << 46  # of a process; more than any memory
 
 

@@ -126,6 +126,28 @@ def _parse_dtype(value: Any) -> str:
     return name
 
 
+def _holds_pixels(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in PIXEL_KINDS
+    except TypeError:  # the names of strings and records, as "str160", are no dtypes
+        return False
+
+
+def _check_storage_order(order: str | list[str], dims: tuple[Dimension, ...]) -> None:
+    if isinstance(order, str) or not dims:
+        return
+    names = [dim.name for dim in dims]
+    if sorted(order) != sorted(names):
+        raise ValueError(
+            f"storage_order must name every dimension once: {names}, got {order}."
+        )
+    if set(order[-2:]) != set(names[-2:]):
+        raise ValueError(
+            f"storage_order must leave the frame's dimensions {names[-2:]} last, "
+            f"got {order}."
+        )
+
+
 class AcquisitionSettings(StrictModel):
     """Everything about an acquisition; pass it to `create_stream`.
 
@@ -252,8 +274,8 @@ class AcquisitionSettings(StrictModel):
         Raises
         ------
         ValueError
-            If the dimensions or the dtype are missing, a frame has no fixed size, or
-            the dtype does not hold pixels.
+            If the dimensions or the dtype are missing or contradict each other, a
+            frame has no fixed size, or the dtype does not hold pixels.
         """
         if not self.dimensions:
             raise ValueError("settings.dimensions is empty: set it to make a stream.")
@@ -264,7 +286,12 @@ class AcquisitionSettings(StrictModel):
                 raise ValueError(
                     f"Frame dimension {dim.name!r} has no count: a frame needs a size."
                 )
-        if np.dtype(self.dtype).kind not in PIXEL_KINDS:
+        # Dimensions can be changed one by one, without a look at the whole.
+        check_dimensions(
+            tuple(Dimension.model_validate(dict(dim)) for dim in self.dimensions)
+        )
+        _check_storage_order(self.storage_order, self.dimensions)
+        if not _holds_pixels(self.dtype):
             raise ValueError(
                 f"dtype {self.dtype!r} does not hold pixels: use a bool, integer, "
                 "float or complex dtype."
@@ -286,26 +313,15 @@ class AcquisitionSettings(StrictModel):
                     "`format`."
                 )
             root_path = str(data.get("root_path", "")).lower()
-            if data.get("format", "auto") == "auto":
+            if str(data.get("format", "auto")).lower() == "auto":
                 for suffix, name in _FOREIGN_SUFFIXES.items():
                     if root_path.endswith(suffix):
                         raise ValueError(_foreign_format(name))
         return data
 
     @model_validator(mode="after")
-    def _check_storage_order(self) -> AcquisitionSettings:
-        order = self.storage_order
-        if self.dimensions and isinstance(order, list):
-            names = [dim.name for dim in self.dimensions]
-            if sorted(order) != sorted(names):
-                raise ValueError(
-                    f"storage_order must name every dimension once: {names}, got {order}."
-                )
-            if set(order[-2:]) != set(names[-2:]):
-                raise ValueError(
-                    f"storage_order must leave the frame's dimensions {names[-2:]} "
-                    f"last, got {order}."
-                )
+    def _order_names_the_dimensions(self) -> AcquisitionSettings:
+        _check_storage_order(self.storage_order, self.dimensions)
         return self
 
     @model_validator(mode="after")
