@@ -25,7 +25,7 @@ def test_every_frame_of_the_camera_is_in_the_dataset(dataset):
     frames = read_plain(dataset.path)
     assert frames.shape == (60, 512, 512)
     assert frames.dtype == np.uint16
-    # The demo camera moves its stripes from frame to frame: none is blank, they are not all equal.
+    # The stripes of the demo camera move: no frame is blank, and they are not all equal.
     assert all(frame.std() > 0 for frame in frames)
     assert len({frame.tobytes() for frame in frames}) > 3
 
