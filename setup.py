@@ -35,7 +35,7 @@ def extension(name: str) -> Extension:
 
 names = ["_core"]
 if sys.platform == "linux":
-    names.append("_region._mapped")
+    names += ["_region._mapped", "_ahead"]
 
 setup(
     ext_modules=cythonize(

@@ -181,7 +181,8 @@ def test_files_are_exactly_as_long_as_their_shapes(make_settings, tmp_path, fram
 
 
 def test_growth_in_small_windows_is_seamless(make_settings, place, frames, monkeypatch):
-    monkeypatch.setattr("scratchwriter.storage._WINDOW_NBYTES", 1)
+    for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
+        monkeypatch.setattr(f"scratchwriter.storage.{name}", 1)
     settings = make_settings(UNBOUNDED, **place)
     model = Model(settings)
     with create_stream(settings) as stream:
@@ -260,7 +261,8 @@ def test_too_little_memory_left_in_the_machine_spills(
 ):
     fmt = ScratchFormat(spill_dir=str(tmp_path))
     settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
-    monkeypatch.setattr("scratchwriter.storage._WINDOW_NBYTES", 1)
+    for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
+        monkeypatch.setattr(f"scratchwriter.storage.{name}", 1)
     with create_stream(settings) as stream:
         stream.append(frames[0])
         monkeypatch.setattr("scratchwriter.policy.available_memory_nbytes", lambda: 39)

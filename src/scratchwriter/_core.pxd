@@ -1,5 +1,7 @@
 from libc.stdint cimport int64_t, uintptr_t
 
+from scratchwriter._odometer cimport MAX_AXES, Odometer
+
 cdef extern from "platform.h" nogil:
     ctypedef struct sw_mutex:
         pass
@@ -15,9 +17,6 @@ cdef extern from "platform.h" nogil:
     int sw_pwrite(int fd, const char* data, size_t nbytes, int64_t offset)
     void sw_store_16(char* p, const char* data)
 
-cdef enum:
-    MAX_AXES = 8
-
 cdef enum Status:
     OK
     CLOSED         # the stream is closed
@@ -29,13 +28,9 @@ cdef enum Status:
 
 cdef struct Array:
     char* base                 # first byte of the position's array
-    int64_t writable_nbytes    # slots that end here or before may be written
+    int64_t writable_nbytes    # slots that end here or before may be written; atomic
     int64_t steps              # how far its outermost axis reaches
     char* shape_digits         # the same number in the manifest, or NULL
-
-cdef struct Odometer:          # the next slot, in acquisition order
-    int64_t index[MAX_AXES]
-    int64_t offset_nbytes      # of the slot in its position's array
 
 cdef struct MetadataLog:
     int fd                     # -1: there is no file (yet)

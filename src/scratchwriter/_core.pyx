@@ -29,6 +29,8 @@ from libc.string cimport memcpy, memmove, memset
 
 cimport numpy as cnp
 
+from scratchwriter._odometer cimport MAX_AXES, advance, jump
+
 import os
 
 import numpy as np
@@ -43,38 +45,6 @@ cdef enum:
 
 
 # ------------------------------------------------------------------ index functions
-
-cdef inline void advance(
-    Odometer* odometer, const int64_t* counts, const int64_t* strides, int num_axes
-) noexcept nogil:
-    """Go on to the next slot: the last axis first, with carry."""
-    cdef int axis = num_axes - 1
-    while axis >= 0:
-        odometer.index[axis] += 1
-        odometer.offset_nbytes += strides[axis]
-        if odometer.index[axis] != counts[axis]:    # always so where it is unbounded (0)
-            return
-        odometer.offset_nbytes -= counts[axis] * strides[axis]
-        odometer.index[axis] = 0
-        axis -= 1
-
-
-cdef inline void jump(
-    Odometer* odometer, int64_t frame, const int64_t* counts, const int64_t* strides,
-    int num_axes,
-) noexcept nogil:
-    """Go to the slot of any frame, in constant time."""
-    cdef int axis = num_axes - 1
-    odometer.offset_nbytes = 0
-    while axis >= 0:
-        if counts[axis]:
-            odometer.index[axis] = frame % counts[axis]
-            frame = frame // counts[axis]
-        else:
-            odometer.index[axis] = frame
-        odometer.offset_nbytes += odometer.index[axis] * strides[axis]
-        axis -= 1
-
 
 cdef inline int64_t steps_after(
     int64_t cursor, int64_t position, int64_t step_frames, int64_t visit_frames

@@ -67,6 +67,11 @@ class FramePlan:
         return None if self.is_unbounded else self.step_frames
 
     @property
+    def is_in_order(self) -> bool:
+        """Whether each file's slots come in the order of its bytes."""
+        return list(self.file_axes) == sorted(self.file_axes)
+
+    @property
     def step_frames(self) -> int:
         """Frames, of all positions, per step of the unbounded axis (all, if bounded)."""
         return math.prod(count or 1 for count in self.counts)

@@ -91,6 +91,11 @@ def require_disk(needed_nbytes: int, folder: Path, *, freed_nbytes: int = 0) -> 
         )
 
 
+def file_window_nbytes(folder: Path, most_nbytes: int) -> int:
+    """Return how far ahead files may be allocated: not much of a disk nearly full."""
+    return min(most_nbytes, shutil.disk_usage(folder).free // 8)
+
+
 def size(nbytes: int) -> str:
     """Return a number of bytes for people; exact integers, however large."""
     if nbytes < 1_000_000:

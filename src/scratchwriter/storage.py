@@ -1,8 +1,9 @@
 """Where the frames of one acquisition are: regions, files, the folder, growth, clean-up.
 
 A `Storage` begins in memory or in a folder. In memory an unbounded acquisition may
-outgrow its limit; it then moves to a temporary folder and goes on as if it had begun
-there.
+outgrow its limit. Its arrays then go on in files of a temporary folder, behind what they
+have in memory; a thread copies that into the files too, and when it has done so the
+dataset in the folder is complete and gets its manifest.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from scratchwriter import policy
 from scratchwriter._core import FrameWriter
-from scratchwriter._region import Region, make_region
+from scratchwriter._region import Region, make_region, moves_when_it_grows
 from scratchwriter.manifest import (
     FRAME_METADATA,
     MANIFEST,
@@ -36,8 +37,15 @@ from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import AcquisitionSettings, ScratchFormat
 
-# How far files are allocated ahead of the frames, over all positions.
-_WINDOW_NBYTES = 64 << 20
+if TYPE_CHECKING:
+    from scratchwriter._ahead import AheadThread
+    from scratchwriter._region._mapped import MappedRegion
+
+# How far ahead of the frames memory and files are made ready, over all positions.
+_MEMORY_WINDOW_NBYTES = 64 << 20
+_FILE_WINDOW_NBYTES = 256 << 20
+# For how much the memory that the machine has is asked at a time, over all positions.
+_GRANT_NBYTES = 256 << 20
 # Addresses reserved for an unbounded acquisition, over all positions. They cost nothing;
 # a process has 2**47.
 _RESERVE_NBYTES = 1 << 42
@@ -78,7 +86,10 @@ class Storage:
         self.regions: list[Region] = []
         self.closed = False
         self._global_metadata: dict[str, Any] = {}
-        self._allocated_steps = [0] * plan.num_positions
+        self._writable_steps = [0] * plan.num_positions  # in memory, or portable
+        self._granted_steps = 0  # what the machine was asked for
+        self._ahead: AheadThread | None = None
+        self._saver: threading.Thread | None = None
         self._finish_lock = threading.RLock()
         self._spill_folder: Path | None = None
         self._progress: Progress | None = None
@@ -94,6 +105,7 @@ class Storage:
                 raise policy.memory_error(plan.total_nbytes, limit)
             else:
                 self._begin_in_spill_folder(limit, undo)
+            self._start_ahead()
             undo.pop_all()
 
     # ----------------------------------------------------------------------- begin
@@ -114,15 +126,15 @@ class Storage:
         policy.warn_of_spill(needed_nbytes, limit, folder, stacklevel=5)
 
     def _make_arrays(self, folder: Path | None, undo: ExitStack) -> None:
-        plan = self.plan
+        plan, fmt = self.plan, self.settings.format
         self.writer = FrameWriter(
             plan,
-            self.settings.format.casting,
+            fmt.casting,
             self._make_room,
             self._make_steps,
             encode_frame_metadata,
             # Without a file they can only be wanted for a later one.
-            keep_metadata=plan.is_unbounded and self.settings.format.spill_to_disk,
+            keep_metadata=plan.is_unbounded and fmt.spill_to_disk,
         )
         undo.callback(self.writer.close)  # it refers to self: break the circle
         reserve_nbytes = plan.step_nbytes
@@ -131,11 +143,46 @@ class Storage:
             reserve_nbytes = most_nbytes // plan.num_positions
         for position in range(plan.num_positions):
             path = folder and folder / array_name(position)
-            self.regions.append(_reserve(reserve_nbytes, plan.step_nbytes, path))
-            if plan.is_unbounded:
-                self.regions[-1].extend(plan.step_nbytes)
+            region = _reserve(reserve_nbytes, plan.step_nbytes, path)
+            self.regions.append(region)
+            if not plan.is_unbounded:
+                region.allocate(0, plan.step_nbytes)
+                # In files the thread ahead opens slot by slot, if it can.
+                gated = folder and plan.is_in_order and not moves_when_it_grows(region)
+                self._writable_steps[position] = 0 if gated else 1
             else:
-                self._allocate(position, 0, 1)
+                region.extend(plan.step_nbytes)
+            self._attach(position)
+    def _start_ahead(self) -> None:
+        plan, fmt = self.plan, self.settings.format
+        if any(map(moves_when_it_grows, self.regions)):
+            return
+        from scratchwriter._ahead import AheadThread  # is not built everywhere
+
+        window_nbytes = _MEMORY_WINDOW_NBYTES
+        if self.folder is not None:
+            window_nbytes = policy.file_window_nbytes(self.folder, _FILE_WINDOW_NBYTES)
+        memory_stops = [0] * plan.num_positions
+        if plan.is_unbounded and self.folder is None:
+            for position, region in enumerate(self.regions):
+                stop = policy.memory_steps(plan, fmt, position) * plan.step_nbytes
+                memory_stops[position] = min(stop, _RESERVE_NBYTES // plan.num_positions)
+                # All at once: what is opened bit by bit makes the frames wait for it.
+                with suppress(MemoryError):  # it may also be opened bit by bit
+                    region.extend(memory_stops[position])
+        self._ahead = AheadThread(
+            plan,
+            self.writer,
+            cast("list[MappedRegion]", self.regions),
+            memory_stops,
+            window_nbytes,
+        )
+        if self.folder is not None:
+            self._ahead.start_writeback()
+
+    def _stop_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.stop()
 
     def _publish(self, folder: Path) -> None:
         """Make the dataset readable by others: progress, manifest, frame metadata."""
@@ -156,51 +203,62 @@ class Storage:
 
     def _make_room(self, position: int, stop_nbytes: int) -> None:
         """Make a slot writable. Called by the writer when it has arrived at the end."""
+        self.writer.exclusively(lambda: self._grow(position, stop_nbytes))
+
+    def _grow(self, position: int, stop_nbytes: int) -> None:
         step = -(-stop_nbytes // self.plan.step_nbytes)
-        self.writer.exclusively(lambda: self._grow(position, step))
-
-    def _grow(self, position: int, step: int) -> None:
-        if step <= self._allocated_steps[position]:
-            return  # another thread was here before
-        if self.folder is None:
-            fmt = self.settings.format
-            limit = policy.machine_shortage(self._window_steps * self.plan.step_nbytes)
-            most = policy.memory_steps(self.plan, fmt, position)
-            if step > most:
-                limit = policy.memory_limit(fmt)
+        if self.regions[position].path is None:
+            if step <= self._writable_steps[position]:
+                return  # another thread was here before
+            limit = self._memory_shortage(position, step)
             if limit is None:
-                try:
-                    self._allocate_ahead(position, step, most)
-                except MemoryError as error:
-                    limit = f"the system gives ({error})"
-                else:
-                    return
-            self._leave_memory(step, limit)
-        self._allocate_ahead(position, step, None)
+                return
+            self._leave_memory(position, step, limit)
+        if self._ahead is None:
+            self._allocate(position, step, step - 1 + self._steps_in(_MEMORY_WINDOW_NBYTES))
+            return
+        code = self._ahead.prepare_now(position, stop_nbytes - self.plan.frame_nbytes)
+        if code == -1 or code == errno.ENOMEM:
+            raise MemoryError(f"no addresses for {stop_nbytes} bytes of an array")
+        if code != 0:
+            raise OSError(code, os.strerror(code), str(self.regions[position].path))
 
-    @property
-    def _window_steps(self) -> int:
-        return max(_WINDOW_NBYTES // self.plan.total_nbytes, 1)
-
-    def _allocate_ahead(self, position: int, step: int, most: int | None) -> None:
-        last = step - 1 + self._window_steps
-        if most is not None:
-            last = min(last, most)
+    def _memory_shortage(self, position: int, step: int) -> str | None:
+        """Grow in memory, or say which limit that would cross."""
+        fmt = self.settings.format
+        most = policy.memory_steps(self.plan, fmt, position)
+        if step > most:
+            return policy.memory_limit(fmt)
+        if step > self._granted_steps:
+            window_steps = self._steps_in(_GRANT_NBYTES)
+            limit = policy.machine_shortage(window_steps * self.plan.total_nbytes)
+            if limit is not None:
+                return limit
+            self._granted_steps = step - 1 + window_steps
         try:
-            self._allocate(position, step - 1, last)
+            self._allocate(position, step, min(self._granted_steps, most))
+        except MemoryError as error:
+            return f"the system gives ({error})"
+        return None
+
+    def _steps_in(self, nbytes: int) -> int:
+        return max(nbytes // self.plan.total_nbytes, 1)
+
+    def _allocate(self, position: int, step: int, last: int) -> None:
+        """Make a step writable, and more up to `last` if there is room for it."""
+        region, step_nbytes = self.regions[position], self.plan.step_nbytes
+        try:
+            region.allocate((step - 1) * step_nbytes, last * step_nbytes)
         except (MemoryError, OSError):
             if last == step:
                 raise
-            self._allocate(position, step - 1, step)
-
-    def _allocate(self, position: int, start: int, stop: int) -> None:
-        step_nbytes = self.plan.step_nbytes
-        self.regions[position].allocate(start * step_nbytes, stop * step_nbytes)
-        self._allocated_steps[position] = stop
+            last = step
+            region.allocate((step - 1) * step_nbytes, last * step_nbytes)
+        self._writable_steps[position] = last
         self._attach(position)
 
     def _attach(self, position: int) -> None:
-        writable_nbytes = self._allocated_steps[position] * self.plan.step_nbytes
+        writable_nbytes = self._writable_steps[position] * self.plan.step_nbytes
         self.writer.attach(position, self.regions[position], writable_nbytes)
 
     def _make_steps(self, steps: int) -> None:
@@ -210,23 +268,41 @@ class Storage:
     def _extend(self, steps: int) -> None:
         for position, region in enumerate(self.regions):
             region.extend(steps * self.plan.step_nbytes)
-            self._attach(position)
+            if moves_when_it_grows(region):
+                self._attach(position)
         self.writer.set_readable_steps(steps)
 
-    def _leave_memory(self, steps: int, limit: str) -> None:
-        """Move everything to a temporary folder, and go on there."""
-        needed_nbytes = steps * self.plan.total_nbytes
+    def _leave_memory(self, position: int, step: int, limit: str) -> None:
+        """Go on in a file, behind what the position has in memory."""
+        needed_nbytes = step * self.plan.total_nbytes
         if not self.settings.format.spill_to_disk:
             raise policy.memory_error(needed_nbytes, limit)
-        # What fails half-way (a full disk) is taken up again by the next append.
-        if self._spill_folder is None:
-            self._spill_folder = _make_spill_folder(self.settings.format, needed_nbytes)
-        for position, region in enumerate(self.regions):
-            if region.path is None:
-                region.move_to_file(self._spill_folder / array_name(position))
-                self._attach(position)
-        self._publish(self._spill_folder)
-        policy.warn_of_spill(needed_nbytes, limit, self._spill_folder, stacklevel=6)
+        is_first = self.folder is None
+        if self.folder is None:
+            self.folder = _make_spill_folder(self.settings.format, needed_nbytes)
+        start_nbytes = self._writable_steps[position] * self.plan.step_nbytes
+        self.regions[position].continue_in_file(
+            self.folder / array_name(position), start_nbytes
+        )
+        self._attach(position)
+        if self._ahead is not None:
+            self._ahead.forget(position, start_nbytes)
+            self._ahead.start_writeback()
+        if all(region.path is not None for region in self.regions):
+            self._saver = threading.Thread(target=self._try_save, name="scratchwriter")
+            self._saver.start()
+        if is_first:
+            policy.warn_of_spill(needed_nbytes, limit, self.folder, stacklevel=6)
+
+    def _try_save(self) -> None:
+        """Complete the files of a dataset that began in memory, and publish it."""
+        # On a thread of its own. What fails is tried again, and told, by `finish`.
+        folder = self.folder
+        with suppress(Exception):
+            for region in self.regions:
+                region.save()
+            if folder is not None:
+                self.writer.exclusively(lambda: self._publish(folder))
 
     # -------------------------------------------------------------------- metadata
 
@@ -236,7 +312,7 @@ class Storage:
         before = self._global_metadata
         self._global_metadata = {**before, namespace: value}
         try:
-            if self.folder is not None:
+            if self.folder is not None and self._progress is not None:
                 self._write_manifest(self.folder)
         except BaseException:
             self._global_metadata = before
@@ -286,15 +362,33 @@ class Storage:
                 return
             self.writer.close()
             self.closed = True
-            if self.folder is None or self._progress is None:
+            self._stop_ahead()
+            if self._saver is not None:
+                self._saver.join()
+            if self.folder is None:
                 return
             # Run from the last to the first, each whatever became of the others.
-            steps.callback(self._progress.mark_closed)
-            steps.callback(self._write_manifest, self.folder)
+            steps.callback(self._finish_dataset, self.folder)
+            for position in range(self.plan.num_positions):
+                steps.callback(self._finish_file, self.folder, position)
+
+    def _finish_file(self, folder: Path, position: int) -> None:
+        region = self.regions[position]
+        nbytes = self.plan.file_nbytes(position, self.writer.frames_written)
+        if region.path is None:
+            region.continue_in_file(folder / array_name(position), nbytes)
+        region.trim(nbytes)  # first: it gives back room on the disk
+        if self._progress is None:
+            region.save()
+
+    def _finish_dataset(self, folder: Path) -> None:
+        if self._progress is None:
+            self._publish(folder)
+        with ExitStack() as steps:
+            if self._progress is not None:
+                steps.callback(self._progress.mark_closed)
+            steps.callback(self._write_manifest, folder)
             steps.callback(os.close, self._log_fd)
-            cursor = self.writer.frames_written
-            for position, region in enumerate(self.regions):
-                steps.callback(region.trim, self.plan.file_nbytes(position, cursor))
             self._manifest = None
 
 

@@ -48,8 +48,14 @@ class Region(Protocol):
         region is as it was before.
         """
 
-    def move_to_file(self, path: Path) -> None:
-        """Go on in a new file at `path`, with all that was allocated before."""
+    def continue_in_file(self, path: Path, start: int) -> None:
+        """Go on in a new file at `path`; nothing was written from `start` on.
+
+        What lies before may stay in memory until `save`: a hole in the file.
+        """
+
+    def save(self) -> None:
+        """Write what is still in memory into the file, if there is one."""
 
     def trim(self, nbytes: int) -> None:
         """Cut the file, if there is one, to `nbytes`. The last call on a region."""
@@ -67,6 +73,11 @@ def _use_portable() -> bool:
             f"SCRATCHWRITER_REGION={choice!r}: use 'mapped', 'portable' or leave it out."
         )
     return choice == "portable" or (choice == "" and sys.platform != "linux")
+
+
+def moves_when_it_grows(region: Region) -> bool:
+    """Tell whether a region is of the portable kind."""
+    return isinstance(region, PortableRegion)
 
 
 def make_region(reserve_nbytes: int, path: Path | None = None) -> Region:

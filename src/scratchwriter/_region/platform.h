@@ -85,6 +85,73 @@ static inline int sw_pwrite(int fd, const char *data, size_t nbytes, int64_t off
     return 0;
 }
 
+/* Threads that never run Python code. Linux only so far. */
+
+#include <sched.h>
+#include <signal.h>
+#include <time.h>
+
+typedef pthread_t sw_thread;
+
+/* Signals go to the threads of Python. */
+static inline int sw_thread_start(sw_thread *thread, void *(*run)(void *), void *arg) {
+    sigset_t all, before;
+    int code;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    code = pthread_create(thread, NULL, run, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return code;
+}
+static inline void sw_thread_join(sw_thread thread) { pthread_join(thread, NULL); }
+static inline void sw_yield(void) { sched_yield(); }
+static inline void sw_add(int64_t *p, int64_t value) {
+    __atomic_add_fetch(p, value, __ATOMIC_ACQ_REL);
+}
+
+/* Rings once and for all; who waits for it sleeps until then or for a time. */
+typedef struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t cond;
+    int rung;
+} sw_alarm;
+
+static inline void sw_alarm_init(sw_alarm *alarm) {
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_mutex_init(&alarm->mutex, NULL);
+    pthread_cond_init(&alarm->cond, &attributes);
+    pthread_condattr_destroy(&attributes);
+    alarm->rung = 0;
+}
+static inline void sw_alarm_destroy(sw_alarm *alarm) {
+    pthread_cond_destroy(&alarm->cond);
+    pthread_mutex_destroy(&alarm->mutex);
+}
+static inline void sw_alarm_ring(sw_alarm *alarm) {
+    pthread_mutex_lock(&alarm->mutex);
+    alarm->rung = 1;
+    pthread_cond_broadcast(&alarm->cond);
+    pthread_mutex_unlock(&alarm->mutex);
+}
+static inline int sw_alarm_wait(sw_alarm *alarm, int64_t timeout_ns) {
+    struct timespec until;
+    int rung;
+    pthread_mutex_lock(&alarm->mutex);
+    if (timeout_ns > 0 && !alarm->rung) {
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        timeout_ns += until.tv_nsec;
+        until.tv_sec += timeout_ns / 1000000000;
+        until.tv_nsec = timeout_ns % 1000000000;
+        while (!alarm->rung && pthread_cond_timedwait(&alarm->cond, &alarm->mutex, &until) == 0) {
+        }
+    }
+    rung = alarm->rung;
+    pthread_mutex_unlock(&alarm->mutex);
+    return rung;
+}
+
 #endif
 
 /* Store 16 bytes at once where the machine can: one SSE2 or NEON instruction, which a

@@ -56,7 +56,7 @@ class PortableRegion:
                 self._buffer = _map(self._path, stop)
         self.extend(stop)
 
-    def move_to_file(self, path: Path) -> None:
+    def continue_in_file(self, path: Path, start: int) -> None:
         path.touch(exist_ok=False)
         try:
             with _errors_name(path), path.open("wb", buffering=0) as file:
@@ -66,6 +66,9 @@ class PortableRegion:
             path.unlink()
             raise
         self._path, self._buffer = path, buffer
+
+    def save(self) -> None:
+        """All is in the file since `continue_in_file`."""
 
     def trim(self, nbytes: int) -> None:
         if self._path is not None:

@@ -1,0 +1,56 @@
+from collections.abc import Sequence
+from typing import Protocol, final
+
+from scratchwriter._core import FrameWriter, _Plan
+from scratchwriter._region._mapped import MappedRegion
+
+class _OrderedPlan(_Plan, Protocol):
+    @property
+    def step_nbytes(self) -> int: ...
+    @property
+    def is_in_order(self) -> bool: ...
+
+@final
+class AheadThread:
+    """Prepares the slots ahead of a writer, on threads that never need the GIL.
+
+    Parameters
+    ----------
+    plan : FramePlan
+        The writer's.
+    writer : FrameWriter
+    regions : list of MappedRegion
+        One per position.
+    memory_stop_nbytes : sequence of int
+        How much of each position's array may be in memory, if the plan is unbounded.
+    window_nbytes : int
+        How far to go ahead of the frames, over all positions.
+    """
+
+    def __new__(
+        cls,
+        plan: _OrderedPlan,
+        writer: FrameWriter,
+        regions: list[MappedRegion],
+        memory_stop_nbytes: Sequence[int],
+        window_nbytes: int,
+    ) -> AheadThread: ...
+    @property
+    def frames_ahead(self) -> int:
+        """Frames that have been prepared and have not come yet."""
+
+    @property
+    def frames_written_back(self) -> int:
+        """Frames that the disk has, with all before them."""
+
+    def start_writeback(self) -> None:
+        """Begin to write files back behind the frames."""
+
+    def prepare_now(self, position: int, start_nbytes: int) -> int:
+        """Prepare the slot at `start_nbytes`; return 0, an errno, or -1 past the end."""
+
+    def forget(self, position: int, start_nbytes: int) -> None:
+        """Prepare a position anew from `start_nbytes` on: it is in a file now."""
+
+    def stop(self) -> None:
+        """End the threads; in a forked child, which has none, do nothing."""

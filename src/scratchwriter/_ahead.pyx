@@ -1,0 +1,364 @@
+"""The thread ahead of the writer: makes ready what the next frames will need.
+
+It walks the same odometer as the writer, a window of bytes ahead of the frame cursor, and
+prepares the slots that it comes to: pages in memory are populated; a file is allocated,
+filled with zeros and mapped. An append then takes no page fault and makes no system call.
+(The idea of a pre-toucher is Chronicle Queue's.)
+
+A second thread, for files only, starts to write back what is behind the cursor, early and
+evenly, before the kernel finds that there is too much of it and makes the writer wait.
+
+Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
+writer therefore goes no further than `writable_nbytes`, which this thread stores when it
+has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
+Slots that come in another order are populated, which changes no bytes, and have no gate.
+
+Locks: `working` guards the walk. It is held for one piece at a time, and never together
+with the writer's mutex taken after it. `napping` guards the sleep only.
+
+GIL: the threads never take it. They touch C numbers and memory that the `AheadThread`
+keeps alive; it joins them before it goes.
+
+Idle: no frame wakes the thread, because that would be a system call in an append. It
+looks by itself, every millisecond while frames come and ever more rarely while none do.
+"""
+
+import os
+
+cimport cython
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
+
+from scratchwriter._core cimport Array, FrameWriter
+from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
+from scratchwriter._region._mapped cimport (
+    MappedRegion,
+    Mapping,
+    make_readable,
+    populate,
+    prepare,
+    reserve_blocks,
+    start_writeback,
+)
+
+cdef extern from "platform.h" nogil:
+    ctypedef struct sw_mutex:
+        pass
+    ctypedef struct sw_thread:
+        pass
+    ctypedef struct sw_alarm:
+        pass
+    void sw_mutex_init(sw_mutex* m)
+    void sw_mutex_destroy(sw_mutex* m)
+    void sw_mutex_lock(sw_mutex* m)
+    void sw_mutex_unlock(sw_mutex* m)
+    int64_t sw_load_acquire(const int64_t* p)
+    void sw_store_release(int64_t* p, int64_t value)
+    int sw_thread_start(sw_thread* thread, void* (*run)(void*) noexcept nogil, void* arg)
+    void sw_thread_join(sw_thread thread)
+    void sw_alarm_init(sw_alarm* alarm)
+    void sw_alarm_destroy(sw_alarm* alarm)
+    bint sw_alarm_wait(sw_alarm* alarm, int64_t timeout_ns)
+    void sw_alarm_ring(sw_alarm* alarm)
+    void sw_add(int64_t* p, int64_t value)
+    void sw_yield()
+
+cdef enum:
+    PIECE_NBYTES = 2 << 20            # prepared at a time
+    NAP_NS = 500_000                  # while frames come
+    LONGEST_NAP_NS = 20_000_000       # while none do
+    WRITEBACK_NBYTES = 16 << 20       # started at a time, over all positions
+
+cdef struct Walk:
+    # The plan and what it is about: set once
+    int64_t counts[MAX_AXES]
+    int64_t strides_nbytes[MAX_AXES]
+    int num_axes
+    int position_axis
+    int64_t num_positions
+    int64_t num_frames                # -1: unbounded
+    int64_t frame_nbytes
+    int64_t step_nbytes
+    int64_t visit_frames
+    bint in_order                     # slots of a position come in the order of its bytes
+    int64_t window_nbytes
+    int64_t piece_nbytes
+    int64_t* memory_stop_nbytes       # per position: the most that may be in memory
+    Array* arrays                     # the writer's
+    int64_t** cursor                  # the writer's, and it may change where it is
+    Mapping** mappings
+
+    # The walk: guarded by `working`
+    sw_mutex working
+    int64_t waiting                   # writers that want `working`; atomic
+    int64_t ahead                     # frames ready, the next one's number; atomic
+    Odometer next                     # its slot
+    int64_t* prepared_nbytes          # per position: ready to here
+    int code                          # errno of what failed last
+
+    # The sleep
+    sw_alarm alarm
+    int64_t written_back              # frames behind which all is; atomic
+    int64_t* written_back_nbytes      # per position; of the write-back thread alone
+
+
+# ------------------------------------------------------------------- without the GIL
+
+cdef int64_t _cursor(Walk* walk) noexcept nogil:
+    return sw_load_acquire(walk.cursor[0])
+
+
+cdef bint _in_file(Mapping* mapping) noexcept nogil:
+    return sw_load_acquire(&mapping.file_start) != mapping.reserved_nbytes
+
+
+cdef int64_t _position(Walk* walk) noexcept nogil:
+    return walk.next.index[walk.position_axis] if walk.position_axis >= 0 else 0
+
+
+cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:
+    cdef int64_t* gate = &walk.arrays[position].writable_nbytes
+    if in_file and sw_load_acquire(gate) < walk.prepared_nbytes[position]:
+        sw_store_release(gate, walk.prepared_nbytes[position])
+
+
+cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:
+    """Prepare the slot at `start`, and what comes after it as far as a piece goes."""
+    cdef Mapping* mapping = walk.mappings[position]
+    cdef bint in_file = _in_file(mapping)
+    cdef int64_t stop = start + walk.frame_nbytes
+    cdef int64_t limit, step_stop, piece_stop
+    cdef int code
+    if walk.num_frames >= 0:
+        limit = walk.step_nbytes
+    elif in_file:
+        limit = mapping.reserved_nbytes
+    else:
+        limit = walk.memory_stop_nbytes[position]
+    if stop > limit:
+        return -1  # not ours to decide
+    if not walk.in_order:
+        if in_file and stop > walk.prepared_nbytes[position]:
+            step_stop = (start // walk.step_nbytes + 1) * walk.step_nbytes
+            code = reserve_blocks(mapping, step_stop - walk.step_nbytes, step_stop)
+            if code:
+                return code
+            walk.prepared_nbytes[position] = step_stop
+        _open_gate(walk, position, in_file)
+        populate(mapping, start, stop)
+        return 0
+    if stop <= walk.prepared_nbytes[position]:
+        _open_gate(walk, position, in_file)
+        return 0
+    if in_file and walk.num_frames < 0:
+        # An array is shown in whole steps.
+        code = make_readable(mapping, (start // walk.step_nbytes + 1) * walk.step_nbytes)
+        if code:
+            return code
+    start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
+    piece_stop = max(stop, min(start + walk.piece_nbytes, limit))
+    code = prepare(mapping, start, piece_stop)
+    if code and piece_stop > stop:
+        piece_stop = stop  # a disk that is nearly full may have room for one more
+        code = prepare(mapping, start, stop)
+    if code == 0:
+        walk.prepared_nbytes[position] = piece_stop
+        _open_gate(walk, position, in_file)
+    return code
+
+
+cdef bint _walk_on(Walk* walk) noexcept nogil:
+    """Prepare a piece; tell whether there may be more to do. With `working` held."""
+    cdef int64_t cursor = _cursor(walk)
+    cdef int64_t most = walk.window_nbytes // walk.frame_nbytes + 1
+    cdef int64_t done_nbytes = 0
+    if cursor > walk.ahead:
+        jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
+        sw_store_release(&walk.ahead, cursor)
+    while done_nbytes < walk.piece_nbytes:
+        if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
+            return False
+        walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
+        if walk.code:
+            return False
+        advance(&walk.next, walk.counts, walk.strides_nbytes, walk.num_axes)
+        sw_store_release(&walk.ahead, walk.ahead + 1)
+        done_nbytes += walk.frame_nbytes
+    return True
+
+
+cdef void* _run_ahead(void* arg) noexcept nogil:
+    cdef Walk* walk = <Walk*>arg
+    cdef int64_t before = -1
+    cdef int64_t nap_ns = NAP_NS
+    cdef int64_t cursor
+    cdef bint more
+    while True:
+        cursor = _cursor(walk)
+        more = True
+        while more:
+            while sw_load_acquire(&walk.waiting):  # a writer goes first
+                sw_yield()
+            sw_mutex_lock(&walk.working)
+            more = _walk_on(walk)
+            sw_mutex_unlock(&walk.working)
+            if more and sw_alarm_wait(&walk.alarm, 0):
+                return NULL
+        nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
+        before = cursor
+        if sw_alarm_wait(&walk.alarm, nap_ns):
+            return NULL
+
+
+cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept nogil:
+    """Bytes of a position that the frames before the cursor fill, in order."""
+    cdef int64_t round_frames = walk.visit_frames * walk.num_positions
+    cdef int64_t rest = cursor % round_frames - position * walk.visit_frames
+    rest = max(<int64_t>0, min(rest, walk.visit_frames))
+    return (cursor // round_frames * walk.visit_frames + rest) * walk.frame_nbytes
+
+
+cdef void* _run_writeback(void* arg) noexcept nogil:
+    cdef Walk* walk = <Walk*>arg
+    cdef int64_t nap_ns = NAP_NS
+    cdef int64_t cursor, position, stop
+    cdef int64_t before = 0
+    while True:
+        cursor = _cursor(walk)
+        if (cursor - before) * walk.frame_nbytes < WRITEBACK_NBYTES:
+            nap_ns = min(2 * nap_ns, LONGEST_NAP_NS)
+        else:
+            nap_ns = NAP_NS
+            before = cursor
+            for position in range(walk.num_positions):
+                stop = _head_nbytes(walk, position, cursor)
+                if not walk.in_order:
+                    stop = stop // walk.step_nbytes * walk.step_nbytes
+                if _in_file(walk.mappings[position]):
+                    start_writeback(
+                        walk.mappings[position], walk.written_back_nbytes[position], stop
+                    )
+                walk.written_back_nbytes[position] = stop
+                if sw_alarm_wait(&walk.alarm, 0):
+                    return NULL
+            sw_store_release(&walk.written_back, cursor)
+        if sw_alarm_wait(&walk.alarm, nap_ns):
+            return NULL
+
+
+# --------------------------------------------------------------------------- class
+
+@cython.final
+cdef class AheadThread:
+    """Prepares the slots ahead of a writer. See `_ahead.pyi` for its methods."""
+
+    cdef Walk walk
+    cdef sw_thread ahead_thread, writeback_thread
+    cdef bint runs_ahead, runs_writeback
+    cdef object pid                   # of the process that has the threads
+    cdef FrameWriter writer           # kept alive, as the threads use what is theirs
+    cdef list regions
+
+    def __cinit__(
+        self, plan, FrameWriter writer, list regions, memory_stop_nbytes, window_nbytes
+    ):
+        cdef Walk* walk = &self.walk
+        cdef int64_t position, n = plan.num_positions
+        cdef int axis
+        sw_mutex_init(&walk.working)
+        sw_alarm_init(&walk.alarm)
+        self.writer, self.regions = writer, list(regions)
+        walk.num_axes = len(plan.counts)
+        for axis in range(walk.num_axes):
+            walk.counts[axis] = plan.counts[axis] or 0
+            walk.strides_nbytes[axis] = plan.strides_nbytes[axis]
+        walk.position_axis = -1 if plan.position_axis is None else plan.position_axis
+        walk.num_positions = n
+        walk.num_frames = -1 if plan.is_unbounded else plan.num_frames
+        walk.frame_nbytes = plan.frame_nbytes
+        walk.step_nbytes = plan.step_nbytes
+        walk.visit_frames = plan.visit_frames
+        walk.in_order = plan.is_in_order
+        walk.window_nbytes = window_nbytes
+        walk.piece_nbytes = min(
+            <int64_t>PIECE_NBYTES, max(walk.window_nbytes // (2 * n), walk.frame_nbytes)
+        )
+        walk.arrays = writer._arrays
+        walk.cursor = &writer._cursor
+        walk.mappings = <Mapping**>calloc(n, sizeof(Mapping*))
+        walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
+        walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
+        walk.written_back_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
+        if (
+            walk.mappings == NULL or walk.memory_stop_nbytes == NULL
+            or walk.prepared_nbytes == NULL or walk.written_back_nbytes == NULL
+        ):
+            raise MemoryError(f"tables of {n} positions")
+        for position in range(n):
+            walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
+            walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
+        self.pid = os.getpid()
+        self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
+
+    def __dealloc__(self):
+        if self.pid is not None and self.pid != os.getpid():
+            return  # a fork's copy: what the threads held is in no known state
+        self._join()
+        sw_alarm_destroy(&self.walk.alarm)
+        sw_mutex_destroy(&self.walk.working)
+        free(self.walk.mappings)
+        free(self.walk.memory_stop_nbytes)
+        free(self.walk.prepared_nbytes)
+        free(self.walk.written_back_nbytes)
+
+    @property
+    def frames_ahead(self):
+        return max(
+            sw_load_acquire(&self.walk.ahead) - sw_load_acquire(self.walk.cursor[0]), 0
+        )
+
+    @property
+    def frames_written_back(self):
+        return sw_load_acquire(&self.walk.written_back)
+
+    def start_writeback(self):
+        if not self.runs_writeback and self.pid == os.getpid():
+            self.runs_writeback = (
+                sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
+            )
+
+    def prepare_now(self, position, start_nbytes):
+        cdef Walk* walk = &self.walk
+        cdef int64_t at = position, start = start_nbytes
+        cdef int code
+        with nogil:
+            self._lock()
+            code = _prepare_slot(walk, at, start)
+            sw_mutex_unlock(&walk.working)
+        return code
+
+    def forget(self, position, start_nbytes):
+        cdef Walk* walk = &self.walk
+        cdef int64_t at = position, start = start_nbytes
+        with nogil:
+            self._lock()
+            walk.prepared_nbytes[at] = min(walk.prepared_nbytes[at], start)
+            sw_mutex_unlock(&walk.working)
+
+    def stop(self):
+        if self.pid == os.getpid():
+            self._join()
+
+    cdef void _lock(self) noexcept nogil:
+        sw_add(&self.walk.waiting, 1)
+        sw_mutex_lock(&self.walk.working)
+        sw_add(&self.walk.waiting, -1)
+
+    cdef void _join(self) noexcept:
+        with nogil:
+            sw_alarm_ring(&self.walk.alarm)
+            if self.runs_ahead:
+                sw_thread_join(self.ahead_thread)
+            if self.runs_writeback:
+                sw_thread_join(self.writeback_thread)
+        self.runs_ahead = self.runs_writeback = False
