@@ -11,20 +11,32 @@ import scratchwriter
 ROOT = Path(scratchwriter.__file__).parent
 
 # What each room may import of the package. Rooms above know those below, never the
-# other way round; the compiled rooms know nobody.
+# other way round; the compiled rooms know nobody above them.
 ALLOWED = {
     "_version": set(),
     "dimensions": set(),
     "settings": {"dimensions"},
     "plan": {"settings"},
-    "_core": set(),
+    "_odometer": set(),
+    "_core": {"_odometer"},
+    "_ahead": {"_core", "_odometer", "_region"},
     "_region": {"_region"},
     "metadata": set(),
     "policy": {"_region", "plan", "settings"},
-    "manifest": {"_version", "plan", "settings"},
-    "storage": {"_core", "_region", "manifest", "metadata", "plan", "policy", "settings"},
+    "manifest": {"_region", "_version", "plan", "settings"},
+    "storage": {
+        "_ahead",
+        "_core",
+        "_region",
+        "manifest",
+        "metadata",
+        "plan",
+        "policy",
+        "settings",
+    },
     "views": set(),
-    "stream": {"plan", "settings", "storage", "views"},
+    "stats": set(),
+    "stream": {"_core", "plan", "settings", "stats", "storage", "views"},
     "demo": {"dimensions", "settings", "stream"},
     "cli": {"_version", "demo", "manifest", "policy"},
     "__main__": {"cli"},

@@ -10,7 +10,8 @@
             ]
         ],
         "depends": [
-            "src/scratchwriter/_region/platform.h"
+            "src/scratchwriter/_region/platform.h",
+            "src/scratchwriter/copy.h"
         ],
         "extra_compile_args": [
             "-O3",
@@ -18,6 +19,7 @@
             "-Werror"
         ],
         "include_dirs": [
+            "src/scratchwriter",
             "src/scratchwriter/_region",
             "/tmp/sw/lib/python3.11/site-packages/numpy/_core/include"
         ],
@@ -1286,6 +1288,7 @@ static int __Pyx_init_tpflags_variables(void) {
 #include <string.h>
 #include <stdlib.h>
 #include "platform.h"
+#include "copy.h"
 #ifdef _OPENMP
 #include <omp.h>
 #endif /* _OPENMP */
@@ -1723,8 +1726,28 @@ struct __pyx_t_13scratchwriter_5_core_Array;
 struct __pyx_t_13scratchwriter_5_core_MetadataLog;
 struct __pyx_t_13scratchwriter_5_core_Request;
 
-/* "scratchwriter/_core.pxd":20
- *     void sw_store_16(char* p, const char* data)
+/* "scratchwriter/_core.pxd":25
+ *     void sw_copy(char* to, const char* data, int64_t nbytes)
+ * 
+ * cdef enum:             # <<<<<<<<<<<<<<
+ *     # Counts of append times: each power of two is divided into 32 (3 % resolution), as in
+ *     # HdrHistogram (http://hdrhistogram.org). 36 powers reach beyond half an hour.
+*/
+enum  {
+
+  /* "scratchwriter/_core.pxd":29
+ *     # HdrHistogram (http://hdrhistogram.org). 36 powers reach beyond half an hour.
+ *     BUCKET_BITS = 5
+ *     NUM_BUCKETS = 37 << BUCKET_BITS             # <<<<<<<<<<<<<<
+ * 
+ * cdef enum Status:
+*/
+  __pyx_e_13scratchwriter_5_core_BUCKET_BITS = 5,
+  __pyx_e_13scratchwriter_5_core_NUM_BUCKETS = (37 << __pyx_e_13scratchwriter_5_core_BUCKET_BITS)
+};
+
+/* "scratchwriter/_core.pxd":31
+ *     NUM_BUCKETS = 37 << BUCKET_BITS
  * 
  * cdef enum Status:             # <<<<<<<<<<<<<<
  *     OK
@@ -1740,7 +1763,7 @@ enum __pyx_t_13scratchwriter_5_core_Status {
   __pyx_e_13scratchwriter_5_core_LOG_FAILED
 };
 
-/* "scratchwriter/_core.pxd":29
+/* "scratchwriter/_core.pxd":40
  *     LOG_FAILED     # the metadata line could not be written
  * 
  * cdef struct Array:             # <<<<<<<<<<<<<<
@@ -1754,7 +1777,7 @@ struct __pyx_t_13scratchwriter_5_core_Array {
   char *shape_digits;
 };
 
-/* "scratchwriter/_core.pxd":35
+/* "scratchwriter/_core.pxd":46
  *     char* shape_digits         # the same number in the manifest, or NULL
  * 
  * cdef struct MetadataLog:             # <<<<<<<<<<<<<<
@@ -1771,7 +1794,7 @@ struct __pyx_t_13scratchwriter_5_core_MetadataLog {
   size_t line_capacity_nbytes;
 };
 
-/* "scratchwriter/_core.pxd":44
+/* "scratchwriter/_core.pxd":55
  *     size_t line_capacity_nbytes
  * 
  * cdef struct Request:           # what a refused call lacks, for the one who provides it             # <<<<<<<<<<<<<<
@@ -1861,7 +1884,7 @@ struct __pyx_t_13scratchwriter_6_ahead_Walk {
   int64_t *written_back_nbytes;
 };
 
-/* "scratchwriter/_core.pxd":50
+/* "scratchwriter/_core.pxd":61
  *     int errno_code
  * 
  * cdef class FrameWriter:             # <<<<<<<<<<<<<<
@@ -1890,10 +1913,16 @@ struct __pyx_obj_13scratchwriter_5_core_FrameWriter {
   sw_mutex _mutex;
   uintptr_t _exclusive_thread;
   int _closed;
+  int _disowned;
   struct __pyx_t_13scratchwriter_9_odometer_Odometer _next;
   struct __pyx_t_13scratchwriter_5_core_Array *_arrays;
+  int64_t _skipped;
   int64_t _readable_steps;
   struct __pyx_t_13scratchwriter_5_core_MetadataLog _log;
+  int64_t _append_counts[__pyx_e_13scratchwriter_5_core_NUM_BUCKETS];
+  int64_t _longest_append_ns;
+  int64_t _first_append_ns;
+  int64_t _last_append_ns;
   int64_t *_cursor;
   int64_t _own_cursor;
   PyObject *_array_owners;
@@ -1944,7 +1973,7 @@ struct __pyx_obj_13scratchwriter_6_ahead_AheadThread {
 
 
 
-/* "scratchwriter/_core.pxd":50
+/* "scratchwriter/_core.pxd":61
  *     int errno_code
  * 
  * cdef class FrameWriter:             # <<<<<<<<<<<<<<
@@ -1953,7 +1982,9 @@ struct __pyx_obj_13scratchwriter_6_ahead_AheadThread {
 */
 
 struct __pyx_vtabstruct_13scratchwriter_5_core_FrameWriter {
+  int (*put)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, PyObject *, PyObject *);
   PyObject *(*_as_frame)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, PyObject *);
+  void (*_count_append)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, int64_t);
   enum __pyx_t_13scratchwriter_5_core_Status (*_acquire)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *);
   enum __pyx_t_13scratchwriter_5_core_Status (*_put)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, char const *, char const *, size_t, struct __pyx_t_13scratchwriter_5_core_Request *);
   enum __pyx_t_13scratchwriter_5_core_Status (*_skip)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, int64_t, struct __pyx_t_13scratchwriter_5_core_Request *);
@@ -7670,7 +7701,7 @@ static int __Pyx_modinit_Type_import_code(__pyx_mstatetype *__pyx_mstate) {
   CYTHON_UNUSED_VAR(__pyx_mstate);
   __Pyx_RefNannySetupContext("__Pyx_modinit_Type_import_code", 0);
   /*--- Type import code ---*/
-  __pyx_t_1 = PyImport_ImportModule("scratchwriter._core"); if (unlikely(!__pyx_t_1)) __PYX_ERR(2, 50, __pyx_L1_error)
+  __pyx_t_1 = PyImport_ImportModule("scratchwriter._core"); if (unlikely(!__pyx_t_1)) __PYX_ERR(2, 61, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter = __Pyx_ImportType_3_3_1(__pyx_t_1, "scratchwriter._core", "FrameWriter",
   #if defined(PYPY_VERSION_NUM) && PYPY_VERSION_NUM < 0x050B0000
@@ -7680,8 +7711,8 @@ static int __Pyx_modinit_Type_import_code(__pyx_mstatetype *__pyx_mstate) {
   #else
   sizeof(struct __pyx_obj_13scratchwriter_5_core_FrameWriter), __PYX_GET_STRUCT_ALIGNMENT_3_3_1(struct __pyx_obj_13scratchwriter_5_core_FrameWriter),
   #endif
-  __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter) __PYX_ERR(2, 50, __pyx_L1_error)
-  if (unlikely(__Pyx_GetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter, (void**)&__pyx_vtabptr_13scratchwriter_5_core_FrameWriter) != 1)) __PYX_ERR(2, 50, __pyx_L1_error)
+  __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter) __PYX_ERR(2, 61, __pyx_L1_error)
+  if (unlikely(__Pyx_GetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter, (void**)&__pyx_vtabptr_13scratchwriter_5_core_FrameWriter) != 1)) __PYX_ERR(2, 61, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_1 = PyImport_ImportModule("scratchwriter._region._mapped"); if (unlikely(!__pyx_t_1)) __PYX_ERR(3, 24, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);

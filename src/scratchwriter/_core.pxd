@@ -16,6 +16,17 @@ cdef extern from "platform.h" nogil:
     void sw_store_release(int64_t* p, int64_t value)
     int sw_pwrite(int fd, const char* data, size_t nbytes, int64_t offset)
     void sw_store_16(char* p, const char* data)
+    void sw_add(int64_t* p, int64_t value)
+    int64_t sw_now_ns()
+
+cdef extern from "copy.h" nogil:
+    void sw_copy(char* to, const char* data, int64_t nbytes)
+
+cdef enum:
+    # Counts of append times: each power of two is divided into 32 (3 % resolution), as in
+    # HdrHistogram (http://hdrhistogram.org). 36 powers reach beyond half an hour.
+    BUCKET_BITS = 5
+    NUM_BUCKETS = 37 << BUCKET_BITS
 
 cdef enum Status:
     OK
@@ -69,10 +80,18 @@ cdef class FrameWriter:
     cdef sw_mutex _mutex
     cdef uintptr_t _exclusive_thread         # who holds _mutex while running Python code
     cdef bint _closed
+    cdef bint _disowned                      # this process is a fork of the owner
     cdef Odometer _next
     cdef Array* _arrays                      # one per position
+    cdef int64_t _skipped                    # of the frames before the cursor
     cdef int64_t _readable_steps             # steps that every array can be read to
     cdef MetadataLog _log
+
+    # How long appends took: added to atomically, by any thread, without a lock
+    cdef int64_t _append_counts[NUM_BUCKETS]
+    cdef int64_t _longest_append_ns
+    cdef int64_t _first_append_ns            # on the monotonic clock; 0: none yet
+    cdef int64_t _last_append_ns             # of those that were timed
 
     # Written under _mutex by release-stores, read by anyone by acquire-loads
     cdef int64_t* _cursor                    # frames appended and skipped
@@ -83,7 +102,9 @@ cdef class FrameWriter:
     cdef object _cursor_owner, _digits_owner
     cdef object _make_room, _make_steps, _encode_metadata, _log_path
 
+    cdef int put(self, object frame, object frame_metadata) except -1
     cdef object _as_frame(self, object frame)
+    cdef void _count_append(self, int64_t start_ns) noexcept nogil
     cdef Status _acquire(self) noexcept
     cdef Status _put(
         self, const char* frame, const char* body, size_t body_nbytes, Request* request

@@ -72,11 +72,6 @@ class FrameWriter:
         *,
         keep_metadata: bool,
     ) -> FrameWriter: ...
-    def append(
-        self, frame: npt.ArrayLike, *, frame_metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        """Store a frame in the next slot; see `ScratchStream.append`."""
-
     def skip(self, *, frames: int = 1) -> None:
         """Leave out the next slots; see `ScratchStream.skip`."""
 
@@ -87,6 +82,9 @@ class FrameWriter:
     @property
     def closed(self) -> bool:
         """Whether frames are refused."""
+
+    def measured(self) -> dict[str, Any]:
+        """Return the fields of `AppendStats` that the writer knows."""
 
     def exclusively(self, action: Callable[[], _T]) -> _T:
         """Run `action()` while nobody appends; what is below is called from it."""
@@ -108,3 +106,22 @@ class FrameWriter:
 
     def close(self) -> None:
         """Refuse frames from now on; an append under way in another thread ends first."""
+
+    def disown(self) -> None:
+        """Refuse everything: this process was forked from the one that writes."""
+
+@final
+class Appender:
+    """The way in: who holds it, or its `append`, keeps the acquisition going.
+
+    Parameters
+    ----------
+    writer : FrameWriter
+        Where the frames go.
+    """
+
+    def __new__(cls, writer: FrameWriter) -> Appender: ...
+    def append(
+        self, frame: npt.ArrayLike, *, frame_metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Store the next frame in acquisition order; see `ScratchStream.append`."""

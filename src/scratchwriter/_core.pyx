@@ -25,7 +25,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -41,6 +41,8 @@ cdef enum:
     # From here on a copy takes longer than to release and retake the GIL (about 40 ns).
     RELEASE_GIL_NBYTES = 16384
     DIGITS = 16                # as in manifest.py: a number that is renewed in place
+    TIMED_NBYTES = 16384       # every append of larger frames is timed ...
+    SAMPLED = 16               # ... and one in so many of smaller ones
     PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
 
 
@@ -54,6 +56,14 @@ cdef inline int64_t steps_after(
     if cursor % step_frames > position * visit_frames:
         steps += 1
     return steps if steps > 1 else 1
+
+
+cdef inline int bucket_of(int64_t value) noexcept nogil:
+    """Return the bucket that counts a value; `stats.bucket_stop` is the inverse."""
+    cdef int shift = 0
+    while value >> shift >= 2 << BUCKET_BITS:
+        shift += 1
+    return min((shift << BUCKET_BITS) + <int>(value >> shift), NUM_BUCKETS - 1)
 
 
 cdef inline char* put_text(char* at, const char* text, size_t nbytes) noexcept nogil:
@@ -130,14 +140,17 @@ cdef class FrameWriter:
 
     # ------------------------------------------------------------- for the camera loop
 
-    def append(self, frame, *, frame_metadata=None):
+    cdef int put(self, object frame, object frame_metadata) except -1:
         cdef cnp.ndarray array
         cdef bytes body
         cdef const char* body_data = NULL
         cdef size_t body_nbytes = 0
+        cdef int64_t start_ns = 0
         cdef Status status
         cdef Request request
 
+        if self._frame_nbytes >= TIMED_NBYTES or not self._cursor[0] % SAMPLED:
+            start_ns = sw_now_ns()
         if (
             cnp.PyArray_CheckExact(frame)
             and <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>frame) == <PyObject*>self._dtype
@@ -169,7 +182,9 @@ cdef class FrameWriter:
                     )
                     sw_mutex_unlock(&self._mutex)
             if status == OK:
-                return
+                if start_ns:
+                    self._count_append(start_ns)
+                return 0
             make_room = self._make_room
             if status == NEED_ROOM and make_room is not None:
                 make_room(request.position, request.stop_nbytes)
@@ -205,6 +220,20 @@ cdef class FrameWriter:
     @property
     def closed(self):
         return self._closed
+
+    def measured(self):
+        cdef cnp.ndarray counts = np.empty(NUM_BUCKETS, np.int64)
+        cdef int i
+        for i in range(NUM_BUCKETS):
+            (<int64_t*>cnp.PyArray_DATA(counts))[i] = sw_load_acquire(
+                &self._append_counts[i]
+            )
+        return {
+            "num_appended": self.frames_written - self._skipped,
+            "elapsed_s": (self._last_append_ns - self._first_append_ns) / 1e9,
+            "append_counts": counts,
+            "longest_append_ns": self._longest_append_ns,
+        }
 
     # --------------------------------------------------------------- for the storage
 
@@ -270,6 +299,12 @@ cdef class FrameWriter:
         self._cursor_owner = self._digits_owner = None
         self._make_room = self._make_steps = None
 
+    def disown(self):
+        """In a forked child: all this is the parent's."""
+        sw_mutex_init(&self._mutex)  # a thread that is not here may have held it
+        self._exclusive_thread = SW_NO_THREAD
+        self._closed = self._disowned = True
+
     # ------------------------------------------------------------------------ inside
 
     cdef object _as_frame(self, object frame):
@@ -278,9 +313,14 @@ cdef class FrameWriter:
         expected = (self._height, self._width)
         if array.shape != expected:
             raise ValueError(
-                f"Frame has shape {array.shape}, expected {expected} "
-                f"({self._frame_dims}). Reshape the frame, or set the "
-                "count of these dimensions to the camera's."
+                f"Frame ({type(frame).__name__}) has shape {array.shape}, expected "
+                f"{expected} ({self._frame_dims}). Append a 2-D array of that shape, or "
+                "set the count of these dimensions to the camera's."
+            )
+        if array.dtype.kind not in "biufc":
+            raise ValueError(
+                f"Frame has dtype {array.dtype}, expected {self._dtype}: it holds no "
+                "pixels. Convert it to a bool, integer, float or complex dtype."
             )
         if not np.can_cast(array.dtype, self._dtype, self._casting):
             if isinstance(frame, (list, tuple)) and array.dtype.kind in "biufc":
@@ -296,6 +336,16 @@ cdef class FrameWriter:
                 "ScratchFormat(casting='same_kind' or 'unsafe')."
             )
         return np.ascontiguousarray(array, self._dtype)
+
+    cdef void _count_append(self, int64_t start_ns) noexcept nogil:
+        cdef int64_t end_ns = sw_now_ns()
+        cdef int64_t took_ns = end_ns - start_ns
+        sw_add(&self._append_counts[bucket_of(took_ns)], 1)
+        if took_ns > self._longest_append_ns:
+            self._longest_append_ns = took_ns
+        if self._first_append_ns == 0:
+            self._first_append_ns = start_ns
+        self._last_append_ns = end_ns
 
     cdef Status _acquire(self) noexcept:
         """Take the mutex; without the GIL if that means to wait."""
@@ -328,8 +378,7 @@ cdef class FrameWriter:
             request.stop_nbytes = stop_nbytes
             return NEED_ROOM
 
-        # memmove: a frame may be a view of this very array.
-        memmove(array.base + self._next.offset_nbytes, frame, self._frame_nbytes)
+        sw_copy(array.base + self._next.offset_nbytes, frame, self._frame_nbytes)
         if body_nbytes:
             request.errno_code = self._write_line(position, body, body_nbytes)
             if request.errno_code:
@@ -358,6 +407,7 @@ cdef class FrameWriter:
                 )
                 if steps > self._arrays[position].steps:
                     self._set_steps(&self._arrays[position], steps)
+        self._skipped += frames
         jump(
             &self._next, cursor + frames, self._counts, self._strides_nbytes,
             self._num_axes,
@@ -427,6 +477,11 @@ cdef class FrameWriter:
 
     cdef int _raise(self, Status status, str what, int64_t frames, int code) except -1:
         """The one place where a `Status` becomes an exception."""
+        if status == CLOSED and self._disowned:
+            raise ValueError(
+                f"Cannot {what}: the stream belongs to the process that this one was "
+                "forked from. Make one here with create_stream()."
+            )
         if status == CLOSED:
             raise ValueError(
                 f"Cannot {what}: the stream is closed. Make a new one with "
@@ -449,3 +504,19 @@ cdef class FrameWriter:
                 raise MemoryError("no memory for a line of frame metadata")
             raise OSError(code, os.strerror(code), os.fspath(self._log_path))
         raise AssertionError(f"unknown status {status}")
+
+
+@cython.final
+cdef class Appender:
+    """The way in: who holds it, or its `append`, keeps the acquisition going."""
+
+    cdef FrameWriter _writer
+    cdef object __weakref__
+
+    def __cinit__(self, FrameWriter writer not None):
+        self._writer = writer
+
+    def append(self, frame, *, frame_metadata=None):
+        "append($self, frame, *, frame_metadata=None)\n--\n\n"\
+        "Store the next frame in acquisition order; see `ScratchStream.append`."
+        self._writer.put(frame, frame_metadata)

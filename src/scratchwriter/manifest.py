@@ -24,7 +24,8 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -38,6 +39,7 @@ from pydantic import (
     model_validator,
 )
 
+from scratchwriter._region.system import errors_name, lock_file
 from scratchwriter._version import __version__
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import EVERY_FIELD, PIXEL_KINDS, AcquisitionSettings
@@ -87,7 +89,13 @@ class MappedFile:
 
 
 class Progress:
-    """progress.bin of a dataset that is being recorded."""
+    """progress.bin of a dataset that is being recorded, locked while it is.
+
+    Raises
+    ------
+    OSError
+        If it exists or cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         header = np.zeros(1, _PROGRESS_HEADER)
@@ -95,9 +103,11 @@ class Progress:
         header["version"] = 1
         header["state"] = _RECORDING
         header["pid"] = os.getpid()
-        with path.open("xb") as file:
-            file.write(header.tobytes())
-        self.file = MappedFile(path)
+        self._locked_file = path.open("xb", buffering=0)
+        with errors_name(path):
+            lock_file(self._locked_file.fileno())
+            self._locked_file.write(header.tobytes())
+            self.file = MappedFile(path)
 
     @property
     def cursor_address(self) -> int:
@@ -105,6 +115,27 @@ class Progress:
 
     def mark_closed(self) -> None:
         self.file.record(_PROGRESS_HEADER)["state"] = _CLOSED
+        self._locked_file.close()
+
+    def disown(self) -> None:
+        """Give up what a forked child has of it."""
+        self._locked_file.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int | None]:
+    """Hold the lock of a dataset, or yield the process id of its writer."""
+    try:
+        file = (folder / PROGRESS).open("rb")
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        if lock_file(file.fileno()):
+            yield None
+        else:
+            header = np.frombuffer(file.read(_PROGRESS_NBYTES), _PROGRESS_HEADER)
+            yield int(header["pid"][0])
 
 
 class ManifestDraft:
@@ -130,7 +161,8 @@ class ManifestDraft:
         self._folder = folder
         self._path = folder / f".{MANIFEST}.{os.getpid()}"
         try:
-            self._path.write_bytes(text)
+            with errors_name(self._path):
+                self._path.write_bytes(text)
             self.file = MappedFile(self._path)
         except BaseException:
             self.discard()

@@ -32,6 +32,7 @@ from scratchwriter.manifest import (
     array_name,
     dataset_files,
     is_dataset,
+    locked,
 )
 from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
 from scratchwriter.plan import FramePlan
@@ -84,7 +85,8 @@ class Storage:
         self.plan = plan
         self.folder: Path | None = None
         self.regions: list[Region] = []
-        self.closed = False
+        self.finished = False
+        self._disowned = False
         self._global_metadata: dict[str, Any] = {}
         self._writable_steps = [0] * plan.num_positions  # in memory, or portable
         self._granted_steps = 0  # what the machine was asked for
@@ -153,6 +155,7 @@ class Storage:
             else:
                 region.extend(plan.step_nbytes)
             self._attach(position)
+
     def _start_ahead(self) -> None:
         plan, fmt = self.plan, self.settings.format
         if any(map(moves_when_it_grows, self.regions)):
@@ -304,10 +307,38 @@ class Storage:
             if folder is not None:
                 self.writer.exclusively(lambda: self._publish(folder))
 
+    # ----------------------------------------------------------------------- stats
+
+    def populated_ahead_nbytes(self) -> int:
+        """Bytes ahead of the frames that can be stored to without a page fault."""
+        if self._ahead is None:
+            return 0
+        return self._ahead.frames_ahead * self.plan.frame_nbytes
+
+    def allocated_ahead_nbytes(self, cursor: int) -> int:
+        """Bytes ahead of the frames that have memory granted, or blocks on the disk."""
+        frames = self.plan.num_frames
+        if frames is None:
+            frames = min(self._writable_steps) * self.plan.step_frames
+        ahead_nbytes = max(frames - cursor, 0) * self.plan.frame_nbytes
+        return max(ahead_nbytes, self.populated_ahead_nbytes())
+
+    def unwritten_nbytes(self, cursor: int) -> int:
+        """Bytes in files that may not have been written to the disk yet."""
+        if self.folder is None:
+            return 0
+        written_back = 0 if self._ahead is None else self._ahead.frames_written_back
+        return (cursor - written_back) * self.plan.frame_nbytes
+
     # -------------------------------------------------------------------- metadata
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
         """Keep metadata of the acquisition; in the manifest, if there is one."""
+        if self._disowned:
+            raise ValueError(
+                "Cannot set metadata: the stream belongs to the process that this one was "
+                "forked from."
+            )
         value = json.loads(encode_global_metadata(namespace, metadata))
         before = self._global_metadata
         self._global_metadata = {**before, namespace: value}
@@ -327,7 +358,7 @@ class Storage:
             self._global_metadata,
         )
         try:
-            if self.closed or not self.plan.is_unbounded:
+            if self.writer.closed or not self.plan.is_unbounded:
                 draft.replace()
             else:
                 self.writer.exclusively(lambda: self._switch_manifest(draft))
@@ -355,22 +386,36 @@ class Storage:
         Raises
         ------
         OSError
-            If a file cannot be written; the others are finished all the same.
+            If a file cannot be written; the others are finished all the same, and what
+            failed is tried again by the next call.
         """
-        with self._finish_lock, ExitStack() as steps:
-            if self.closed:
+        with self._finish_lock:
+            if self.finished:
                 return
             self.writer.close()
-            self.closed = True
             self._stop_ahead()
             if self._saver is not None:
                 self._saver.join()
-            if self.folder is None:
-                return
             # Run from the last to the first, each whatever became of the others.
-            steps.callback(self._finish_dataset, self.folder)
-            for position in range(self.plan.num_positions):
-                steps.callback(self._finish_file, self.folder, position)
+            with ExitStack() as steps:
+                if self.folder is not None:
+                    steps.callback(self._finish_dataset, self.folder)
+                    for position in range(self.plan.num_positions):
+                        steps.callback(self._finish_file, self.folder, position)
+            self.finished = True
+
+    def disown(self) -> None:
+        """In a forked child: leave everything to the parent."""
+        self.writer.disown()
+        self.finished = self._disowned = True
+        if self._progress is not None:
+            self._progress.disown()
+        self._close_log()
+
+    def _close_log(self) -> None:
+        fd, self._log_fd = self._log_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _finish_file(self, folder: Path, position: int) -> None:
         region = self.regions[position]
@@ -384,12 +429,11 @@ class Storage:
     def _finish_dataset(self, folder: Path) -> None:
         if self._progress is None:
             self._publish(folder)
-        with ExitStack() as steps:
-            if self._progress is not None:
-                steps.callback(self._progress.mark_closed)
-            steps.callback(self._write_manifest, folder)
-            steps.callback(os.close, self._log_fd)
-            self._manifest = None
+        self._close_log()
+        self._write_manifest(folder)
+        if self._progress is not None:
+            self._progress.mark_closed()
+        self._manifest = None
 
 
 # ---------------------------------------------------------------------- folders
@@ -412,12 +456,20 @@ def _claim(folder: Path, needed_nbytes: int, overwrite: bool, undo: ExitStack) -
                 "deleted. Use another root_path",
                 str(folder),
             )
-        old_files = dataset_files(folder)
-        policy.require_disk(
-            needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files))
-        )
-        for path in old_files:
-            path.unlink()
+        with locked(folder) as writer_pid:
+            if writer_pid is not None:
+                raise FileExistsError(
+                    errno.EEXIST,
+                    f"The dataset is being recorded by process {writer_pid}. Close that "
+                    "stream first, or use another root_path",
+                    str(folder),
+                )
+            old_files = dataset_files(folder)
+            policy.require_disk(
+                needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files))
+            )
+            for path in old_files:
+                path.unlink()
     elif os.path.lexists(folder):
         raise FileExistsError(
             errno.EEXIST,

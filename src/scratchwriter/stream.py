@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -13,8 +14,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from scratchwriter._core import Appender
 from scratchwriter.plan import make_plan
 from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.stats import StreamStats, make_stats
 from scratchwriter.storage import Storage
 from scratchwriter.views import ArrayView
 
@@ -30,10 +33,11 @@ class ScratchStream:
         self._storage = storage
         self._writer = storage.writer
         # The compiled method itself: a Python one around it would cost more than it.
-        self.append = storage.writer.append  # type: ignore[method-assign]
-        self._finalizer = weakref.finalize(self, _finish_unclosed, storage)
+        appender = Appender(storage.writer)
+        self.append = appender.append  # type: ignore[method-assign]
+        self._finalizer = weakref.finalize(appender, _finish_unclosed, storage)
         self._finalizer.atexit = False  # see _finish_at_exit
-        _open_streams.add(self)
+        _open[storage] = self._finalizer
 
     def append(
         self, frame: npt.ArrayLike, *, frame_metadata: Mapping[str, Any] | None = None
@@ -107,6 +111,19 @@ class ScratchStream:
         """Folder of the dataset, also of a temporary one; None in memory."""
         return self._storage.folder
 
+    def stats(self) -> StreamStats:
+        """Return how the stream is doing: rate, append times, what is ahead and behind."""
+        storage = self._storage
+        frames = self.frames_written
+        return make_stats(
+            self._writer.measured(),
+            frames,
+            storage.plan.frame_nbytes,
+            populated_ahead_nbytes=storage.populated_ahead_nbytes(),
+            allocated_ahead_nbytes=storage.allocated_ahead_nbytes(frames),
+            unwritten_nbytes=storage.unwritten_nbytes(frames),
+        )
+
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
         """Attach metadata to the acquisition as a whole, also after close.
 
@@ -147,8 +164,9 @@ class ScratchStream:
         OSError
             If a file cannot be finished; the others are.
         """
-        self._finalizer.detach()
         self._storage.finish()
+        self._finalizer.detach()
+        _open.pop(self._storage, None)
 
     def __enter__(self) -> Self:
         return self
@@ -176,6 +194,8 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
 
     Raises
     ------
+    TypeError
+        If `settings` is something else.
     ValueError
         If the dimensions or the dtype are missing or not of pixels.
     FileExistsError
@@ -198,6 +218,12 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     >>> stream.arrays[0][2, 0, 0]
     np.uint16(2)
     """
+    if not isinstance(settings, AcquisitionSettings):
+        raise TypeError(
+            f"create_stream takes AcquisitionSettings, got {type(settings).__name__} of "
+            f"{type(settings).__module__}. Make them with AcquisitionSettings(...), or of "
+            "others' with AcquisitionSettings.model_validate(others.model_dump())."
+        )
     settings.validate_stream_ready()
     settings = settings.model_copy(deep=True)
     return ScratchStream(Storage(settings, make_plan(settings)))
@@ -210,20 +236,37 @@ def _array(storage: Storage, position: int) -> npt.NDArray[np.generic]:
     return array.transpose(plan.storage_axes)
 
 
+_open: dict[Storage, weakref.finalize[..., Any]] = {}  # what is not closed yet
+
+
 def _finish_unclosed(storage: Storage) -> None:
+    _open.pop(storage, None)
+    if storage.writer.closed:
+        return
     if storage.writer.frames_written:
         warnings.warn(
-            "A ScratchStream was garbage collected without being closed. Its dataset is "
-            "finished; use `with create_stream(...)` or call close().",
+            f"A ScratchStream (of {storage.folder or 'memory'}) was garbage collected "
+            "without being closed. Its dataset is finished; use `with "
+            "create_stream(...)` or call close().",
             stacklevel=2,
         )
     storage.finish()
 
 
-_open_streams: weakref.WeakSet[ScratchStream] = weakref.WeakSet()
-
-
 @atexit.register  # after storage's: it runs before temporary folders are removed
 def _finish_at_exit() -> None:
-    for stream in list(_open_streams):
-        stream.close()
+    while _open:
+        storage, finalizer = _open.popitem()
+        finalizer.detach()
+        storage.finish()
+
+
+def _disown_all() -> None:
+    while _open:
+        storage, finalizer = _open.popitem()
+        finalizer.detach()
+        storage.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_NBYTES: Final[int]
+__pyx_capi__: Final[dict[str, object]]  # for the other compiled modules
 
 @final
 class MappedRegion:

@@ -35,11 +35,10 @@ from posix.mman cimport (
     mprotect,
     munmap,
 )
-from posix.stat cimport fstat, struct_stat
 from posix.unistd cimport close, ftruncate
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
-from libc.errno cimport EINTR, EINVAL, ENOMEM, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, ENOMEM, EOPNOTSUPP, errno
 from libc.stdint cimport uintptr_t
 
 import numpy as np

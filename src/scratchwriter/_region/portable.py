@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from scratchwriter._region.system import errors_name
 
 _ZEROS = bytes(1 << 20)
 
@@ -45,7 +45,7 @@ class PortableRegion:
                 grown[: self.nbytes] = self._buffer
                 self._buffer = grown
             else:
-                with _errors_name(self._path):
+                with errors_name(self._path):
                     os.truncate(self._path, nbytes)
                 self._buffer = _map(self._path, nbytes)
 
@@ -59,7 +59,7 @@ class PortableRegion:
     def continue_in_file(self, path: Path, start: int) -> None:
         path.touch(exist_ok=False)
         try:
-            with _errors_name(path), path.open("wb", buffering=0) as file:
+            with errors_name(path), path.open("wb", buffering=0) as file:
                 _write_all(file, self._buffer.data)
             buffer = _map(path, self.nbytes)
         except BaseException:
@@ -72,7 +72,7 @@ class PortableRegion:
 
     def trim(self, nbytes: int) -> None:
         if self._path is not None:
-            with _errors_name(self._path):
+            with errors_name(self._path):
                 os.truncate(self._path, nbytes)
             self._buffer = _map(self._path, nbytes)  # none past the end of the file
 
@@ -91,7 +91,7 @@ def _map(path: Path, nbytes: int) -> npt.NDArray[np.uint8]:
 def _fill(path: Path, start: int, stop: int) -> None:
     """Give a file real blocks from `start` to `stop`, or leave it as it was."""
     length = path.stat().st_size
-    with _errors_name(path), path.open("r+b", buffering=0) as file:
+    with errors_name(path), path.open("r+b", buffering=0) as file:
         try:
             file.seek(start)
             while start < stop:
@@ -106,11 +106,3 @@ def _write_all(file: BinaryIO, data: memoryview) -> int:
     while written < len(data):
         written += file.write(data[written:])
     return written
-
-
-@contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None

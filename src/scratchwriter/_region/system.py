@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -18,6 +26,34 @@ def available_memory_nbytes() -> int | None:
     """
     known = [_machine_available(), *_cgroup_available()]
     return min((n for n in known if n is not None), default=None)
+
+
+def lock_file(fd: int) -> bool:
+    """Lock an open file for as long as it is open; False if somebody else has.
+
+    The lock goes with the process, and binds only those who ask for it. Where there are
+    no locks (some network file systems, Windows) everybody gets it.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+    return True
+
+
+@contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Have every OSError name a path: those of an open file do not."""
+    try:
+        yield
+    except OSError as error:
+        code = error.errno or 0
+        raise OSError(code, os.strerror(code), str(path)) from None
 
 
 def is_ram_backed(folder: Path) -> bool:

@@ -1,0 +1,102 @@
+"""What a stream measures about itself while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_BUCKET_BITS = 5  # as in _core.pxd
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """How a stream is doing: a look at the counters of its core.
+
+    Append times are from calling `append` until it returns, in a histogram of fixed size
+    whose buckets are 3 % wide (as in HdrHistogram, http://hdrhistogram.org). Every append
+    is timed if a frame has 16 KiB or more, one in 16 of smaller frames: their maximum is
+    that of the sample.
+
+    Attributes
+    ----------
+    frames : int
+        Frames appended and skipped.
+    nbytes : int
+        Bytes of the frames appended.
+    elapsed_s : float
+        From the first append to the last one that was timed.
+    frames_per_s : float
+        Rate over that time; NaN if there is none.
+    timed_appends : int
+        How many appends were timed.
+    append_p50_us, append_p99_us, append_p999_us, append_p9999_us : float
+        Percentiles of their times (50, 99, 99.9, 99.99) in microseconds; NaN before the
+        first append.
+    append_max_us : float
+        The longest.
+    populated_ahead_nbytes : int
+        Bytes ahead of the frames that can be stored to without a page fault. If it goes
+        to 0, frames come faster than the machine makes memory ready.
+    allocated_ahead_nbytes : int
+        Bytes ahead of the frames that have memory granted, or blocks on the disk.
+    unwritten_nbytes : int
+        Bytes in files that may not have been written to the disk yet; 0 in memory.
+    """
+
+    frames: int
+    nbytes: int
+    elapsed_s: float
+    frames_per_s: float
+    timed_appends: int
+    append_p50_us: float
+    append_p99_us: float
+    append_p999_us: float
+    append_p9999_us: float
+    append_max_us: float
+    populated_ahead_nbytes: int
+    allocated_ahead_nbytes: int
+    unwritten_nbytes: int
+
+
+def make_stats(
+    measured: Mapping[str, Any], frames: int, frame_nbytes: int, **nbytes: int
+) -> StreamStats:
+    """Make stats of what a `FrameWriter` measured, and the given numbers of bytes."""
+    counts: npt.NDArray[np.int64] = measured["append_counts"]
+    longest_us = measured["longest_append_ns"] / 1e3
+    elapsed_s, appended = measured["elapsed_s"], measured["num_appended"]
+    p50, p99, p999, p9999 = (
+        min(percentile_us(counts, q), longest_us) for q in (50, 99, 99.9, 99.99)
+    )
+    return StreamStats(
+        frames=frames,
+        nbytes=appended * frame_nbytes,
+        elapsed_s=elapsed_s,
+        frames_per_s=appended / elapsed_s if elapsed_s > 0 else float("nan"),
+        timed_appends=int(counts.sum()),
+        append_p50_us=p50,
+        append_p99_us=p99,
+        append_p999_us=p999,
+        append_p9999_us=p9999,
+        append_max_us=longest_us,
+        **nbytes,
+    )
+
+
+def percentile_us(counts: npt.NDArray[np.int64], q: float) -> float:
+    """Return the upper end of the bucket that holds a percentile, in microseconds."""
+    ranks = np.cumsum(counts)
+    if ranks[-1] == 0:
+        return float("nan")
+    wanted = max(int(np.ceil(ranks[-1] * q / 100)), 1)
+    return bucket_stop_ns(int(np.searchsorted(ranks, wanted))) / 1e3
+
+
+def bucket_stop_ns(bucket: int) -> int:
+    """Return the first time, in nanoseconds, that is too long for a bucket."""
+    shift = max((bucket >> _BUCKET_BITS) - 1, 0)
+    return (bucket - (shift << _BUCKET_BITS) + 1) << shift
