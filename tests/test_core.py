@@ -100,15 +100,30 @@ def test_a_frame_of_another_shape_is_refused_and_nothing_is_consumed(stream, kin
     np.testing.assert_array_equal(stored(stream)[0], FRAME)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["int16", "uint32", "float32", "float64", "complex64", "S1"]
-)
+@pytest.mark.parametrize("dtype", ["int16", "uint32", "float32", "float64", "complex64"])
 def test_a_dtype_that_does_not_cast_safely_is_refused(stream, dtype):
     with pytest.raises(ValueError, match="dtype") as error:
         stream.append(np.zeros((4, 5), dtype))
     message = str(error.value)
     assert "uint16" in message
     assert "casting" in message
+    assert stream.frames_written == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        None,
+        np.zeros((4, 5), "S1"),
+        np.zeros((4, 5), object),
+        np.zeros((4, 5), "M8[s]"),
+        [[object()] * 5] * 4,
+    ],
+)
+def test_what_holds_no_pixels_is_refused_by_its_kind(stream, frame):
+    with pytest.raises(ValueError, match=r"NoneType|no pixels") as error:
+        stream.append(frame)
+    assert "settings' dtype" not in str(error.value)  # no remedy that would fail, too
     assert stream.frames_written == 0
 
 

@@ -1,6 +1,7 @@
 """manifest.json and progress.bin."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -147,10 +148,30 @@ def test_progress_is_as_documented(make_settings, folder):
 
 def test_a_dataset_without_progress_has_an_unknown_cursor(tmp_path):
     assert read_cursor(tmp_path) is None
-    (tmp_path / "progress.bin").write_bytes(b"x" * 5000)
-    assert read_cursor(tmp_path) is None
-    (tmp_path / "progress.bin").write_bytes(b"")
-    assert read_cursor(tmp_path) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 100, b"x" * 4096, b"scratchw" + b"\0" * 4088])
+def test_a_progress_file_that_is_none_is_refused_by_name(tmp_path, data):
+    (tmp_path / "progress.bin").write_bytes(data)
+    with pytest.raises(ValueError, match=r"progress\.bin"):
+        read_cursor(tmp_path)
+
+
+def test_a_negative_cursor_is_refused(make_settings, folder):
+    create_stream(make_settings({"t": 2, "y": 4, "x": 5}, root_path=str(folder))).close()
+    data = bytearray((folder / "progress.bin").read_bytes())
+    data[64:72] = struct.pack("=q", -5)
+    (folder / "progress.bin").write_bytes(data)
+    with pytest.raises(ValueError, match=r"progress\.bin"):
+        read_cursor(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+@pytest.mark.parametrize("name", ["manifest.json", "progress.bin"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="regular"):
+        (read_manifest if name == "manifest.json" else read_cursor)(tmp_path)
 
 
 GOOD = {"version": "1", "dtype": "u1", "position_shapes": [[1, 2]], "dimensions": []}

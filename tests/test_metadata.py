@@ -62,7 +62,7 @@ def test_nan_stays_nan():
 
 CIRCLE = []
 CIRCLE.append(CIRCLE)
-NOT_JSON = [object(), {"deep": [object()]}, b"\xff", "\ud800", CIRCLE, lambda: 0, int]
+NOT_JSON = [object(), {"deep": [object()]}, b"\xff", {1, 2}, 1j, CIRCLE, lambda: 0, int]
 
 
 @pytest.mark.parametrize("value", NOT_JSON, ids=lambda v: type(v).__name__)

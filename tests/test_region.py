@@ -86,31 +86,50 @@ def test_an_existing_file_is_not_touched(new, tmp_path):
     assert (tmp_path / "a.dat").read_text() == "precious"
 
 
-def test_moving_to_a_file_keeps_the_bytes_and_later_ones_reach_the_file(new, tmp_path):
+@pytest.mark.parametrize("start", [0, 5000, 8192, 1_000_003])
+def test_going_on_in_a_file_keeps_the_bytes_and_save_completes_the_file(
+    new, tmp_path, start
+):
     region = new(1 << 22)
-    region.allocate(0, 5000)
-    poke(region, 0, b"early")
-    region.extend(1_000_000)
-    region.allocate(1_000_000, 1_005_000)
-    poke(region, 1_000_000, b"later")
-    region.move_to_file(tmp_path / "a.dat")
+    region.allocate(0, max(start, 10))
+    region.extend(1_500_000)
+    before = np.arange(start, dtype="uint32").astype(U8)
+    poke(region, 0, before.tobytes())
+    held = region.array(U8, (start,))
+    region.continue_in_file(tmp_path / "a.dat", start)
     assert region.path == tmp_path / "a.dat"
-    poke(region, 5, b"after")
-    region.allocate(1_005_000, 2_000_000)
+    np.testing.assert_array_equal(held, before)
+    region.allocate(start, 2_000_000)
+    poke(region, start, b"after")
     poke(region, 1_999_995, b"grown")
+    np.testing.assert_array_equal(region.array(U8, (start,)), before)
+    region.save()
     data = (tmp_path / "a.dat").read_bytes()
-    assert data[:10] == b"earlyafter"
-    assert data[1_000_000:1_000_005] == b"later"
+    assert data[:start] == before.tobytes()
+    assert data[start : start + 5] == b"after"
     assert data[1_999_995:] == b"grown"
 
 
-def test_a_failed_move_leaves_the_region_in_memory(new, tmp_path):
+def test_saving_leaves_holes_where_nothing_was_written(new, tmp_path):
+    region = new(1 << 28)
+    region.extend(100 << 20)
+    poke(region, 90 << 20, b"hello")
+    region.continue_in_file(tmp_path / "a.dat", 100 << 20)
+    region.save()
+    with (tmp_path / "a.dat").open("rb") as file:
+        file.seek(90 << 20)
+        assert file.read(5) == b"hello"
+    if type(region) is not PortableRegion:
+        assert (tmp_path / "a.dat").stat().st_blocks * 512 <= 2 << 20
+
+
+def test_a_file_in_the_way_leaves_the_region_in_memory(new, tmp_path):
     region = new(1 << 20)
     region.allocate(0, 5000)
     poke(region, 0, b"hello")
     (tmp_path / "a.dat").write_text("precious")
     with pytest.raises(FileExistsError):
-        region.move_to_file(tmp_path / "a.dat")
+        region.continue_in_file(tmp_path / "a.dat", 5000)
     assert region.path is None
     assert bytes(region.array(U8, (5,))) == b"hello"
     assert (tmp_path / "a.dat").read_text() == "precious"
@@ -154,13 +173,19 @@ class TestMapped:
             region.allocate(stop - (1 << 20), stop)
             assert region.address == address
 
-    def test_an_array_from_before_a_move_to_a_file_sees_what_comes_after(self, tmp_path):
+    def test_an_array_from_before_it_went_on_in_a_file_sees_what_comes_after(
+        self, tmp_path
+    ):
         region = MappedRegion(1 << 20)
-        region.allocate(0, 8192)
-        array = region.array(U8, (8192,))
-        region.move_to_file(tmp_path / "a.dat")
-        poke(region, 100, b"hello")
-        assert bytes(array[100:105]) == b"hello"
+        region.allocate(0, 5000)
+        region.extend(20_000)
+        array = region.array(U8, (20_000,))
+        region.continue_in_file(tmp_path / "a.dat", 5000)
+        region.allocate(5000, 20_000)
+        poke(region, 5000, b"hello")
+        poke(region, 19_000, b"world")
+        assert bytes(array[5000:5005]) == b"hello"
+        assert bytes(array[19_000:19_005]) == b"world"
 
     def test_reserved_addresses_cost_no_memory(self):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -209,15 +234,14 @@ def test_a_full_disk_is_an_error_and_leaves_the_file_as_it_was(new, small_disk):
     poke(region, 199_995, b"world")
 
 
-def test_a_move_to_a_full_disk_leaves_the_region_in_memory(new, small_disk):
+def test_what_cannot_be_saved_stays_in_memory(new, small_disk):
     region = new(1 << 30)
     region.allocate(0, 50 << 20)
-    poke(region, 1000, b"hello")
+    poke(region, 0, b"x" * (50 << 20))
     with pytest.raises(OSError, match="No space"):
-        region.move_to_file(small_disk / "a.dat")
-    assert region.path is None
-    assert list(small_disk.iterdir()) == []
-    assert bytes(region.array(U8, (2000,))[1000:1005]) == b"hello"
+        region.continue_in_file(small_disk / "a.dat", 50 << 20)
+        region.save()
+    assert region.array(U8, (50 << 20,)).min() == ord("x")
 
 
 @pytest.fixture

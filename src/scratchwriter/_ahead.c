@@ -19,8 +19,8 @@
             "-Werror"
         ],
         "include_dirs": [
-            "src/scratchwriter",
             "src/scratchwriter/_region",
+            "src/scratchwriter",
             "/tmp/sw/lib/python3.11/site-packages/numpy/_core/include"
         ],
         "name": "scratchwriter._ahead",
@@ -1284,6 +1284,8 @@ static int __Pyx_init_tpflags_variables(void) {
 #define __PYX_HAVE__scratchwriter___ahead
 #define __PYX_HAVE_API__scratchwriter___ahead
 /* Early includes */
+#include <sys/types.h>
+#include <unistd.h>
 #include <stdint.h>
 #include <string.h>
 #include <stdlib.h>
@@ -1966,7 +1968,7 @@ struct __pyx_obj_13scratchwriter_6_ahead_AheadThread {
   sw_thread writeback_thread;
   int runs_ahead;
   int runs_writeback;
-  PyObject *pid;
+  int pid;
   struct __pyx_obj_13scratchwriter_5_core_FrameWriter *writer;
   PyObject *regions;
 };
@@ -1990,7 +1992,7 @@ struct __pyx_vtabstruct_13scratchwriter_5_core_FrameWriter {
   enum __pyx_t_13scratchwriter_5_core_Status (*_skip)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, int64_t, struct __pyx_t_13scratchwriter_5_core_Request *);
   int (*_write_line)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, int64_t, char const *, size_t);
   void (*_set_steps)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, struct __pyx_t_13scratchwriter_5_core_Array *, int64_t);
-  int (*_raise)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, enum __pyx_t_13scratchwriter_5_core_Status, PyObject *, int64_t, int);
+  int (*_raise)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, enum __pyx_t_13scratchwriter_5_core_Status, PyObject *, PyObject *, int);
 };
 static struct __pyx_vtabstruct_13scratchwriter_5_core_FrameWriter *__pyx_vtabptr_13scratchwriter_5_core_FrameWriter;
 
@@ -2552,87 +2554,8 @@ static void __Pyx_RaiseErrorWithTypes1(PyObject* exc_type, const char *message, 
 /* ExtTypeTest.proto */
 static CYTHON_INLINE int __Pyx_TypeTest(PyObject *obj, PyTypeObject *type);
 
-/* GivenExceptionMatches.proto (used by PyErrExceptionMatches) */
-#if CYTHON_COMPILING_IN_CPYTHON
-static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches(PyObject *err, PyObject *type);
-static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches2(PyObject *err, PyObject *type1, PyObject *type2);
-#else
-#define __Pyx_PyErr_GivenExceptionMatches(err, type) PyErr_GivenExceptionMatches(err, type)
-static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches2(PyObject *err, PyObject *type1, PyObject *type2) {
-    return PyErr_GivenExceptionMatches(err, type1) || PyErr_GivenExceptionMatches(err, type2);
-}
-#endif
-#define __Pyx_PyErr_ExceptionMatches2(err1, err2)  __Pyx_PyErr_GivenExceptionMatches2(__Pyx_PyErr_CurrentExceptionType(), err1, err2)
-
-/* PyErrExceptionMatches.proto (used by PyObjectGetAttrStrNoError) */
-#if CYTHON_FAST_THREAD_STATE
-#define __Pyx_PyErr_ExceptionMatches(err) __Pyx_PyErr_ExceptionMatchesInState(__pyx_tstate, err)
-static CYTHON_INLINE int __Pyx_PyErr_ExceptionMatchesInState(PyThreadState* tstate, PyObject* err);
-#else
-#define __Pyx_PyErr_ExceptionMatches(err)  PyErr_ExceptionMatches(err)
-#endif
-
-/* PyObjectGetAttrStrNoError.proto (used by GetBuiltinName) */
-static CYTHON_INLINE PyObject* __Pyx_PyObject_GetAttrStrNoError(PyObject* obj, PyObject* attr_name);
-
-/* GetBuiltinName.proto (used by GetModuleGlobalName) */
-static PyObject *__Pyx_GetBuiltinName(PyObject *name);
-
-/* PyDictVersioning.proto (used by GetModuleGlobalName) */
-#if CYTHON_USE_DICT_VERSIONS && CYTHON_USE_TYPE_SLOTS
-#define __PYX_DICT_VERSION_INIT  ((PY_UINT64_T) -1)
-#define __PYX_GET_DICT_VERSION(dict)  (((PyDictObject*)(dict))->ma_version_tag)
-#define __PYX_UPDATE_DICT_CACHE(dict, value, cache_var, version_var)\
-    (version_var) = __PYX_GET_DICT_VERSION(dict);\
-    (cache_var) = (value);
-#define __PYX_PY_DICT_LOOKUP_IF_MODIFIED(VAR, DICT, LOOKUP) {\
-    static PY_UINT64_T __pyx_dict_version = 0;\
-    static PyObject *__pyx_dict_cached_value = NULL;\
-    if (likely(__PYX_GET_DICT_VERSION(DICT) == __pyx_dict_version)) {\
-        (VAR) = __Pyx_XNewRef(__pyx_dict_cached_value);\
-    } else {\
-        (VAR) = __pyx_dict_cached_value = (LOOKUP);\
-        __pyx_dict_version = __PYX_GET_DICT_VERSION(DICT);\
-    }\
-}
-static CYTHON_INLINE PY_UINT64_T __Pyx_get_tp_dict_version(PyObject *obj);
-static CYTHON_INLINE PY_UINT64_T __Pyx_get_object_dict_version(PyObject *obj);
-static CYTHON_INLINE int __Pyx_object_dict_version_matches(PyObject* obj, PY_UINT64_T tp_dict_version, PY_UINT64_T obj_dict_version);
-#else
-#define __PYX_GET_DICT_VERSION(dict)  (0)
-#define __PYX_UPDATE_DICT_CACHE(dict, value, cache_var, version_var)
-#define __PYX_PY_DICT_LOOKUP_IF_MODIFIED(VAR, DICT, LOOKUP)  (VAR) = (LOOKUP);
-#endif
-
-/* GetModuleGlobalName.proto */
-#if CYTHON_USE_DICT_VERSIONS
-#define __Pyx_GetModuleGlobalName(var, name)  do {\
-    static PY_UINT64_T __pyx_dict_version = 0;\
-    static PyObject *__pyx_dict_cached_value = NULL;\
-    (var) = (likely(__pyx_dict_version == __PYX_GET_DICT_VERSION(__pyx_mstate_global->__pyx_d))) ?\
-        (likely(__pyx_dict_cached_value) ? __Pyx_NewRef(__pyx_dict_cached_value) : __Pyx_GetBuiltinName(name)) :\
-        __Pyx__GetModuleGlobalName(name, &__pyx_dict_version, &__pyx_dict_cached_value);\
-} while(0)
-#define __Pyx_GetModuleGlobalNameUncached(var, name)  do {\
-    PY_UINT64_T __pyx_dict_version;\
-    PyObject *__pyx_dict_cached_value;\
-    (var) = __Pyx__GetModuleGlobalName(name, &__pyx_dict_version, &__pyx_dict_cached_value);\
-} while(0)
-static PyObject *__Pyx__GetModuleGlobalName(PyObject *name, PY_UINT64_T *dict_version, PyObject **dict_cached_value);
-#else
-#define __Pyx_GetModuleGlobalName(var, name)  (var) = __Pyx__GetModuleGlobalName(name)
-#define __Pyx_GetModuleGlobalNameUncached(var, name)  (var) = __Pyx__GetModuleGlobalName(name)
-static CYTHON_INLINE PyObject *__Pyx__GetModuleGlobalName(PyObject *name);
-#endif
-
-/* PyObjectCompare.proto */
-static CYTHON_INLINE int __Pyx_PyObject_CompareBoolNe_object_object(PyObject *op1, PyObject *op2, int pyop);
-
 /* RejectKeywords.export */
 static void __Pyx_RejectKeywords(const char* function_name, PyObject *kwds);
-
-/* PyObjectCompare.proto */
-static CYTHON_INLINE int __Pyx_PyObject_CompareBoolEq_object_object(PyObject *op1, PyObject *op2, int pyop);
 
 /* AllocateExtensionType.proto */
 static PyObject *__Pyx_AllocateExtensionType(PyTypeObject *t, int is_final);
@@ -2728,28 +2651,57 @@ static PyTypeObject *__Pyx_ImportType_3_3_1(PyObject* module, const char *module
 /* FunctionImport.proto */
 static int __Pyx_ImportFunction_3_3_1(PyObject *module, const char *funcname, void (**f)(void), const char *sig);
 
-/* HasAttr.proto (used by ImportImpl) */
-#if __PYX_LIMITED_VERSION_HEX >= 0x030d0000
-#define __Pyx_HasAttr(o, n)  PyObject_HasAttrWithError(o, n)
-#else
-static CYTHON_INLINE int __Pyx_HasAttr(PyObject *, PyObject *);
-#endif
-
-/* TupleOrListFromArrayImpl.proto (used by ListFromArray) */
-CYTHON_UNUSED static PyObject *
-__Pyx_PyList_FromArray(PyObject *const *src, Py_ssize_t n);
-
-/* ListFromArray.proto (used by ImportImpl) */
-
-
-/* ImportImpl.export */
-static PyObject *__Pyx__Import(PyObject *name, PyObject *const *imported_names, Py_ssize_t len_imported_names, PyObject *qualname, PyObject *moddict, int level);
-
-/* Import.proto */
-static CYTHON_INLINE PyObject *__Pyx_Import(PyObject *name, PyObject *const *imported_names, Py_ssize_t len_imported_names, PyObject *qualname, int level);
-
 /* dict_setdefault.proto (used by CLineInTraceback) */
 static CYTHON_INLINE PyObject *__Pyx_PyDict_SetDefault(PyObject *d, PyObject *key, PyObject *default_value);
+
+/* PyDictVersioning.proto (used by CLineInTraceback) */
+#if CYTHON_USE_DICT_VERSIONS && CYTHON_USE_TYPE_SLOTS
+#define __PYX_DICT_VERSION_INIT  ((PY_UINT64_T) -1)
+#define __PYX_GET_DICT_VERSION(dict)  (((PyDictObject*)(dict))->ma_version_tag)
+#define __PYX_UPDATE_DICT_CACHE(dict, value, cache_var, version_var)\
+    (version_var) = __PYX_GET_DICT_VERSION(dict);\
+    (cache_var) = (value);
+#define __PYX_PY_DICT_LOOKUP_IF_MODIFIED(VAR, DICT, LOOKUP) {\
+    static PY_UINT64_T __pyx_dict_version = 0;\
+    static PyObject *__pyx_dict_cached_value = NULL;\
+    if (likely(__PYX_GET_DICT_VERSION(DICT) == __pyx_dict_version)) {\
+        (VAR) = __Pyx_XNewRef(__pyx_dict_cached_value);\
+    } else {\
+        (VAR) = __pyx_dict_cached_value = (LOOKUP);\
+        __pyx_dict_version = __PYX_GET_DICT_VERSION(DICT);\
+    }\
+}
+static CYTHON_INLINE PY_UINT64_T __Pyx_get_tp_dict_version(PyObject *obj);
+static CYTHON_INLINE PY_UINT64_T __Pyx_get_object_dict_version(PyObject *obj);
+static CYTHON_INLINE int __Pyx_object_dict_version_matches(PyObject* obj, PY_UINT64_T tp_dict_version, PY_UINT64_T obj_dict_version);
+#else
+#define __PYX_GET_DICT_VERSION(dict)  (0)
+#define __PYX_UPDATE_DICT_CACHE(dict, value, cache_var, version_var)
+#define __PYX_PY_DICT_LOOKUP_IF_MODIFIED(VAR, DICT, LOOKUP)  (VAR) = (LOOKUP);
+#endif
+
+/* GivenExceptionMatches.proto (used by PyErrExceptionMatches) */
+#if CYTHON_COMPILING_IN_CPYTHON
+static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches(PyObject *err, PyObject *type);
+static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches2(PyObject *err, PyObject *type1, PyObject *type2);
+#else
+#define __Pyx_PyErr_GivenExceptionMatches(err, type) PyErr_GivenExceptionMatches(err, type)
+static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches2(PyObject *err, PyObject *type1, PyObject *type2) {
+    return PyErr_GivenExceptionMatches(err, type1) || PyErr_GivenExceptionMatches(err, type2);
+}
+#endif
+#define __Pyx_PyErr_ExceptionMatches2(err1, err2)  __Pyx_PyErr_GivenExceptionMatches2(__Pyx_PyErr_CurrentExceptionType(), err1, err2)
+
+/* PyErrExceptionMatches.proto (used by PyObjectGetAttrStrNoError) */
+#if CYTHON_FAST_THREAD_STATE
+#define __Pyx_PyErr_ExceptionMatches(err) __Pyx_PyErr_ExceptionMatchesInState(__pyx_tstate, err)
+static CYTHON_INLINE int __Pyx_PyErr_ExceptionMatchesInState(PyThreadState* tstate, PyObject* err);
+#else
+#define __Pyx_PyErr_ExceptionMatches(err)  PyErr_ExceptionMatches(err)
+#endif
+
+/* PyObjectGetAttrStrNoError.proto (used by CLineInTraceback) */
+static CYTHON_INLINE PyObject* __Pyx_PyObject_GetAttrStrNoError(PyObject* obj, PyObject* attr_name);
 
 /* CLineInTraceback.proto (used by AddTraceback) */
 #if CYTHON_CLINE_IN_TRACEBACK && CYTHON_CLINE_IN_TRACEBACK_RUNTIME
@@ -2919,6 +2871,10 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
 
 /* Module declarations from "cython" */
 
+/* Module declarations from "posix.types" */
+
+/* Module declarations from "posix.unistd" */
+
 /* Module declarations from "libc.stdint" */
 
 /* Module declarations from "libc.string" */
@@ -3020,7 +2976,7 @@ namespace {
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_items;
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_pop;
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_values;
-    PyObject *__pyx_string_tab[41];
+    PyObject *__pyx_string_tab[39];
 /* #### Code section: module_state_contents ### */
 /* PyFrozenDict.module_state_decls */
 #if CYTHON_COMPILING_IN_LIMITED_API
@@ -3077,28 +3033,26 @@ static __pyx_mstatetype * const __pyx_mstate_global = &__pyx_mstate_global_stati
 #define __pyx_n_u_cline_in_traceback __pyx_string_tab[16]
 #define __pyx_n_u_counts __pyx_string_tab[17]
 #define __pyx_n_u_frame_nbytes __pyx_string_tab[18]
-#define __pyx_n_u_getpid __pyx_string_tab[19]
-#define __pyx_n_u_is_in_order __pyx_string_tab[20]
-#define __pyx_n_u_is_unbounded __pyx_string_tab[21]
-#define __pyx_n_u_items __pyx_string_tab[22]
-#define __pyx_n_u_memory_stop_nbytes __pyx_string_tab[23]
-#define __pyx_n_u_num_frames __pyx_string_tab[24]
-#define __pyx_n_u_num_positions __pyx_string_tab[25]
-#define __pyx_n_u_os __pyx_string_tab[26]
-#define __pyx_n_u_plan __pyx_string_tab[27]
-#define __pyx_n_u_pop __pyx_string_tab[28]
-#define __pyx_n_u_position __pyx_string_tab[29]
-#define __pyx_n_u_position_axis __pyx_string_tab[30]
-#define __pyx_n_u_regions __pyx_string_tab[31]
-#define __pyx_n_u_setdefault __pyx_string_tab[32]
-#define __pyx_n_u_start_nbytes __pyx_string_tab[33]
-#define __pyx_n_u_step_nbytes __pyx_string_tab[34]
-#define __pyx_n_u_strides_nbytes __pyx_string_tab[35]
-#define __pyx_n_u_values __pyx_string_tab[36]
-#define __pyx_n_u_visit_frames __pyx_string_tab[37]
-#define __pyx_n_u_window_nbytes __pyx_string_tab[38]
-#define __pyx_n_u_writer __pyx_string_tab[39]
-#define __pyx_kp_b_int_struct___pyx_t_13scratchwrit __pyx_string_tab[40]
+#define __pyx_n_u_is_in_order __pyx_string_tab[19]
+#define __pyx_n_u_is_unbounded __pyx_string_tab[20]
+#define __pyx_n_u_items __pyx_string_tab[21]
+#define __pyx_n_u_memory_stop_nbytes __pyx_string_tab[22]
+#define __pyx_n_u_num_frames __pyx_string_tab[23]
+#define __pyx_n_u_num_positions __pyx_string_tab[24]
+#define __pyx_n_u_plan __pyx_string_tab[25]
+#define __pyx_n_u_pop __pyx_string_tab[26]
+#define __pyx_n_u_position __pyx_string_tab[27]
+#define __pyx_n_u_position_axis __pyx_string_tab[28]
+#define __pyx_n_u_regions __pyx_string_tab[29]
+#define __pyx_n_u_setdefault __pyx_string_tab[30]
+#define __pyx_n_u_start_nbytes __pyx_string_tab[31]
+#define __pyx_n_u_step_nbytes __pyx_string_tab[32]
+#define __pyx_n_u_strides_nbytes __pyx_string_tab[33]
+#define __pyx_n_u_values __pyx_string_tab[34]
+#define __pyx_n_u_visit_frames __pyx_string_tab[35]
+#define __pyx_n_u_window_nbytes __pyx_string_tab[36]
+#define __pyx_n_u_writer __pyx_string_tab[37]
+#define __pyx_kp_b_int_struct___pyx_t_13scratchwrit __pyx_string_tab[38]
 /* #### Code section: module_state_clear ### */
 #if CYTHON_USE_MODULE_STATE
 static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
@@ -3120,7 +3074,7 @@ static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_items.method);
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_pop.method);
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_values.method);
-  for (int i=0; i<41; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<39; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
 /* #### Code section: module_state_clear_contents ### */
 /* #### Code section: module_state_clear_end ### */
 return 0;
@@ -3144,7 +3098,7 @@ static CYTHON_SMALL_CODE int __pyx_m_traverse(PyObject *m, visitproc visit, void
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_items.method);
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_pop.method);
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_values.method);
-  for (int i=0; i<41; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<39; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
 /* #### Code section: module_state_traverse_contents ### */
 /* #### Code section: module_state_traverse_end ### */
 return 0;
@@ -5955,7 +5909,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
  *         for position in range(n):
  *             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping             # <<<<<<<<<<<<<<
  *             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
- *         self.pid = os.getpid()
+ *         self.pid = getpid()
 */
     if (unlikely(__pyx_v_regions == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
@@ -5971,7 +5925,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
  *         for position in range(n):
  *             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
  *             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]             # <<<<<<<<<<<<<<
- *         self.pid = os.getpid()
+ *         self.pid = getpid()
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
 */
     __pyx_t_3 = __Pyx_GetItemInt(__pyx_v_memory_stop_nbytes, __pyx_v_position, int64_t, 1, __Pyx_PyLong_From_int64_t, 1, 1, 1, __Pyx_ReferenceSharing_FunctionArgument); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 299, __pyx_L1_error)
@@ -5986,44 +5940,15 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   /* "scratchwriter/_ahead.pyx":300
  *             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
  *             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
- *         self.pid = os.getpid()             # <<<<<<<<<<<<<<
+ *         self.pid = getpid()             # <<<<<<<<<<<<<<
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
  * 
 */
-  __pyx_t_15 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_1, __pyx_mstate_global->__pyx_n_u_os); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 300, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_13 = __Pyx_PyObject_GetAttrStr(__pyx_t_1, __pyx_mstate_global->__pyx_n_u_getpid); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 300, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_13);
-  __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  __pyx_t_16 = 1;
-  #if CYTHON_UNPACK_METHODS
-  if (unlikely(PyMethod_Check(__pyx_t_13))) {
-    __pyx_t_15 = PyMethod_GET_SELF(__pyx_t_13);
-    assert(__pyx_t_15);
-    PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_13);
-    __Pyx_INCREF(__pyx_t_15);
-    __Pyx_INCREF(__pyx__function);
-    __Pyx_DECREF_SET(__pyx_t_13, __pyx__function);
-    __pyx_t_16 = 0;
-  }
-  #endif
-  {
-    PyObject *__pyx_callargs[2] = {__pyx_t_15, NULL};
-    __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_13, __pyx_callargs+__pyx_t_16, (1-__pyx_t_16) | (__pyx_t_16*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-    __Pyx_XDECREF(__pyx_t_15); __pyx_t_15 = 0;
-    __Pyx_DECREF(__pyx_t_13); __pyx_t_13 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 300, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_3);
-  }
-  __Pyx_GIVEREF(__pyx_t_3);
-  __Pyx_GOTREF(__pyx_v_self->pid);
-  __Pyx_DECREF_SET(__pyx_v_self->pid, __pyx_t_3);
-  __pyx_t_3 = 0;
+  __pyx_v_self->pid = getpid();
 
   /* "scratchwriter/_ahead.pyx":301
  *             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
- *         self.pid = os.getpid()
+ *         self.pid = getpid()
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0             # <<<<<<<<<<<<<<
  * 
  *     def __dealloc__(self):
@@ -6062,7 +5987,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
- *         if self.pid is not None and self.pid != os.getpid():
+ *         if self.pid and self.pid != getpid():
  *             return  # a fork's copy: what the threads held is in no known state
 */
 
@@ -6080,27 +6005,18 @@ static void __pyx_pw_13scratchwriter_6_ahead_11AheadThread_3__dealloc__(PyObject
 }
 
 static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self) {
-  __Pyx_RefNannyDeclarations
   int __pyx_t_1;
   int __pyx_t_2;
-  PyObject *__pyx_t_3 = NULL;
-  PyObject *__pyx_t_4 = NULL;
-  PyObject *__pyx_t_5 = NULL;
-  PyObject *__pyx_t_6 = NULL;
-  size_t __pyx_t_7;
-  int __pyx_lineno = 0;
-  const char *__pyx_filename = NULL;
-  int __pyx_clineno = 0;
-  __Pyx_RefNannySetupContext("__dealloc__", 0);
 
   /* "scratchwriter/_ahead.pyx":304
  * 
  *     def __dealloc__(self):
- *         if self.pid is not None and self.pid != os.getpid():             # <<<<<<<<<<<<<<
+ *         if self.pid and self.pid != getpid():             # <<<<<<<<<<<<<<
  *             return  # a fork's copy: what the threads held is in no known state
  *         self._join()
 */
-  __pyx_t_2 = (__pyx_v_self->pid != Py_None);
+  __pyx_t_2 = (__pyx_v_self->pid != 0);
+
   if (__pyx_t_2) {
 
   } else {
@@ -6109,34 +6025,8 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 
     goto __pyx_L4_bool_binop_done;
   }
-  __pyx_t_4 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_os); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 304, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_5);
-  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_getpid); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 304, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_6);
-  __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-  __pyx_t_7 = 1;
-  #if CYTHON_UNPACK_METHODS
-  if (unlikely(PyMethod_Check(__pyx_t_6))) {
-    __pyx_t_4 = PyMethod_GET_SELF(__pyx_t_6);
-    assert(__pyx_t_4);
-    PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_6);
-    __Pyx_INCREF(__pyx_t_4);
-    __Pyx_INCREF(__pyx__function);
-    __Pyx_DECREF_SET(__pyx_t_6, __pyx__function);
-    __pyx_t_7 = 0;
-  }
-  #endif
-  {
-    PyObject *__pyx_callargs[2] = {__pyx_t_4, NULL};
-    __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_7, (1-__pyx_t_7) | (__pyx_t_7*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-    __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 304, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_3);
-  }
-  __pyx_t_2 = __Pyx_PyObject_CompareBoolNe_object_object(__pyx_v_self->pid, __pyx_t_3, Py_NE); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 304, __pyx_L1_error)
-  __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
+  __pyx_t_2 = (__pyx_v_self->pid != getpid());
+
 
   __pyx_t_1 = __pyx_t_2;
 
@@ -6146,7 +6036,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 
     /* "scratchwriter/_ahead.pyx":305
  *     def __dealloc__(self):
- *         if self.pid is not None and self.pid != os.getpid():
+ *         if self.pid and self.pid != getpid():
  *             return  # a fork's copy: what the threads held is in no known state             # <<<<<<<<<<<<<<
  *         self._join()
  *         sw_alarm_destroy(&self.walk.alarm)
@@ -6158,14 +6048,14 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
     /* "scratchwriter/_ahead.pyx":304
  * 
  *     def __dealloc__(self):
- *         if self.pid is not None and self.pid != os.getpid():             # <<<<<<<<<<<<<<
+ *         if self.pid and self.pid != getpid():             # <<<<<<<<<<<<<<
  *             return  # a fork's copy: what the threads held is in no known state
  *         self._join()
 */
   }
 
   /* "scratchwriter/_ahead.pyx":306
- *         if self.pid is not None and self.pid != os.getpid():
+ *         if self.pid and self.pid != getpid():
  *             return  # a fork's copy: what the threads held is in no known state
  *         self._join()             # <<<<<<<<<<<<<<
  *         sw_alarm_destroy(&self.walk.alarm)
@@ -6231,21 +6121,13 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
- *         if self.pid is not None and self.pid != os.getpid():
+ *         if self.pid and self.pid != getpid():
  *             return  # a fork's copy: what the threads held is in no known state
 */
 
   /* function exit code */
-  goto __pyx_L0;
-  __pyx_L1_error:;
-  __Pyx_XDECREF(__pyx_t_3);
-  __Pyx_XDECREF(__pyx_t_4);
-  __Pyx_XDECREF(__pyx_t_5);
-  __Pyx_XDECREF(__pyx_t_6);
-  __Pyx_WriteUnraisable("scratchwriter._ahead.AheadThread.__dealloc__", __pyx_clineno, __pyx_lineno, __pyx_filename, 1, 0);
   __pyx_L0:;
 
-  __Pyx_RefNannyFinishContext();
 }
 
 /* "scratchwriter/_ahead.pyx":314
@@ -6421,7 +6303,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_19frames_written
  *         return sw_load_acquire(&self.walk.written_back)
  * 
  *     def start_writeback(self):             # <<<<<<<<<<<<<<
- *         if not self.runs_writeback and self.pid == os.getpid():
+ *         if not self.runs_writeback and self.pid == getpid():
  *             self.runs_writeback = (
 */
 
@@ -6471,20 +6353,12 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback
   __Pyx_RefNannyDeclarations
   int __pyx_t_1;
   int __pyx_t_2;
-  PyObject *__pyx_t_3 = NULL;
-  PyObject *__pyx_t_4 = NULL;
-  PyObject *__pyx_t_5 = NULL;
-  PyObject *__pyx_t_6 = NULL;
-  size_t __pyx_t_7;
-  int __pyx_lineno = 0;
-  const char *__pyx_filename = NULL;
-  int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("start_writeback", 0);
 
   /* "scratchwriter/_ahead.pyx":325
  * 
  *     def start_writeback(self):
- *         if not self.runs_writeback and self.pid == os.getpid():             # <<<<<<<<<<<<<<
+ *         if not self.runs_writeback and self.pid == getpid():             # <<<<<<<<<<<<<<
  *             self.runs_writeback = (
  *                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
 */
@@ -6498,34 +6372,8 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback
 
     goto __pyx_L4_bool_binop_done;
   }
-  __pyx_t_4 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_os); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 325, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_5);
-  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_getpid); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 325, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_6);
-  __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-  __pyx_t_7 = 1;
-  #if CYTHON_UNPACK_METHODS
-  if (unlikely(PyMethod_Check(__pyx_t_6))) {
-    __pyx_t_4 = PyMethod_GET_SELF(__pyx_t_6);
-    assert(__pyx_t_4);
-    PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_6);
-    __Pyx_INCREF(__pyx_t_4);
-    __Pyx_INCREF(__pyx__function);
-    __Pyx_DECREF_SET(__pyx_t_6, __pyx__function);
-    __pyx_t_7 = 0;
-  }
-  #endif
-  {
-    PyObject *__pyx_callargs[2] = {__pyx_t_4, NULL};
-    __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_7, (1-__pyx_t_7) | (__pyx_t_7*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-    __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 325, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_3);
-  }
-  __pyx_t_2 = __Pyx_PyObject_CompareBoolEq_object_object(__pyx_v_self->pid, __pyx_t_3, Py_EQ); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(0, 325, __pyx_L1_error)
-  __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
+  __pyx_t_2 = (__pyx_v_self->pid == getpid());
+
 
   __pyx_t_1 = __pyx_t_2;
 
@@ -6535,7 +6383,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback
 
     /* "scratchwriter/_ahead.pyx":326
  *     def start_writeback(self):
- *         if not self.runs_writeback and self.pid == os.getpid():
+ *         if not self.runs_writeback and self.pid == getpid():
  *             self.runs_writeback = (             # <<<<<<<<<<<<<<
  *                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
  *             )
@@ -6545,7 +6393,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback
     /* "scratchwriter/_ahead.pyx":325
  * 
  *     def start_writeback(self):
- *         if not self.runs_writeback and self.pid == os.getpid():             # <<<<<<<<<<<<<<
+ *         if not self.runs_writeback and self.pid == getpid():             # <<<<<<<<<<<<<<
  *             self.runs_writeback = (
  *                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
 */
@@ -6555,21 +6403,12 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback
  *         return sw_load_acquire(&self.walk.written_back)
  * 
  *     def start_writeback(self):             # <<<<<<<<<<<<<<
- *         if not self.runs_writeback and self.pid == os.getpid():
+ *         if not self.runs_writeback and self.pid == getpid():
  *             self.runs_writeback = (
 */
 
   /* function exit code */
   __pyx_r = Py_None; __Pyx_INCREF(Py_None);
-  goto __pyx_L0;
-  __pyx_L1_error:;
-  __Pyx_XDECREF(__pyx_t_3);
-  __Pyx_XDECREF(__pyx_t_4);
-  __Pyx_XDECREF(__pyx_t_5);
-  __Pyx_XDECREF(__pyx_t_6);
-  __Pyx_AddTraceback("scratchwriter._ahead.AheadThread.start_writeback", __pyx_clineno, __pyx_lineno, __pyx_filename);
-  __pyx_r = NULL;
-  __pyx_L0:;
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
@@ -7047,7 +6886,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
  *             sw_mutex_unlock(&walk.working)
  * 
  *     def stop(self):             # <<<<<<<<<<<<<<
- *         if self.pid == os.getpid():
+ *         if self.pid == getpid():
  *             self._join()
 */
 
@@ -7095,58 +6934,24 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
 static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self) {
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
-  PyObject *__pyx_t_1 = NULL;
-  PyObject *__pyx_t_2 = NULL;
-  PyObject *__pyx_t_3 = NULL;
-  PyObject *__pyx_t_4 = NULL;
-  size_t __pyx_t_5;
-  int __pyx_t_6;
-  int __pyx_lineno = 0;
-  const char *__pyx_filename = NULL;
-  int __pyx_clineno = 0;
+  int __pyx_t_1;
   __Pyx_RefNannySetupContext("stop", 0);
 
   /* "scratchwriter/_ahead.pyx":349
  * 
  *     def stop(self):
- *         if self.pid == os.getpid():             # <<<<<<<<<<<<<<
+ *         if self.pid == getpid():             # <<<<<<<<<<<<<<
  *             self._join()
  * 
 */
-  __pyx_t_2 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_os); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 349, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_getpid); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 349, __pyx_L1_error)
-  __Pyx_GOTREF(__pyx_t_4);
-  __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-  __pyx_t_5 = 1;
-  #if CYTHON_UNPACK_METHODS
-  if (unlikely(PyMethod_Check(__pyx_t_4))) {
-    __pyx_t_2 = PyMethod_GET_SELF(__pyx_t_4);
-    assert(__pyx_t_2);
-    PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_4);
-    __Pyx_INCREF(__pyx_t_2);
-    __Pyx_INCREF(__pyx__function);
-    __Pyx_DECREF_SET(__pyx_t_4, __pyx__function);
-    __pyx_t_5 = 0;
-  }
-  #endif
-  {
-    PyObject *__pyx_callargs[2] = {__pyx_t_2, NULL};
-    __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_4, __pyx_callargs+__pyx_t_5, (1-__pyx_t_5) | (__pyx_t_5*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-    __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
-    __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 349, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_1);
-  }
-  __pyx_t_6 = __Pyx_PyObject_CompareBoolEq_object_object(__pyx_v_self->pid, __pyx_t_1, Py_EQ); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 349, __pyx_L1_error)
-  __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  if (__pyx_t_6) {
+  __pyx_t_1 = (__pyx_v_self->pid == getpid());
+
+  if (__pyx_t_1) {
 
 
     /* "scratchwriter/_ahead.pyx":350
  *     def stop(self):
- *         if self.pid == os.getpid():
+ *         if self.pid == getpid():
  *             self._join()             # <<<<<<<<<<<<<<
  * 
  *     cdef void _lock(self) noexcept nogil:
@@ -7156,7 +6961,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
     /* "scratchwriter/_ahead.pyx":349
  * 
  *     def stop(self):
- *         if self.pid == os.getpid():             # <<<<<<<<<<<<<<
+ *         if self.pid == getpid():             # <<<<<<<<<<<<<<
  *             self._join()
  * 
 */
@@ -7166,21 +6971,12 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
  *             sw_mutex_unlock(&walk.working)
  * 
  *     def stop(self):             # <<<<<<<<<<<<<<
- *         if self.pid == os.getpid():
+ *         if self.pid == getpid():
  *             self._join()
 */
 
   /* function exit code */
   __pyx_r = Py_None; __Pyx_INCREF(Py_None);
-  goto __pyx_L0;
-  __pyx_L1_error:;
-  __Pyx_XDECREF(__pyx_t_1);
-  __Pyx_XDECREF(__pyx_t_2);
-  __Pyx_XDECREF(__pyx_t_3);
-  __Pyx_XDECREF(__pyx_t_4);
-  __Pyx_AddTraceback("scratchwriter._ahead.AheadThread.stop", __pyx_clineno, __pyx_lineno, __pyx_filename);
-  __pyx_r = NULL;
-  __pyx_L0:;
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
@@ -7368,7 +7164,6 @@ static PyObject *__pyx_tp_new__initialisation_13scratchwriter_6_ahead_AheadThrea
 ) {
   struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *p = ((struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *)o);
   p->__pyx_vtab = __pyx_vtabptr_13scratchwriter_6_ahead_AheadThread;
-  p->pid = Py_None; Py_INCREF(Py_None);
   p->writer = ((struct __pyx_obj_13scratchwriter_5_core_FrameWriter *)Py_None); Py_INCREF(Py_None);
   p->regions = ((PyObject*)Py_None); Py_INCREF(Py_None);
   {
@@ -7434,7 +7229,6 @@ static void __pyx_tp_dealloc_13scratchwriter_6_ahead_AheadThread(PyObject *o) {
     __Pyx_DeallocKeepAliveEnd(o);
     __Pyx_PyErr_RestoreException(etype, eval, etb);
   }
-  Py_CLEAR(p->pid);
   Py_CLEAR(p->writer);
   Py_CLEAR(p->regions);
   PyTypeObject *tp = Py_TYPE(o);
@@ -7458,9 +7252,6 @@ static int __pyx_tp_traverse_13scratchwriter_6_ahead_AheadThread(PyObject *o, vi
     e = __Pyx_call_type_traverse(o, 1, v, a);
     if (e) return e;
   }
-  if (p->pid) {
-    e = (*v)(p->pid, a); if (e) return e;
-  }
   if (p->writer) {
     e = (*v)(((PyObject *)p->writer), a); if (e) return e;
   }
@@ -7473,9 +7264,6 @@ static int __pyx_tp_traverse_13scratchwriter_6_ahead_AheadThread(PyObject *o, vi
 static int __pyx_tp_clear_13scratchwriter_6_ahead_AheadThread(PyObject *o) {
   PyObject* tmp;
   struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *p = (struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *)o;
-  tmp = ((PyObject*)p->pid);
-  p->pid = Py_None; Py_INCREF(Py_None);
-  Py_XDECREF(tmp);
   tmp = ((PyObject*)p->writer);
   p->writer = ((struct __pyx_obj_13scratchwriter_5_core_FrameWriter *)Py_None); Py_INCREF(Py_None);
   Py_XDECREF(tmp);
@@ -7971,7 +7759,6 @@ static CYTHON_SMALL_CODE int __pyx_pymod_exec__ahead(PyObject *__pyx_pyinit_modu
   #endif
   __pyx_mstatetype *__pyx_mstate = NULL;
   PyObject *__pyx_t_1 = NULL;
-  PyObject *__pyx_t_2 = NULL;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
@@ -8062,19 +7849,6 @@ __Pyx_RefNannySetupContext("PyInit__ahead", 0);
   if (__Pyx_InitAfterSharedUtility() < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
   /*--- Execution code ---*/
 
-  /* "scratchwriter/_ahead.pyx":26
- * """
- * 
- * import os             # <<<<<<<<<<<<<<
- * 
- * cimport cython
-*/
-  __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_os, 0, 0, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 26, __pyx_L1_error)
-  __pyx_t_2 = __pyx_t_1;
-  __Pyx_GOTREF(__pyx_t_2);
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_os, __pyx_t_2) < (0)) __PYX_ERR(0, 26, __pyx_L1_error)
-  __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-
   /* "scratchwriter/_ahead.pyx":357
  *         sw_add(&self.walk.waiting, -1)
  * 
@@ -8087,7 +7861,6 @@ __Pyx_RefNannySetupContext("PyInit__ahead", 0);
 
   goto __pyx_L0;
   __pyx_L1_error:;
-  __Pyx_XDECREF(__pyx_t_2);
   if (__pyx_m) {
     if (__pyx_mstate->__pyx_d && stringtab_initialized) {
       __Pyx_AddTraceback("init scratchwriter._ahead", __pyx_clineno, __pyx_lineno, __pyx_filename);
@@ -8146,29 +7919,29 @@ static int __Pyx_InitConstants(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   {
-    const struct { const unsigned int length: 8; } str_length_index[] = {{10},{1},{179},{8},{7},{6},{2},{9},{10},{11},{20},{8},{10},{8},{14},{12},{18},{6},{12},{6},{11},{12},{5},{18},{10},{13},{2},{4},{3},{8},{13},{7},{10},{12},{11},{14},{6},{12},{13},{6}};
+    const struct { const unsigned int length: 8; } str_length_index[] = {{10},{1},{179},{8},{7},{6},{2},{9},{10},{11},{20},{8},{10},{8},{14},{12},{18},{6},{12},{11},{12},{5},{18},{10},{13},{4},{3},{8},{13},{7},{10},{12},{11},{14},{6},{12},{13},{6}};
     const struct { const unsigned int length: 8; } bytes_length_index[] = {{221}};
     #ifndef CYTHON_COMPRESS_STRINGS
       #define CYTHON_COMPRESS_STRINGS 0
     #endif
-    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (422 bytes) */
-static const char cstring[] = "x\332\255R\333\216\3240\014\235O\361\333\002\202\225\020#\340\r!.\022\017\254F\210\367\310M\334i\230\324\t\26133\375{\234vv\265\037@\244\330\047\315\361\261k\007J\226\2501\263|z\310J\240\023*|Yt\312\014Q P\212\003UTJ\013\210\326\350\225j\0471\034\276\035\336\354?\356\0019@\245?\344U@\332\340\023\212\220@\036ah1id\320\245\220\334\303\217\021\226\334\200\211\002h\206b\274\347\001:\021\203\220v\000w\310\234\025{a\316\302#\037\357 \304jI\342\231z\364wLB\367\030\2023\036\205(8$\"\356\366\350\243l(h\267k-\237\047\302\360{\252f\235;,W\333_\355g\334\003]\365\027\215\316\315\030\331\331\232sh\211:b\234W_\214}^\225\372\351o\303\264\335\370\024\231\234EiEO\003\372\223\317\215U\306\332\257yX\224\344HZ\242U\327i\271\006\252\006\033\017\306\013V\264\322,3\315\271.N4\227[\014\267\331\255\032+z\232O\226\222\220K.\217_\036\275\303k\224J\307N\262\376\005\032\261%\025\305\2527EQ*O\260\306@r;\23515\263\321\204n)/\221C\276\334\256/\325J\254\221\025^X\\\363\n[7\324\275}\047\336^\205\2376\212\373\340\266\002\014\314X\n\005\367\323\234\215\r^\275\006\023x\277w\372r\367\277\224\236I\332\232\361D\256\017\266\217hg\rj\311\336\353\256T*XiWI\250\236\311\r)\373\223\354\266\276\254\311\372\310\376\001\264\225(\372";
-    PyObject *data = __Pyx_DecompressString(cstring, 422, 1);
+    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (416 bytes) */
+static const char cstring[] = "x\332\255R\333\216\3240\014\235O\361\333\002\202\225\020#\340\r!.\022\017\254F\210\367\310M\334i\230\324\t\26133\375{\234vv\265\037@\244\332\307\3129\266k\007J\226\2501\263|z\310J\240\023*|Yt\312\014Q P\212\003UTJ\013\210\326\350\225j\0471\034\276\035\336\354?\356\0019@\245?\344U@\332\340\023\212\220@\036ah1id\320\245\220\334\303\217\021\226\334\200\211\002h\206b\274\347\002\235\210AH;\200;d\316\212\2751g\362\310\307;\010\261Z\221x\246\256\376\216I\350\036Cp\306\243\020\005\207D\304\335\036}\224\r\005\355v\355\345\363D\030~O\325\254s\207\345j\337W\373\031\367@W\375E\243s3Fvv\346\034Z\242\216\030\347\325\027c\237\327L=\372\3330m7>E&g*\255\350i@\177\362\271\261\312X\3735\017\213\222D\351\204\\\003U\203\215\007c\004kWi\226\231\346\\\027\047\232\313\215\315mv\253zEO\233)\t\271\344\362\030?z\207\327(\225\216\235bs\0134bK*\212Uo\371D\251<\301\032\003\311-:cjf\243%\272\025\274D\016\371r\273\276Tk\260FVxa\272\346\025\266)\250{\373N\274\275\006?m\024\367\301m\r\030\230\261\024\n\356\2479[\027\274z\r\226\340\375\336\351\313\335\377\312\364,\245\235\031O\344\372B\373jv6\240\226\354\235\356J\245\202\225v\225\204\352\231\334\220\262?\311n\233\313Z\254\257\352\037\031]%\233";
+    PyObject *data = __Pyx_DecompressString(cstring, 416, 1);
     #define __Pyx_DecompressString_LZSS_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #else /* compression: none (768 bytes) */
-static const char bytes[] = " positions?Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablegcisenabledtables of AheadThread__Pyx_PyDict_NextRef__main____module____name____pyx_vtable____qualname__cline_in_tracebackcountsframe_nbytesgetpidis_in_orderis_unboundeditemsmemory_stop_nbytesnum_framesnum_positionsosplanpoppositionposition_axisregionssetdefaultstart_nbytesstep_nbytesstrides_nbytesvaluesvisit_frameswindow_nbyteswriterint (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t)\000int (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t, int64_t)\000\000\000\000make_readable\000populate\000prepare\000reserve_blocks\000start_writeback";
+    #else /* compression: none (760 bytes) */
+static const char bytes[] = " positions?Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablegcisenabledtables of AheadThread__Pyx_PyDict_NextRef__main____module____name____pyx_vtable____qualname__cline_in_tracebackcountsframe_nbytesis_in_orderis_unboundeditemsmemory_stop_nbytesnum_framesnum_positionsplanpoppositionposition_axisregionssetdefaultstart_nbytesstep_nbytesstrides_nbytesvaluesvisit_frameswindow_nbyteswriterint (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t)\000int (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t, int64_t)\000\000\000\000make_readable\000populate\000prepare\000reserve_blocks\000start_writeback";
     PyObject *data = NULL;
     #define __Pyx_DecompressString_UNUSED
     #define __Pyx_DecompressString_LZSS_UNUSED
     #endif
     PyObject **stringtab = __pyx_mstate->__pyx_string_tab;
     Py_ssize_t pos = 0;
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 38; i++) {
       Py_ssize_t bytes_length = str_length_index[i].length;
       PyObject *string = PyUnicode_DecodeUTF8(bytes + pos, bytes_length, NULL);
       if (likely(string) && i >= 9) PyUnicode_InternInPlace(&string);
@@ -8179,8 +7952,8 @@ static const char bytes[] = " positions?Note that Cython is deliberately stricte
       stringtab[i] = string;
       pos += bytes_length;
     }
-    for (int i = 40; i < 41; i++) {
-      Py_ssize_t bytes_length = bytes_length_index[i-40].length;
+    for (int i = 38; i < 39; i++) {
+      Py_ssize_t bytes_length = bytes_length_index[i-38].length;
       PyObject *string = PyBytes_FromStringAndSize(bytes + pos, bytes_length);
       stringtab[i] = string;
       pos += bytes_length;
@@ -8190,14 +7963,14 @@ static const char bytes[] = " positions?Note that Cython is deliberately stricte
       }
     }
     Py_XDECREF(data);
-    for (Py_ssize_t i = 0; i < 41; i++) {
+    for (Py_ssize_t i = 0; i < 39; i++) {
       if (unlikely(PyObject_Hash(stringtab[i]) == -1)) {
         __PYX_ERR(0, 1, __pyx_L1_error)
       }
     }
     #if CYTHON_IMMORTAL_CONSTANTS
     {
-      PyObject **table = stringtab + 40;
+      PyObject **table = stringtab + 38;
       for (Py_ssize_t i=0; i<1; ++i) {
         #if PY_VERSION_HEX >= 0x030F0000
         PyUnstable_SetImmortal(table[i]);
@@ -10141,595 +9914,6 @@ static CYTHON_INLINE int __Pyx_TypeTest(PyObject *obj, PyTypeObject *type) {
     return 0;
 }
 
-/* GivenExceptionMatches (used by PyErrExceptionMatches) */
-#if CYTHON_COMPILING_IN_CPYTHON
-static CYTHON_INLINE int __Pyx_inner_PyErr_GivenExceptionMatches2(PyObject *err, PyObject* exc_type1, PyObject *exc_type2) {
-    if (exc_type1) {
-        return __Pyx_IsAnySubtype2((PyTypeObject*)err, (PyTypeObject*)exc_type1, (PyTypeObject*)exc_type2);
-    } else {
-        return __Pyx_IsSubtype((PyTypeObject*)err, (PyTypeObject*)exc_type2);
-    }
-}
-static int __Pyx_PyErr_GivenExceptionMatchesTuple(PyObject *exc_type, PyObject *tuple) {
-    Py_ssize_t i, n;
-    assert(PyExceptionClass_Check(exc_type));
-    n = PyTuple_GET_SIZE(tuple);
-    for (i=0; i<n; i++) {
-        if (exc_type == PyTuple_GET_ITEM(tuple, i)) return 1;
-    }
-    for (i=0; i<n; i++) {
-        PyObject *t = PyTuple_GET_ITEM(tuple, i);
-        if (likely(PyExceptionClass_Check(t))) {
-            if (__Pyx_inner_PyErr_GivenExceptionMatches2(exc_type, NULL, t)) return 1;
-        } else {
-        }
-    }
-    return 0;
-}
-static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches(PyObject *err, PyObject* exc_type) {
-    if (likely(err == exc_type)) return 1;
-    if (likely(PyExceptionClass_Check(err))) {
-        if (likely(PyExceptionClass_Check(exc_type))) {
-            return __Pyx_inner_PyErr_GivenExceptionMatches2(err, NULL, exc_type);
-        } else if (likely(PyTuple_Check(exc_type))) {
-            return __Pyx_PyErr_GivenExceptionMatchesTuple(err, exc_type);
-        } else {
-        }
-    }
-    return PyErr_GivenExceptionMatches(err, exc_type);
-}
-static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches2(PyObject *err, PyObject *exc_type1, PyObject *exc_type2) {
-    assert(PyExceptionClass_Check(exc_type1));
-    assert(PyExceptionClass_Check(exc_type2));
-    if (likely(err == exc_type1 || err == exc_type2)) return 1;
-    if (likely(PyExceptionClass_Check(err))) {
-        return __Pyx_inner_PyErr_GivenExceptionMatches2(err, exc_type1, exc_type2);
-    }
-    return (PyErr_GivenExceptionMatches(err, exc_type1) || PyErr_GivenExceptionMatches(err, exc_type2));
-}
-#endif
-
-/* PyErrExceptionMatches (used by PyObjectGetAttrStrNoError) */
-#if CYTHON_FAST_THREAD_STATE
-static int __Pyx_PyErr_ExceptionMatchesTuple(PyObject *exc_type, PyObject *tuple) {
-    Py_ssize_t i, n;
-    n = PyTuple_GET_SIZE(tuple);
-    for (i=0; i<n; i++) {
-        if (exc_type == PyTuple_GET_ITEM(tuple, i)) return 1;
-    }
-    for (i=0; i<n; i++) {
-        if (__Pyx_PyErr_GivenExceptionMatches(exc_type, PyTuple_GET_ITEM(tuple, i))) return 1;
-    }
-    return 0;
-}
-static CYTHON_INLINE int __Pyx_PyErr_ExceptionMatchesInState(PyThreadState* tstate, PyObject* err) {
-    int result;
-    PyObject *exc_type;
-#if PY_VERSION_HEX >= 0x030C00A6
-    PyObject *current_exception = tstate->current_exception;
-    if (unlikely(!current_exception)) return 0;
-    exc_type = (PyObject*) Py_TYPE(current_exception);
-    if (exc_type == err) return 1;
-#else
-    exc_type = tstate->curexc_type;
-    if (exc_type == err) return 1;
-    if (unlikely(!exc_type)) return 0;
-#endif
-    #if CYTHON_AVOID_BORROWED_REFS
-    Py_INCREF(exc_type);
-    #endif
-    if (unlikely(PyTuple_Check(err))) {
-        result = __Pyx_PyErr_ExceptionMatchesTuple(exc_type, err);
-    } else {
-        result = __Pyx_PyErr_GivenExceptionMatches(exc_type, err);
-    }
-    #if CYTHON_AVOID_BORROWED_REFS
-    Py_DECREF(exc_type);
-    #endif
-    return result;
-}
-#endif
-
-/* PyObjectGetAttrStrNoError (used by GetBuiltinName) */
-#if __PYX_LIMITED_VERSION_HEX < 0x030d0000
-static void __Pyx_PyObject_GetAttrStr_ClearAttributeError(void) {
-    __Pyx_PyThreadState_declare
-    __Pyx_PyThreadState_assign
-    if (likely(__Pyx_PyErr_ExceptionMatches(PyExc_AttributeError)))
-        __Pyx_PyErr_Clear();
-}
-#endif
-static CYTHON_INLINE PyObject* __Pyx_PyObject_GetAttrStrNoError(PyObject* obj, PyObject* attr_name) {
-    PyObject *result;
-#if __PYX_LIMITED_VERSION_HEX >= 0x030d0000
-    (void) PyObject_GetOptionalAttr(obj, attr_name, &result);
-    return result;
-#else
-#if CYTHON_COMPILING_IN_CPYTHON && CYTHON_USE_TYPE_SLOTS
-    PyTypeObject* tp = Py_TYPE(obj);
-    if (likely(tp->tp_getattro == PyObject_GenericGetAttr)) {
-        return _PyObject_GenericGetAttrWithDict(obj, attr_name, NULL, 1);
-    }
-#endif
-    result = __Pyx_PyObject_GetAttrStr(obj, attr_name);
-    if (unlikely(!result)) {
-        __Pyx_PyObject_GetAttrStr_ClearAttributeError();
-    }
-    return result;
-#endif
-}
-
-/* GetBuiltinName (used by GetModuleGlobalName) */
-static PyObject *__Pyx_GetBuiltinName(PyObject *name) {
-    PyObject* result = __Pyx_PyObject_GetAttrStrNoError(__pyx_mstate_global->__pyx_b, name);
-    if (unlikely(!result) && !PyErr_Occurred()) {
-        PyErr_Format(PyExc_NameError,
-            "name '%U' is not defined", name);
-    }
-    return result;
-}
-
-/* PyDictVersioning (used by GetModuleGlobalName) */
-#if CYTHON_USE_DICT_VERSIONS && CYTHON_USE_TYPE_SLOTS
-static CYTHON_INLINE PY_UINT64_T __Pyx_get_tp_dict_version(PyObject *obj) {
-    PyObject *dict = Py_TYPE(obj)->tp_dict;
-    return likely(dict) ? __PYX_GET_DICT_VERSION(dict) : 0;
-}
-static CYTHON_INLINE PY_UINT64_T __Pyx_get_object_dict_version(PyObject *obj) {
-    PyObject **dictptr = NULL;
-    Py_ssize_t offset = Py_TYPE(obj)->tp_dictoffset;
-    if (offset) {
-#if CYTHON_COMPILING_IN_CPYTHON
-        dictptr = (likely(offset > 0)) ? (PyObject **) ((char *)obj + offset) : _PyObject_GetDictPtr(obj);
-#else
-        dictptr = _PyObject_GetDictPtr(obj);
-#endif
-    }
-    return (dictptr && *dictptr) ? __PYX_GET_DICT_VERSION(*dictptr) : 0;
-}
-static CYTHON_INLINE int __Pyx_object_dict_version_matches(PyObject* obj, PY_UINT64_T tp_dict_version, PY_UINT64_T obj_dict_version) {
-    PyObject *dict = Py_TYPE(obj)->tp_dict;
-    if (unlikely(!dict) || unlikely(tp_dict_version != __PYX_GET_DICT_VERSION(dict)))
-        return 0;
-    return obj_dict_version == __Pyx_get_object_dict_version(obj);
-}
-#endif
-
-/* GetModuleGlobalName */
-#if CYTHON_USE_DICT_VERSIONS
-static PyObject *__Pyx__GetModuleGlobalName(PyObject *name, PY_UINT64_T *dict_version, PyObject **dict_cached_value)
-#else
-static CYTHON_INLINE PyObject *__Pyx__GetModuleGlobalName(PyObject *name)
-#endif
-{
-    PyObject *result;
-#if CYTHON_COMPILING_IN_LIMITED_API
-    if (unlikely(!__pyx_m)) {
-        if (!PyErr_Occurred())
-            PyErr_SetNone(PyExc_NameError);
-        return NULL;
-    }
-    result = PyObject_GetAttr(__pyx_m, name);
-    if (likely(result)) {
-        return result;
-    }
-    if (!__Pyx_IgnoreException(PyExc_Exception)) {
-        return NULL; // BaseException
-    }
-#elif CYTHON_AVOID_BORROWED_REFS || CYTHON_AVOID_THREAD_UNSAFE_BORROWED_REFS
-    if (unlikely(__Pyx_PyDict_GetItemRef(__pyx_mstate_global->__pyx_d, name, &result) == -1)) {
-        if (!__Pyx_IgnoreException(PyExc_Exception)) {
-            return NULL; // BaseException
-        }
-    }
-    __PYX_UPDATE_DICT_CACHE(__pyx_mstate_global->__pyx_d, result, *dict_cached_value, *dict_version)
-    if (likely(result)) {
-        return result;
-    }
-#else
-    result = _PyDict_GetItem_KnownHash(__pyx_mstate_global->__pyx_d, name, ((PyASCIIObject *) name)->hash);
-    __PYX_UPDATE_DICT_CACHE(__pyx_mstate_global->__pyx_d, result, *dict_cached_value, *dict_version)
-    if (likely(result)) {
-        return __Pyx_NewRef(result);
-    }
-    PyObject *exc = PyErr_Occurred();
-    if (unlikely(exc) && !__Pyx_IgnoreGivenException(exc, PyExc_Exception)) {
-        return NULL; // BaseException
-    }
-#endif
-    return __Pyx_GetBuiltinName(name);
-}
-
-/* PyObjectCompare */
-#ifndef __Pyx_DEFINED_PyObject_CompareStrStrBoolNe
-#define __Pyx_DEFINED_PyObject_CompareStrStrBoolNe
-static CYTHON_INLINE int __Pyx_PyObject_CompareStrStrBoolNe(PyObject* s1, PyObject* s2) {
-    #if __PYX_LIMITED_VERSION_HEX >= 0x030e0000
-    int result = PyUnicode_Equal(s1, s2);
-    #if !CYTHON_COMPILING_IN_CPYTHON
-    if (unlikely(result == -1)) return -1;
-    #endif
-    if (result != 0) goto __pyx_return_false; else goto __pyx_return_true;
-    #else
-    int result = PyUnicode_Compare(s1, s2);
-    if (unlikely((result == -1) && PyErr_Occurred())) return -1;
-    if (result != 0) goto __pyx_return_true; else goto __pyx_return_false;
-    #endif
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyBytesPyBytesBoolNe
-#define __Pyx_DEFINED_PyObject_ComparePyBytesPyBytesBoolNe
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyBytesPyBytesBoolNe(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyBytes_GET_SIZE(s1);
-    if (length != PyBytes_GET_SIZE(s2)) goto __pyx_return_true;
-    ps1 = PyBytes_AS_STRING(s1);
-    ps2 = PyBytes_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    if (unlikely(PyBytes_AsStringAndSize(s1, &ps1, &length) == -1)) return -1;
-    if (unlikely(PyBytes_AsStringAndSize(s2, &ps2, &length2) == -1)) return -1;
-    if (length != length2) goto __pyx_return_true;
-    #endif
-    if (ps1[0] != ps2[0]) goto __pyx_return_true;
-    if (length == 1) goto __pyx_return_false;
-    {
-        int cmp;
-#if CYTHON_USE_UNICODE_INTERNALS && (PY_VERSION_HEX < 0x030B0000)
-        Py_hash_t hash1 = ((PyBytesObject*)s1)->ob_shash;
-        Py_hash_t hash2 = ((PyBytesObject*)s2)->ob_shash;
-        if (hash1 != hash2 && hash1 != -1 && hash2 != -1) goto __pyx_return_true;
-#endif
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp != 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyBytesPyByteArrayBoolNe
-#define __Pyx_DEFINED_PyObject_ComparePyBytesPyByteArrayBoolNe
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyBytesPyByteArrayBoolNe(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyBytes_GET_SIZE(s1);
-    if (length != PyByteArray_GET_SIZE(s2)) goto __pyx_return_true;
-    ps1 = PyBytes_AS_STRING(s1);
-    ps2 = PyByteArray_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    if (unlikely(PyBytes_AsStringAndSize(s1, &ps1, &length) == -1)) return -1;
-    ps2 = __Pyx_PyByteArray_AsString(s2); if (unlikely(!ps2)) return -1;
-    length2 = __Pyx_PyByteArray_GET_SIZE(s2); if (unlikely(length2 == -1)) return -1;
-    if (length != length2) goto __pyx_return_true;
-    #endif
-    if (ps1[0] != ps2[0]) goto __pyx_return_true;
-    if (length == 1) goto __pyx_return_false;
-    {
-        int cmp;
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp != 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyByteArrayPyBytesBoolNe
-#define __Pyx_DEFINED_PyObject_ComparePyByteArrayPyBytesBoolNe
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyByteArrayPyBytesBoolNe(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyByteArray_GET_SIZE(s1);
-    if (length != PyBytes_GET_SIZE(s2)) goto __pyx_return_true;
-    ps1 = PyByteArray_AS_STRING(s1);
-    ps2 = PyBytes_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    ps1 = __Pyx_PyByteArray_AsString(s1); if (unlikely(!ps1)) return -1;
-    length = __Pyx_PyByteArray_GET_SIZE(s1); if (unlikely(length == -1)) return -1;
-    if (unlikely(PyBytes_AsStringAndSize(s2, &ps2, &length2) == -1)) return -1;
-    if (length != length2) goto __pyx_return_true;
-    #endif
-    if (length == 0) goto __pyx_return_false;
-    if (ps1[0] != ps2[0]) goto __pyx_return_true;
-    if (length == 1) goto __pyx_return_false;
-    {
-        int cmp;
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp != 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyByteArrayPyByteArrayBoolNe
-#define __Pyx_DEFINED_PyObject_ComparePyByteArrayPyByteArrayBoolNe
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyByteArrayPyByteArrayBoolNe(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyByteArray_GET_SIZE(s1);
-    if (length != PyByteArray_GET_SIZE(s2)) goto __pyx_return_true;
-    ps1 = PyByteArray_AS_STRING(s1);
-    ps2 = PyByteArray_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    ps1 = __Pyx_PyByteArray_AsString(s1); if (unlikely(!ps1)) return -1;
-    length = __Pyx_PyByteArray_GET_SIZE(s1); if (unlikely(length == -1)) return -1;
-    ps2 = __Pyx_PyByteArray_AsString(s2); if (unlikely(!ps2)) return -1;
-    length2 = __Pyx_PyByteArray_GET_SIZE(s2); if (unlikely(length2 == -1)) return -1;
-    if (length != length2) goto __pyx_return_true;
-    #endif
-    if (length == 0) goto __pyx_return_false;
-    if (ps1[0] != ps2[0]) goto __pyx_return_true;
-    if (length == 1) goto __pyx_return_false;
-    {
-        int cmp;
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp != 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#ifndef __Pyx_DEFINED_PyObject_CompareFloatIntBoolNe
-#define __Pyx_DEFINED_PyObject_CompareFloatIntBoolNe
-static int __Pyx_PyObject_CompareFloatIntBoolNe(PyObject *op1, PyObject *op2) {
-    double float_op1 = __Pyx_PyFloat_AS_DOUBLE(op1);
-    #if !CYTHON_ASSUME_SAFE_MACROS
-    if (unlikely(float_op1 == -1. && PyErr_Occurred())) return -1;
-    #endif
-    #if CYTHON_USE_PYLONG_INTERNALS
-    if (__Pyx_PyLong_IsCompact(op2)) {
-        Py_ssize_t iop2 = __Pyx_PyLong_CompactValue(op2);
-        if (float_op1 != ((double)iop2)) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-    if (unlikely(!__Pyx_isfinite(float_op1))) {
-        if (float_op1 != 0.0) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int sign2 = __Pyx_PyLong_Sign(op2);
-        if (float_op1 >= 0.) {
-            if (sign2 < 0) goto __pyx_return_true;
-            if (float_op1 < (double) (1L << PyLong_SHIFT)) goto __pyx_return_true;
-        } else {
-            if (sign2 > 0) goto __pyx_return_true;
-            if (float_op1 > -(double) (1L << PyLong_SHIFT)) goto __pyx_return_true;
-        }
-    }
-    #else
-    if (unlikely(!__Pyx_isfinite(float_op1))) {
-        if (float_op1 != 0.0) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int overflow2;
-        long iop2 = PyLong_AsLongAndOverflow(op2, &overflow2);
-        if (likely(!overflow2)) {
-            if ((long long) iop2 >= (1LL << 53)) {
-                overflow2 = 1;
-            } else if ((long long) iop2 <= - (1LL << 53)) {
-                overflow2 = -1;
-            } else {
-                if (float_op1 != ((double) iop2)) goto __pyx_return_true; else goto __pyx_return_false;
-            }
-        }
-        if (overflow2 > 0) {
-            if (float_op1 < ((double) (1LL << 53))) goto __pyx_return_true;
-        } else {
-            if (float_op1 > - ((double) (1LL << 53))) goto __pyx_return_true;
-        }
-    }
-    #endif
-    return __Pyx_PyObject_RichCompareBool(op1, op2, Py_NE);
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#ifndef __Pyx_DEFINED_PyObject_CompareIntFloatBoolNe
-#define __Pyx_DEFINED_PyObject_CompareIntFloatBoolNe
-static int __Pyx_PyObject_CompareIntFloatBoolNe(PyObject *op1, PyObject *op2) {
-    double float_op2 = __Pyx_PyFloat_AS_DOUBLE(op2);
-    #if !CYTHON_ASSUME_SAFE_MACROS
-    if (unlikely(float_op2 == -1. && PyErr_Occurred())) return -1;
-    #endif
-    #if CYTHON_USE_PYLONG_INTERNALS
-    if (__Pyx_PyLong_IsCompact(op1)) {
-        Py_ssize_t iop1 = __Pyx_PyLong_CompactValue(op1);
-        if (((double)iop1) != float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-    if (unlikely(!__Pyx_isfinite(float_op2))) {
-        if (0.0 != float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int sign1 = __Pyx_PyLong_Sign(op1);
-        if (float_op2 >= 0.) {
-            if (sign1 < 0) goto __pyx_return_true;
-            if (float_op2 < (double) (1L << PyLong_SHIFT)) goto __pyx_return_true;
-        } else {
-            if (sign1 > 0) goto __pyx_return_true;
-            if (float_op2 > -(double) (1L << PyLong_SHIFT)) goto __pyx_return_true;
-        }
-    }
-    #else
-    if (unlikely(!__Pyx_isfinite(float_op2))) {
-        if (0.0 != float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int overflow1;
-        long iop1 = PyLong_AsLongAndOverflow(op1, &overflow1);
-        if (likely(!overflow1)) {
-            if ((long long) iop1 >= (1LL << 53)) {
-                overflow1 = 1;
-            } else if ((long long) iop1 <= - (1LL << 53)) {
-                overflow1 = -1;
-            } else {
-                if (((double) iop1) != float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-            }
-        }
-        if (overflow1 < 0) {
-            if (float_op2 > ((double) (1LL << 53))) goto __pyx_return_true;
-        } else {
-            if (float_op2 < - ((double) (1LL << 53))) goto __pyx_return_true;
-        }
-    }
-    #endif
-    return __Pyx_PyObject_RichCompareBool(op1, op2, Py_NE);
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#if CYTHON_USE_PYLONG_INTERNALS
-#ifndef __Pyx_DEFINED_PyObject_CompareIntIntBoolNe
-#define __Pyx_DEFINED_PyObject_CompareIntIntBoolNe
-static int __Pyx_PyObject_CompareIntIntBoolNe(PyObject *op1, PyObject *op2) {
-    Py_ssize_t cmp = __Pyx_PyLong_CompareSignAndSize(op1, op2);
-    if (cmp == 0) {
-        Py_ssize_t size = __Pyx_PyLong_DigitCount(op1);
-        if (size > 0) {
-            const digit* digits1 = __Pyx_PyLong_Digits(op1);
-            const digit* digits2 = __Pyx_PyLong_Digits(op2);
-            if (size == 1) {
-                cmp = (Py_ssize_t) digits1[0] - (Py_ssize_t) digits2[0];
-            } else if ((size == 2) && (8 * sizeof(Py_ssize_t) >= 2 * PyLong_SHIFT)) {
-                cmp = (Py_ssize_t) (((((size_t)digits1[1]) << PyLong_SHIFT) | (size_t)digits1[0])) - (Py_ssize_t) (((((size_t)digits2[1]) << PyLong_SHIFT) | (size_t)digits2[0]));
-            } else {
-                for (Py_ssize_t i=size-1; i >= 0 && !cmp; --i) {
-                    cmp = (Py_ssize_t) digits1[i] - (Py_ssize_t) digits2[i];
-                }
-            }
-        }
-        if (cmp == 0) return 0;
-        if (__Pyx_PyLong_IsNeg(op1)) cmp = -cmp;
-    }
-    return 1;
-}
-#endif
-#ifndef __Pyx_DEFINED_PyObject_CompareIntIntBoolNe
-#define __Pyx_DEFINED_PyObject_CompareIntIntBoolNe
-static CYTHON_INLINE PyObject* __Pyx_PyObject_CompareIntIntNe(PyObject *op1, PyObject *op2) {
-    int result = __Pyx_PyObject_CompareIntIntBoolNe(op1, op2);
-    if (unlikely(result == -1)) return NULL;
-    return __Pyx_NewRef(result ? Py_True : Py_False);
-}
-#endif
-#else
-#ifndef __Pyx_DEFINED_PyObject_CompareIntIntBoolNe
-#define __Pyx_DEFINED_PyObject_CompareIntIntBoolNe
-static int __Pyx_PyObject_CompareIntIntBoolNe(PyObject *op1, PyObject *op2) {
-    int overflow1, overflow2;
-    long long iop1 = PyLong_AsLongLongAndOverflow(op1, &overflow1);
-    long long iop2 = PyLong_AsLongLongAndOverflow(op2, &overflow2);
-    if (likely(!(overflow1 | overflow2))) {
-        if (iop1 != iop2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else if (overflow1 != overflow2) {
-        if (overflow1 != overflow2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        return __Pyx_PyObject_RichCompareBool(op1, op2, Py_NE);
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-static CYTHON_INLINE int __Pyx_PyObject_CompareBoolNe_object_object(PyObject *op1, PyObject *op2, int pyop) {
-    CYTHON_UNUSED_VAR(pyop);
-    if (PyFloat_CheckExact(op1)) {
-        if (PyFloat_CheckExact(op2)) {
-            double float_op1 = __Pyx_PyFloat_AS_DOUBLE(op1);
-            #if !CYTHON_ASSUME_SAFE_MACROS
-            if (unlikely(float_op1 == -1. && PyErr_Occurred())) return -1;
-            #endif
-            double float_op2 = __Pyx_PyFloat_AS_DOUBLE(op2);
-            #if !CYTHON_ASSUME_SAFE_MACROS
-            if (unlikely(float_op2 == -1. && PyErr_Occurred())) return -1;
-            #endif
-            if (float_op1 != float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-        }
-        if (PyLong_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareFloatIntBoolNe(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    if (PyLong_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_false;
-        if (PyLong_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareIntIntBoolNe(op1, op2);
-        }
-        if (PyFloat_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareIntFloatBoolNe(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    
-    if (PyUnicode_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_false;
-        if (PyUnicode_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareStrStrBoolNe(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    
-    #if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-    if (PyBytes_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_false;
-        if (PyBytes_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyBytesPyBytesBoolNe(op1, op2);
-        }
-        if (PyByteArray_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyBytesPyByteArrayBoolNe(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    #endif
-    #if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-    if (PyByteArray_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_false;
-        if (PyByteArray_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyByteArrayPyByteArrayBoolNe(op1, op2);
-        }
-        if (PyBytes_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyByteArrayPyBytesBoolNe(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    #endif
-    if ((0)) goto __pyx_richcmp;
-    if ((0)) goto __pyx_return_true;
-    if ((0)) goto __pyx_return_false;
-__pyx_richcmp:
-    return __Pyx_PyObject_RichCompareBool(op1, op2, Py_NE);
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-
 /* RejectKeywords */
 static void __Pyx_RejectKeywords(const char* function_name, PyObject *kwds) {
     PyObject *key = NULL;
@@ -10755,396 +9939,6 @@ static void __Pyx_RejectKeywords(const char* function_name, PyObject *kwds) {
             function_name, key);
         Py_DECREF(key);
     }
-}
-
-/* PyObjectCompare */
-#ifndef __Pyx_DEFINED_PyObject_CompareStrStrBoolEq
-#define __Pyx_DEFINED_PyObject_CompareStrStrBoolEq
-static CYTHON_INLINE int __Pyx_PyObject_CompareStrStrBoolEq(PyObject* s1, PyObject* s2) {
-    #if __PYX_LIMITED_VERSION_HEX >= 0x030e0000
-    int result = PyUnicode_Equal(s1, s2);
-    #if !CYTHON_COMPILING_IN_CPYTHON
-    if (unlikely(result == -1)) return -1;
-    #endif
-    if (result == 0) goto __pyx_return_false; else goto __pyx_return_true;
-    #else
-    int result = PyUnicode_Compare(s1, s2);
-    if (unlikely((result == -1) && PyErr_Occurred())) return -1;
-    if (result == 0) goto __pyx_return_true; else goto __pyx_return_false;
-    #endif
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyBytesPyBytesBoolEq
-#define __Pyx_DEFINED_PyObject_ComparePyBytesPyBytesBoolEq
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyBytesPyBytesBoolEq(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyBytes_GET_SIZE(s1);
-    if (length != PyBytes_GET_SIZE(s2)) goto __pyx_return_false;
-    ps1 = PyBytes_AS_STRING(s1);
-    ps2 = PyBytes_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    if (unlikely(PyBytes_AsStringAndSize(s1, &ps1, &length) == -1)) return -1;
-    if (unlikely(PyBytes_AsStringAndSize(s2, &ps2, &length2) == -1)) return -1;
-    if (length != length2) goto __pyx_return_false;
-    #endif
-    if (ps1[0] != ps2[0]) goto __pyx_return_false;
-    if (length == 1) goto __pyx_return_true;
-    {
-        int cmp;
-#if CYTHON_USE_UNICODE_INTERNALS && (PY_VERSION_HEX < 0x030B0000)
-        Py_hash_t hash1 = ((PyBytesObject*)s1)->ob_shash;
-        Py_hash_t hash2 = ((PyBytesObject*)s2)->ob_shash;
-        if (hash1 != hash2 && hash1 != -1 && hash2 != -1) goto __pyx_return_false;
-#endif
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp == 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyBytesPyByteArrayBoolEq
-#define __Pyx_DEFINED_PyObject_ComparePyBytesPyByteArrayBoolEq
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyBytesPyByteArrayBoolEq(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyBytes_GET_SIZE(s1);
-    if (length != PyByteArray_GET_SIZE(s2)) goto __pyx_return_false;
-    ps1 = PyBytes_AS_STRING(s1);
-    ps2 = PyByteArray_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    if (unlikely(PyBytes_AsStringAndSize(s1, &ps1, &length) == -1)) return -1;
-    ps2 = __Pyx_PyByteArray_AsString(s2); if (unlikely(!ps2)) return -1;
-    length2 = __Pyx_PyByteArray_GET_SIZE(s2); if (unlikely(length2 == -1)) return -1;
-    if (length != length2) goto __pyx_return_false;
-    #endif
-    if (ps1[0] != ps2[0]) goto __pyx_return_false;
-    if (length == 1) goto __pyx_return_true;
-    {
-        int cmp;
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp == 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyByteArrayPyBytesBoolEq
-#define __Pyx_DEFINED_PyObject_ComparePyByteArrayPyBytesBoolEq
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyByteArrayPyBytesBoolEq(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyByteArray_GET_SIZE(s1);
-    if (length != PyBytes_GET_SIZE(s2)) goto __pyx_return_false;
-    ps1 = PyByteArray_AS_STRING(s1);
-    ps2 = PyBytes_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    ps1 = __Pyx_PyByteArray_AsString(s1); if (unlikely(!ps1)) return -1;
-    length = __Pyx_PyByteArray_GET_SIZE(s1); if (unlikely(length == -1)) return -1;
-    if (unlikely(PyBytes_AsStringAndSize(s2, &ps2, &length2) == -1)) return -1;
-    if (length != length2) goto __pyx_return_false;
-    #endif
-    if (length == 0) goto __pyx_return_true;
-    if (ps1[0] != ps2[0]) goto __pyx_return_false;
-    if (length == 1) goto __pyx_return_true;
-    {
-        int cmp;
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp == 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-#ifndef __Pyx_DEFINED_PyObject_ComparePyByteArrayPyByteArrayBoolEq
-#define __Pyx_DEFINED_PyObject_ComparePyByteArrayPyByteArrayBoolEq
-static CYTHON_INLINE int __Pyx_PyObject_ComparePyByteArrayPyByteArrayBoolEq(PyObject* s1, PyObject* s2) {
-    #if CYTHON_ASSUME_SAFE_SIZE && CYTHON_ASSUME_SAFE_MACROS
-    const char *ps1, *ps2;
-    Py_ssize_t length = PyByteArray_GET_SIZE(s1);
-    if (length != PyByteArray_GET_SIZE(s2)) goto __pyx_return_false;
-    ps1 = PyByteArray_AS_STRING(s1);
-    ps2 = PyByteArray_AS_STRING(s2);
-    #else
-    char *ps1, *ps2;
-    Py_ssize_t length, length2;
-    ps1 = __Pyx_PyByteArray_AsString(s1); if (unlikely(!ps1)) return -1;
-    length = __Pyx_PyByteArray_GET_SIZE(s1); if (unlikely(length == -1)) return -1;
-    ps2 = __Pyx_PyByteArray_AsString(s2); if (unlikely(!ps2)) return -1;
-    length2 = __Pyx_PyByteArray_GET_SIZE(s2); if (unlikely(length2 == -1)) return -1;
-    if (length != length2) goto __pyx_return_false;
-    #endif
-    if (length == 0) goto __pyx_return_true;
-    if (ps1[0] != ps2[0]) goto __pyx_return_false;
-    if (length == 1) goto __pyx_return_true;
-    {
-        int cmp;
-        cmp = memcmp(ps1, ps2, (size_t)length);
-        if (cmp == 0) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-#ifndef __Pyx_DEFINED_PyObject_CompareFloatIntBoolEq
-#define __Pyx_DEFINED_PyObject_CompareFloatIntBoolEq
-static int __Pyx_PyObject_CompareFloatIntBoolEq(PyObject *op1, PyObject *op2) {
-    double float_op1 = __Pyx_PyFloat_AS_DOUBLE(op1);
-    #if !CYTHON_ASSUME_SAFE_MACROS
-    if (unlikely(float_op1 == -1. && PyErr_Occurred())) return -1;
-    #endif
-    #if CYTHON_USE_PYLONG_INTERNALS
-    if (__Pyx_PyLong_IsCompact(op2)) {
-        Py_ssize_t iop2 = __Pyx_PyLong_CompactValue(op2);
-        if (float_op1 == ((double)iop2)) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-    if (unlikely(!__Pyx_isfinite(float_op1))) {
-        if (float_op1 == 0.0) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int sign2 = __Pyx_PyLong_Sign(op2);
-        if (float_op1 >= 0.) {
-            if (sign2 < 0) goto __pyx_return_false;
-            if (float_op1 < (double) (1L << PyLong_SHIFT)) goto __pyx_return_false;
-        } else {
-            if (sign2 > 0) goto __pyx_return_false;
-            if (float_op1 > -(double) (1L << PyLong_SHIFT)) goto __pyx_return_false;
-        }
-    }
-    #else
-    if (unlikely(!__Pyx_isfinite(float_op1))) {
-        if (float_op1 == 0.0) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int overflow2;
-        long iop2 = PyLong_AsLongAndOverflow(op2, &overflow2);
-        if (likely(!overflow2)) {
-            if ((long long) iop2 >= (1LL << 53)) {
-                overflow2 = 1;
-            } else if ((long long) iop2 <= - (1LL << 53)) {
-                overflow2 = -1;
-            } else {
-                if (float_op1 == ((double) iop2)) goto __pyx_return_true; else goto __pyx_return_false;
-            }
-        }
-        if (overflow2 > 0) {
-            if (float_op1 < ((double) (1LL << 53))) goto __pyx_return_false;
-        } else {
-            if (float_op1 > - ((double) (1LL << 53))) goto __pyx_return_false;
-        }
-    }
-    #endif
-    return __Pyx_PyObject_RichCompareBool(op1, op2, Py_EQ);
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#ifndef __Pyx_DEFINED_PyObject_CompareIntFloatBoolEq
-#define __Pyx_DEFINED_PyObject_CompareIntFloatBoolEq
-static int __Pyx_PyObject_CompareIntFloatBoolEq(PyObject *op1, PyObject *op2) {
-    double float_op2 = __Pyx_PyFloat_AS_DOUBLE(op2);
-    #if !CYTHON_ASSUME_SAFE_MACROS
-    if (unlikely(float_op2 == -1. && PyErr_Occurred())) return -1;
-    #endif
-    #if CYTHON_USE_PYLONG_INTERNALS
-    if (__Pyx_PyLong_IsCompact(op1)) {
-        Py_ssize_t iop1 = __Pyx_PyLong_CompactValue(op1);
-        if (((double)iop1) == float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-    }
-    if (unlikely(!__Pyx_isfinite(float_op2))) {
-        if (0.0 == float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int sign1 = __Pyx_PyLong_Sign(op1);
-        if (float_op2 >= 0.) {
-            if (sign1 < 0) goto __pyx_return_false;
-            if (float_op2 < (double) (1L << PyLong_SHIFT)) goto __pyx_return_false;
-        } else {
-            if (sign1 > 0) goto __pyx_return_false;
-            if (float_op2 > -(double) (1L << PyLong_SHIFT)) goto __pyx_return_false;
-        }
-    }
-    #else
-    if (unlikely(!__Pyx_isfinite(float_op2))) {
-        if (0.0 == float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        int overflow1;
-        long iop1 = PyLong_AsLongAndOverflow(op1, &overflow1);
-        if (likely(!overflow1)) {
-            if ((long long) iop1 >= (1LL << 53)) {
-                overflow1 = 1;
-            } else if ((long long) iop1 <= - (1LL << 53)) {
-                overflow1 = -1;
-            } else {
-                if (((double) iop1) == float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-            }
-        }
-        if (overflow1 < 0) {
-            if (float_op2 > ((double) (1LL << 53))) goto __pyx_return_false;
-        } else {
-            if (float_op2 < - ((double) (1LL << 53))) goto __pyx_return_false;
-        }
-    }
-    #endif
-    return __Pyx_PyObject_RichCompareBool(op1, op2, Py_EQ);
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#if CYTHON_USE_PYLONG_INTERNALS
-#ifndef __Pyx_DEFINED_PyObject_CompareIntIntBoolEq
-#define __Pyx_DEFINED_PyObject_CompareIntIntBoolEq
-static int __Pyx_PyObject_CompareIntIntBoolEq(PyObject *op1, PyObject *op2) {
-    Py_ssize_t cmp = __Pyx_PyLong_CompareSignAndSize(op1, op2);
-    if (cmp == 0) {
-        Py_ssize_t size = __Pyx_PyLong_DigitCount(op1);
-        if (size > 0) {
-            const digit* digits1 = __Pyx_PyLong_Digits(op1);
-            const digit* digits2 = __Pyx_PyLong_Digits(op2);
-            if (size == 1) {
-                cmp = (Py_ssize_t) digits1[0] - (Py_ssize_t) digits2[0];
-            } else if ((size == 2) && (8 * sizeof(Py_ssize_t) >= 2 * PyLong_SHIFT)) {
-                cmp = (Py_ssize_t) (((((size_t)digits1[1]) << PyLong_SHIFT) | (size_t)digits1[0])) - (Py_ssize_t) (((((size_t)digits2[1]) << PyLong_SHIFT) | (size_t)digits2[0]));
-            } else {
-                for (Py_ssize_t i=size-1; i >= 0 && !cmp; --i) {
-                    cmp = (Py_ssize_t) digits1[i] - (Py_ssize_t) digits2[i];
-                }
-            }
-        }
-        if (cmp == 0) return 1;
-        if (__Pyx_PyLong_IsNeg(op1)) cmp = -cmp;
-    }
-    return 0;
-}
-#endif
-#ifndef __Pyx_DEFINED_PyObject_CompareIntIntBoolEq
-#define __Pyx_DEFINED_PyObject_CompareIntIntBoolEq
-static CYTHON_INLINE PyObject* __Pyx_PyObject_CompareIntIntEq(PyObject *op1, PyObject *op2) {
-    int result = __Pyx_PyObject_CompareIntIntBoolEq(op1, op2);
-    if (unlikely(result == -1)) return NULL;
-    return __Pyx_NewRef(result ? Py_True : Py_False);
-}
-#endif
-#else
-#ifndef __Pyx_DEFINED_PyObject_CompareIntIntBoolEq
-#define __Pyx_DEFINED_PyObject_CompareIntIntBoolEq
-static int __Pyx_PyObject_CompareIntIntBoolEq(PyObject *op1, PyObject *op2) {
-    int overflow1, overflow2;
-    long long iop1 = PyLong_AsLongLongAndOverflow(op1, &overflow1);
-    long long iop2 = PyLong_AsLongLongAndOverflow(op2, &overflow2);
-    if (likely(!(overflow1 | overflow2))) {
-        if (iop1 == iop2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else if (overflow1 != overflow2) {
-        if (overflow1 == overflow2) goto __pyx_return_true; else goto __pyx_return_false;
-    } else {
-        return __Pyx_PyObject_RichCompareBool(op1, op2, Py_EQ);
-    }
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
-}
-#endif
-#endif
-static CYTHON_INLINE int __Pyx_PyObject_CompareBoolEq_object_object(PyObject *op1, PyObject *op2, int pyop) {
-    CYTHON_UNUSED_VAR(pyop);
-    if (PyFloat_CheckExact(op1)) {
-        if (PyFloat_CheckExact(op2)) {
-            double float_op1 = __Pyx_PyFloat_AS_DOUBLE(op1);
-            #if !CYTHON_ASSUME_SAFE_MACROS
-            if (unlikely(float_op1 == -1. && PyErr_Occurred())) return -1;
-            #endif
-            double float_op2 = __Pyx_PyFloat_AS_DOUBLE(op2);
-            #if !CYTHON_ASSUME_SAFE_MACROS
-            if (unlikely(float_op2 == -1. && PyErr_Occurred())) return -1;
-            #endif
-            if (float_op1 == float_op2) goto __pyx_return_true; else goto __pyx_return_false;
-        }
-        if (PyLong_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareFloatIntBoolEq(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    if (PyLong_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_true;
-        if (PyLong_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareIntIntBoolEq(op1, op2);
-        }
-        if (PyFloat_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareIntFloatBoolEq(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    
-    if (PyUnicode_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_true;
-        if (PyUnicode_CheckExact(op2)) {
-            return __Pyx_PyObject_CompareStrStrBoolEq(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    
-    #if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-    if (PyBytes_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_true;
-        if (PyBytes_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyBytesPyBytesBoolEq(op1, op2);
-        }
-        if (PyByteArray_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyBytesPyByteArrayBoolEq(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    #endif
-    #if !(CYTHON_COMPILING_IN_PYPY || CYTHON_COMPILING_IN_GRAAL)
-    if (PyByteArray_CheckExact(op1)) {
-        if (op1 == op2) goto __pyx_return_true;
-        if (PyByteArray_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyByteArrayPyByteArrayBoolEq(op1, op2);
-        }
-        if (PyBytes_CheckExact(op2)) {
-            return __Pyx_PyObject_ComparePyByteArrayPyBytesBoolEq(op1, op2);
-        }
-        goto __pyx_richcmp;
-    }
-    #endif
-    if ((0)) goto __pyx_richcmp;
-    if ((0)) goto __pyx_return_true;
-    if ((0)) goto __pyx_return_false;
-__pyx_richcmp:
-    return __Pyx_PyObject_RichCompareBool(op1, op2, Py_EQ);
-__pyx_return_true:
-    return 1;
-__pyx_return_false:
-    return 0;
 }
 
 /* AllocateExtensionType */
@@ -11862,160 +10656,6 @@ static int __Pyx_ImportFunction_3_3_1(PyObject *module, const char *funcname, vo
 }
 #endif
 
-/* HasAttr (used by ImportImpl) */
-#if __PYX_LIMITED_VERSION_HEX < 0x030d0000
-static CYTHON_INLINE int __Pyx_HasAttr(PyObject *o, PyObject *n) {
-    PyObject *r;
-    if (unlikely(!PyUnicode_Check(n))) {
-        PyErr_SetString(PyExc_TypeError,
-                        "hasattr(): attribute name must be string");
-        return -1;
-    }
-    r = __Pyx_PyObject_GetAttrStrNoError(o, n);
-    if (!r) {
-        return (unlikely(PyErr_Occurred())) ? -1 : 0;
-    } else {
-        Py_DECREF(r);
-        return 1;
-    }
-}
-#endif
-
-/* TupleOrListFromArrayImpl (used by ListFromArray) */
-CYTHON_UNUSED static PyObject *
-__Pyx_PyList_FromArray(PyObject *const *src, Py_ssize_t n) {
-    PyObject *res = PyList_New(n);
-    if (unlikely(res == NULL)) return NULL;
-    #if CYTHON_COMPILING_IN_CPYTHON
-    __Pyx_copy_object_array(src, ((PyListObject*)res)->ob_item, n);
-    #else
-    Py_ssize_t i;
-    for (i = 0; i < n; i++) {
-        Py_INCREF(src[i]);
-        if (unlikely(__Pyx_PyList_SET_ITEM(res, i, src[i]) < (0))) {
-            Py_DECREF(res);
-            return NULL;
-        }
-    }
-    #endif
-    return res;
-}
-
-/* ImportImpl (used by Import) */
-static int __Pyx__Import_GetModule(PyObject *qualname, PyObject **module) {
-    PyObject *imported_module = PyImport_GetModule(qualname);
-    if (unlikely(!imported_module)) {
-        *module = NULL;
-        if (PyErr_Occurred()) {
-            return -1;
-        }
-        return 0;
-    }
-    *module = imported_module;
-    return 1;
-}
-static int __Pyx__Import_Lookup(PyObject *qualname, PyObject *const *imported_names, Py_ssize_t len_imported_names, PyObject **module) {
-    PyObject *imported_module;
-    PyObject *top_level_package_name;
-    Py_ssize_t i;
-    int status, module_found;
-    Py_ssize_t dot_index;
-    module_found = __Pyx__Import_GetModule(qualname, &imported_module);
-    if (unlikely(!module_found || module_found == -1)) {
-        *module = NULL;
-        return module_found;
-    }
-    if (imported_names) {
-        for (i = 0; i < len_imported_names; i++) {
-            PyObject *imported_name = imported_names[i];
-#if __PYX_LIMITED_VERSION_HEX < 0x030d0000
-            int has_imported_attribute = PyObject_HasAttr(imported_module, imported_name);
-#else
-            int has_imported_attribute = PyObject_HasAttrWithError(imported_module, imported_name);
-            if (unlikely(has_imported_attribute == -1)) goto error;
-#endif
-            if (!has_imported_attribute) {
-                goto not_found;
-            }
-        }
-        *module = imported_module;
-        return 1;
-    }
-    dot_index = PyUnicode_FindChar(qualname, '.', 0, PY_SSIZE_T_MAX, 1);
-    if (dot_index == -1) {
-        *module = imported_module;
-        return 1;
-    }
-    if (unlikely(dot_index == -2)) goto error;
-    top_level_package_name = PyUnicode_Substring(qualname, 0, dot_index);
-    if (unlikely(!top_level_package_name)) goto error;
-    Py_DECREF(imported_module);
-    status = __Pyx__Import_GetModule(top_level_package_name, module);
-    Py_DECREF(top_level_package_name);
-    return status;
-error:
-    Py_DECREF(imported_module);
-    *module = NULL;
-    return -1;
-not_found:
-    Py_DECREF(imported_module);
-    *module = NULL;
-    return 0;
-}
-static PyObject *__Pyx__Import(PyObject *name, PyObject *const *imported_names, Py_ssize_t len_imported_names, PyObject *qualname, PyObject *moddict, int level) {
-    PyObject *module = 0;
-    PyObject *empty_dict = 0;
-    PyObject *from_list = 0;
-    int module_found;
-    if (!qualname) {
-        qualname = name;
-    }
-    module_found = __Pyx__Import_Lookup(qualname, imported_names, len_imported_names, &module);
-    if (likely(module_found == 1)) {
-        return module;
-    } else if (unlikely(module_found == -1)) {
-        return NULL;
-    }
-    #if !CYTHON_COMPILING_IN_LIMITED_API && PY_VERSION_HEX >= 0x030f00a6
-    empty_dict = PyFrozenDict_New(NULL);
-    #else
-    empty_dict = PyDict_New();
-    #endif
-    if (unlikely(!empty_dict))
-        goto bad;
-    if (imported_names) {
-        from_list = __Pyx_PyList_FromArray(imported_names, len_imported_names);
-        if (unlikely(!from_list))
-            goto bad;
-    }
-    if (level == -1) {
-        const char* package_sep = strchr(__Pyx_MODULE_NAME, '.');
-        if (package_sep != (0)) {
-            module = PyImport_ImportModuleLevelObject(
-                name, moddict, empty_dict, from_list, 1);
-            if (unlikely(!module)) {
-                if (unlikely(!PyErr_ExceptionMatches(PyExc_ImportError)))
-                    goto bad;
-                PyErr_Clear();
-            }
-        }
-        level = 0;
-    }
-    if (!module) {
-        module = PyImport_ImportModuleLevelObject(
-            name, moddict, empty_dict, from_list, level);
-    }
-bad:
-    Py_XDECREF(from_list);
-    Py_XDECREF(empty_dict);
-    return module;
-}
-
-/* Import */
-static PyObject *__Pyx_Import(PyObject *name, PyObject *const *imported_names, Py_ssize_t len_imported_names, PyObject *qualname, int level) {
-    return __Pyx__Import(name, imported_names, len_imported_names, qualname, __pyx_mstate_global->__pyx_d, level);
-}
-
 /* dict_setdefault (used by CLineInTraceback) */
 static CYTHON_INLINE PyObject *__Pyx_PyDict_SetDefault(PyObject *d, PyObject *key, PyObject *default_value) {
     PyObject* value;
@@ -12032,6 +10672,150 @@ static CYTHON_INLINE PyObject *__Pyx_PyDict_SetDefault(PyObject *d, PyObject *ke
     Py_INCREF(value);
 #endif
     return value;
+}
+
+/* PyDictVersioning (used by CLineInTraceback) */
+#if CYTHON_USE_DICT_VERSIONS && CYTHON_USE_TYPE_SLOTS
+static CYTHON_INLINE PY_UINT64_T __Pyx_get_tp_dict_version(PyObject *obj) {
+    PyObject *dict = Py_TYPE(obj)->tp_dict;
+    return likely(dict) ? __PYX_GET_DICT_VERSION(dict) : 0;
+}
+static CYTHON_INLINE PY_UINT64_T __Pyx_get_object_dict_version(PyObject *obj) {
+    PyObject **dictptr = NULL;
+    Py_ssize_t offset = Py_TYPE(obj)->tp_dictoffset;
+    if (offset) {
+#if CYTHON_COMPILING_IN_CPYTHON
+        dictptr = (likely(offset > 0)) ? (PyObject **) ((char *)obj + offset) : _PyObject_GetDictPtr(obj);
+#else
+        dictptr = _PyObject_GetDictPtr(obj);
+#endif
+    }
+    return (dictptr && *dictptr) ? __PYX_GET_DICT_VERSION(*dictptr) : 0;
+}
+static CYTHON_INLINE int __Pyx_object_dict_version_matches(PyObject* obj, PY_UINT64_T tp_dict_version, PY_UINT64_T obj_dict_version) {
+    PyObject *dict = Py_TYPE(obj)->tp_dict;
+    if (unlikely(!dict) || unlikely(tp_dict_version != __PYX_GET_DICT_VERSION(dict)))
+        return 0;
+    return obj_dict_version == __Pyx_get_object_dict_version(obj);
+}
+#endif
+
+/* GivenExceptionMatches (used by PyErrExceptionMatches) */
+#if CYTHON_COMPILING_IN_CPYTHON
+static CYTHON_INLINE int __Pyx_inner_PyErr_GivenExceptionMatches2(PyObject *err, PyObject* exc_type1, PyObject *exc_type2) {
+    if (exc_type1) {
+        return __Pyx_IsAnySubtype2((PyTypeObject*)err, (PyTypeObject*)exc_type1, (PyTypeObject*)exc_type2);
+    } else {
+        return __Pyx_IsSubtype((PyTypeObject*)err, (PyTypeObject*)exc_type2);
+    }
+}
+static int __Pyx_PyErr_GivenExceptionMatchesTuple(PyObject *exc_type, PyObject *tuple) {
+    Py_ssize_t i, n;
+    assert(PyExceptionClass_Check(exc_type));
+    n = PyTuple_GET_SIZE(tuple);
+    for (i=0; i<n; i++) {
+        if (exc_type == PyTuple_GET_ITEM(tuple, i)) return 1;
+    }
+    for (i=0; i<n; i++) {
+        PyObject *t = PyTuple_GET_ITEM(tuple, i);
+        if (likely(PyExceptionClass_Check(t))) {
+            if (__Pyx_inner_PyErr_GivenExceptionMatches2(exc_type, NULL, t)) return 1;
+        } else {
+        }
+    }
+    return 0;
+}
+static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches(PyObject *err, PyObject* exc_type) {
+    if (likely(err == exc_type)) return 1;
+    if (likely(PyExceptionClass_Check(err))) {
+        if (likely(PyExceptionClass_Check(exc_type))) {
+            return __Pyx_inner_PyErr_GivenExceptionMatches2(err, NULL, exc_type);
+        } else if (likely(PyTuple_Check(exc_type))) {
+            return __Pyx_PyErr_GivenExceptionMatchesTuple(err, exc_type);
+        } else {
+        }
+    }
+    return PyErr_GivenExceptionMatches(err, exc_type);
+}
+static CYTHON_INLINE int __Pyx_PyErr_GivenExceptionMatches2(PyObject *err, PyObject *exc_type1, PyObject *exc_type2) {
+    assert(PyExceptionClass_Check(exc_type1));
+    assert(PyExceptionClass_Check(exc_type2));
+    if (likely(err == exc_type1 || err == exc_type2)) return 1;
+    if (likely(PyExceptionClass_Check(err))) {
+        return __Pyx_inner_PyErr_GivenExceptionMatches2(err, exc_type1, exc_type2);
+    }
+    return (PyErr_GivenExceptionMatches(err, exc_type1) || PyErr_GivenExceptionMatches(err, exc_type2));
+}
+#endif
+
+/* PyErrExceptionMatches (used by PyObjectGetAttrStrNoError) */
+#if CYTHON_FAST_THREAD_STATE
+static int __Pyx_PyErr_ExceptionMatchesTuple(PyObject *exc_type, PyObject *tuple) {
+    Py_ssize_t i, n;
+    n = PyTuple_GET_SIZE(tuple);
+    for (i=0; i<n; i++) {
+        if (exc_type == PyTuple_GET_ITEM(tuple, i)) return 1;
+    }
+    for (i=0; i<n; i++) {
+        if (__Pyx_PyErr_GivenExceptionMatches(exc_type, PyTuple_GET_ITEM(tuple, i))) return 1;
+    }
+    return 0;
+}
+static CYTHON_INLINE int __Pyx_PyErr_ExceptionMatchesInState(PyThreadState* tstate, PyObject* err) {
+    int result;
+    PyObject *exc_type;
+#if PY_VERSION_HEX >= 0x030C00A6
+    PyObject *current_exception = tstate->current_exception;
+    if (unlikely(!current_exception)) return 0;
+    exc_type = (PyObject*) Py_TYPE(current_exception);
+    if (exc_type == err) return 1;
+#else
+    exc_type = tstate->curexc_type;
+    if (exc_type == err) return 1;
+    if (unlikely(!exc_type)) return 0;
+#endif
+    #if CYTHON_AVOID_BORROWED_REFS
+    Py_INCREF(exc_type);
+    #endif
+    if (unlikely(PyTuple_Check(err))) {
+        result = __Pyx_PyErr_ExceptionMatchesTuple(exc_type, err);
+    } else {
+        result = __Pyx_PyErr_GivenExceptionMatches(exc_type, err);
+    }
+    #if CYTHON_AVOID_BORROWED_REFS
+    Py_DECREF(exc_type);
+    #endif
+    return result;
+}
+#endif
+
+/* PyObjectGetAttrStrNoError (used by CLineInTraceback) */
+#if __PYX_LIMITED_VERSION_HEX < 0x030d0000
+static void __Pyx_PyObject_GetAttrStr_ClearAttributeError(void) {
+    __Pyx_PyThreadState_declare
+    __Pyx_PyThreadState_assign
+    if (likely(__Pyx_PyErr_ExceptionMatches(PyExc_AttributeError)))
+        __Pyx_PyErr_Clear();
+}
+#endif
+static CYTHON_INLINE PyObject* __Pyx_PyObject_GetAttrStrNoError(PyObject* obj, PyObject* attr_name) {
+    PyObject *result;
+#if __PYX_LIMITED_VERSION_HEX >= 0x030d0000
+    (void) PyObject_GetOptionalAttr(obj, attr_name, &result);
+    return result;
+#else
+#if CYTHON_COMPILING_IN_CPYTHON && CYTHON_USE_TYPE_SLOTS
+    PyTypeObject* tp = Py_TYPE(obj);
+    if (likely(tp->tp_getattro == PyObject_GenericGetAttr)) {
+        return _PyObject_GenericGetAttrWithDict(obj, attr_name, NULL, 1);
+    }
+#endif
+    result = __Pyx_PyObject_GetAttrStr(obj, attr_name);
+    if (unlikely(!result)) {
+        __Pyx_PyObject_GetAttrStr_ClearAttributeError();
+    }
+    return result;
+#endif
 }
 
 /* CLineInTraceback (used by AddTraceback) */

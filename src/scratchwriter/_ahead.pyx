@@ -23,9 +23,9 @@ Idle: no frame wakes the thread, because that would be a system call in an appen
 looks by itself, every millisecond while frames come and ever more rarely while none do.
 """
 
-import os
-
 cimport cython
+from posix.unistd cimport getpid
+
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
@@ -255,7 +255,7 @@ cdef class AheadThread:
     cdef Walk walk
     cdef sw_thread ahead_thread, writeback_thread
     cdef bint runs_ahead, runs_writeback
-    cdef object pid                   # of the process that has the threads
+    cdef int pid                      # of the process that has the threads; 0: none
     cdef FrameWriter writer           # kept alive, as the threads use what is theirs
     cdef list regions
 
@@ -297,11 +297,11 @@ cdef class AheadThread:
         for position in range(n):
             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
-        self.pid = os.getpid()
+        self.pid = getpid()
         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
 
     def __dealloc__(self):
-        if self.pid is not None and self.pid != os.getpid():
+        if self.pid and self.pid != getpid():
             return  # a fork's copy: what the threads held is in no known state
         self._join()
         sw_alarm_destroy(&self.walk.alarm)
@@ -322,7 +322,7 @@ cdef class AheadThread:
         return sw_load_acquire(&self.walk.written_back)
 
     def start_writeback(self):
-        if not self.runs_writeback and self.pid == os.getpid():
+        if not self.runs_writeback and self.pid == getpid():
             self.runs_writeback = (
                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
             )
@@ -346,7 +346,7 @@ cdef class AheadThread:
             sw_mutex_unlock(&walk.working)
 
     def stop(self):
-        if self.pid == os.getpid():
+        if self.pid == getpid():
             self._join()
 
     cdef void _lock(self) noexcept nogil:

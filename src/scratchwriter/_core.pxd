@@ -114,4 +114,4 @@ cdef class FrameWriter:
         self, int64_t position, const char* body, size_t body_nbytes
     ) noexcept nogil
     cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil
-    cdef int _raise(self, Status status, str what, int64_t frames, int code) except -1
+    cdef int _raise(self, Status status, str what, object frames, int code) except -1

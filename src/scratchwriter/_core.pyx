@@ -211,7 +211,7 @@ cdef class FrameWriter:
             if status == NEED_STEPS and make_steps is not None:
                 make_steps(request.steps)
             elif status != NEED_STEPS:
-                self._raise(status, "skip", count, 0)
+                self._raise(status, "skip", wanted, 0)
 
     @property
     def frames_written(self):
@@ -327,7 +327,7 @@ cdef class FrameWriter:
                 # Plain numbers have no dtype to respect: what counts is their values.
                 with np.errstate(all="ignore"):
                     cast = array.astype(self._dtype)
-                if np.array_equal(cast, array):
+                if np.array_equal(cast, array, equal_nan=array.dtype.kind in "fc"):
                     return cast
             raise ValueError(
                 f"Frame has dtype {array.dtype}, which does not cast to the stream's "
@@ -378,11 +378,12 @@ cdef class FrameWriter:
             request.stop_nbytes = stop_nbytes
             return NEED_ROOM
 
-        sw_copy(array.base + self._next.offset_nbytes, frame, self._frame_nbytes)
+        # What may fail comes first: a frame that is refused leaves nothing in its slot.
         if body_nbytes:
             request.errno_code = self._write_line(position, body, body_nbytes)
             if request.errno_code:
                 return LOG_FAILED
+        sw_copy(array.base + self._next.offset_nbytes, frame, self._frame_nbytes)
         if self._num_frames < 0 and self._next.index[0] >= array.steps:
             self._set_steps(array, self._next.index[0] + 1)
         advance(&self._next, self._counts, self._strides_nbytes, self._num_axes)
@@ -475,7 +476,7 @@ cdef class FrameWriter:
                 steps = steps // 10
             sw_store_16(array.shape_digits, text)
 
-    cdef int _raise(self, Status status, str what, int64_t frames, int code) except -1:
+    cdef int _raise(self, Status status, str what, object frames, int code) except -1:
         """The one place where a `Status` becomes an exception."""
         if status == CLOSED and self._disowned:
             raise ValueError(

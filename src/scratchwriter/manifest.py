@@ -20,12 +20,14 @@ offset type   meaning
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -104,10 +106,15 @@ class Progress:
         header["state"] = _RECORDING
         header["pid"] = os.getpid()
         self._locked_file = path.open("xb", buffering=0)
-        with errors_name(path):
-            lock_file(self._locked_file.fileno())
-            self._locked_file.write(header.tobytes())
-            self.file = MappedFile(path)
+        with ExitStack() as undo:
+            undo.callback(self.release)
+            with errors_name(path):
+                lock_file(self._locked_file.fileno())
+                self._locked_file.write(header.tobytes())
+                status = os.fstat(self._locked_file.fileno())
+                self.file = MappedFile(path)
+            undo.pop_all()
+        self._identity = status.st_dev, status.st_ino
 
     @property
     def cursor_address(self) -> int:
@@ -115,10 +122,19 @@ class Progress:
 
     def mark_closed(self) -> None:
         self.file.record(_PROGRESS_HEADER)["state"] = _CLOSED
-        self._locked_file.close()
+        self.release()
 
-    def disown(self) -> None:
-        """Give up what a forked child has of it."""
+    def is_in(self, folder: Path) -> bool:
+        """Tell whether it is still the one in its folder."""
+        try:
+            status = (folder / PROGRESS).lstat()
+        except OSError:
+            return False
+        # Its number is not given to another file while this one is mapped.
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def release(self) -> None:
+        """Give up the lock."""
         self._locked_file.close()
 
 
@@ -269,14 +285,18 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises
     ------
-    FileNotFoundError
-        If the folder has none.
+    OSError
+        If the folder has none, or it cannot be read.
     ValueError
         If it is not one, naming the file and the fault.
     """
     path = folder / MANIFEST
+    if folder.is_dir() and not path.exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "The folder is not a scratch dataset: no manifest", str(path)
+        )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_regular_file(path))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "content"
@@ -286,14 +306,38 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_cursor(folder: Path) -> tuple[int, bool] | None:
-    """Return the frame cursor of a dataset and whether it was closed, None if unknown."""
-    try:
-        header = np.fromfile(folder / PROGRESS, _PROGRESS_HEADER, count=1)
-    except FileNotFoundError:
+    """Return the frame cursor of a dataset and whether it was closed, None if unknown.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is a progress file that is none.
+    """
+    path = folder / PROGRESS
+    if not path.exists():
         return None
-    if len(header) == 0 or header["magic"][0] != b"scratchw" or header["version"] != 1:
-        return None
-    return int(header["cursor"][0]), bool(header["state"][0] == _CLOSED)
+    data = read_regular_file(path)
+    if len(data) != _PROGRESS_NBYTES:
+        raise ValueError(f"{path} has {len(data)} bytes, not {_PROGRESS_NBYTES}")
+    header = np.frombuffer(data, _PROGRESS_HEADER)[0]
+    if header["magic"] != b"scratchw" or header["version"] != 1 or header["cursor"] < 0:
+        raise ValueError(f"{path} is not the progress of a scratch dataset")
+    return int(header["cursor"]), bool(header["state"] == _CLOSED)
+
+
+def read_regular_file(path: Path) -> bytes:
+    """Read a file that somebody else made: no pipe and no device, which may never end.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, or is something else.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(fd, "rb") as file:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        return file.read()
 
 
 def is_dataset(folder: Path) -> bool:

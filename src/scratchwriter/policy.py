@@ -48,7 +48,7 @@ def memory_error(needed_nbytes: int, limit: str) -> MemoryError:
     """Return the refusal of an acquisition that must stay in memory and does not fit."""
     return MemoryError(
         f"The arrays need {size(needed_nbytes)}, more than {limit}. Set root_path (or "
-        "spill_to_disk=True) to keep them in files, or raise max_memory_bytes."
+        f"spill_to_disk=True) to keep them in files{_or_raise(limit)}."
     )
 
 
@@ -57,9 +57,13 @@ def warn_of_spill(needed_nbytes: int, limit: str, folder: Path, *, stacklevel: i
     warnings.warn(
         f"The arrays need {size(needed_nbytes)}, more than {limit}: they are kept in "
         f"files in {folder}, which is removed when Python exits. Set root_path to keep "
-        "them, or raise max_memory_bytes to hold them in memory.",
+        f"them{_or_raise(limit)}.",
         stacklevel=stacklevel,
     )
+
+
+def _or_raise(limit: str) -> str:
+    return ", or raise max_memory_bytes" if "max_memory_bytes" in limit else ""
 
 
 def spill_parent(fmt: ScratchFormat) -> Path:
@@ -70,9 +74,11 @@ def spill_parent(fmt: ScratchFormat) -> Path:
     """
     if fmt.spill_dir is not None:
         return Path(fmt.spill_dir).expanduser()
+    for name in ("TMPDIR", "TEMP", "TMP"):  # tempfile reads them only once
+        folder = Path(os.environ.get(name) or os.devnull)
+        if folder.is_dir() and os.access(folder, os.W_OK):
+            return folder
     default = Path(tempfile.gettempdir())
-    if any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")):
-        return default
     for folder in (default, Path("/var/tmp"), Path.cwd()):  # noqa: S108
         if folder.is_dir() and os.access(folder, os.W_OK) and not is_ram_backed(folder):
             return folder
@@ -86,7 +92,8 @@ def require_disk(needed_nbytes: int, folder: Path, *, freed_nbytes: int = 0) -> 
         raise OSError(
             errno.ENOSPC,
             f"The arrays need {size(needed_nbytes)}, the disk has {size(free_nbytes)} "
-            "free. Free some space, choose another folder, or record less",
+            "free. Free some space, choose another folder (root_path; for temporary "
+            "files ScratchFormat.spill_dir or TMPDIR), or record less",
             str(folder),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -47,6 +48,10 @@ _FOREIGN_FORMATS = {
 _FOREIGN_SUFFIXES = {".tif": "OME-TIFF", ".tiff": "OME-TIFF", ".zarr": "OME-Zarr"}
 
 
+def _path_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 class ScratchFormat(StrictModel):
     """The scratch format: plain arrays, in memory or in memory-mapped files.
 
@@ -71,12 +76,16 @@ class ScratchFormat(StrictModel):
     max_memory_bytes: int = 4 * 1024**3
     suffix: str = ""
     spill_to_disk: bool = True
-    spill_dir: str | None = None
+    spill_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
     casting: Casting = "safe"
 
     def get_output_path(self, root_path: str, *, num_positions: int = 1) -> str:
         """Return the folder of the dataset: `root_path` as it is."""
         return root_path
+
+    def model_post_init(self, _: Any) -> None:
+        """Count the name as set: it tells formats apart in every dump."""
+        self.model_fields_set.add("name")
 
     @model_serializer(mode="wrap")
     def _hide_extensions(

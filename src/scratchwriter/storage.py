@@ -92,7 +92,7 @@ class Storage:
         self._granted_steps = 0  # what the machine was asked for
         self._ahead: AheadThread | None = None
         self._saver: threading.Thread | None = None
-        self._finish_lock = threading.RLock()
+        self._lock = threading.RLock()  # of the manifest and of the end
         self._spill_folder: Path | None = None
         self._progress: Progress | None = None
         self._manifest: ManifestDraft | None = None
@@ -118,6 +118,7 @@ class Storage:
         undo.callback(_remove_files, folder)
         self._make_arrays(folder, undo)
         self._publish(folder)
+        undo.callback(self._release)
 
     def _begin_in_spill_folder(self, limit: str, undo: ExitStack) -> None:
         needed_nbytes = self.plan.total_nbytes
@@ -125,6 +126,7 @@ class Storage:
         undo.callback(_remove_spill_folder, folder)
         self._make_arrays(folder, undo)
         self._publish(folder)
+        undo.callback(self._release)
         policy.warn_of_spill(needed_nbytes, limit, folder, stacklevel=5)
 
     def _make_arrays(self, folder: Path | None, undo: ExitStack) -> None:
@@ -193,6 +195,7 @@ class Storage:
             for name in (PROGRESS, MANIFEST, FRAME_METADATA):
                 undo.callback((folder / name).unlink, missing_ok=True)
             progress = Progress(folder / PROGRESS)
+            undo.callback(progress.release)
             self.writer.publish_cursor(progress.cursor_address, progress.file)
             self._write_manifest(folder)
             path = folder / FRAME_METADATA
@@ -209,6 +212,8 @@ class Storage:
         self.writer.exclusively(lambda: self._grow(position, stop_nbytes))
 
     def _grow(self, position: int, stop_nbytes: int) -> None:
+        if self.writer.closed:
+            return  # by another thread; the writer will say so
         step = -(-stop_nbytes // self.plan.step_nbytes)
         if self.regions[position].path is None:
             if step <= self._writable_steps[position]:
@@ -269,6 +274,14 @@ class Storage:
         self.writer.exclusively(lambda: self._extend(steps))
 
     def _extend(self, steps: int) -> None:
+        if self.writer.closed:
+            return
+        fmt = self.settings.format
+        for position, region in enumerate(self.regions):
+            most = policy.memory_steps(self.plan, fmt, position)
+            if region.path is None and steps > most and not fmt.spill_to_disk:
+                needed_nbytes = steps * self.plan.total_nbytes
+                raise policy.memory_error(needed_nbytes, policy.memory_limit(fmt))
         for position, region in enumerate(self.regions):
             region.extend(steps * self.plan.step_nbytes)
             if moves_when_it_grows(region):
@@ -305,7 +318,8 @@ class Storage:
             for region in self.regions:
                 region.save()
             if folder is not None:
-                self.writer.exclusively(lambda: self._publish(folder))
+                with self._lock:
+                    self.writer.exclusively(lambda: self._publish(folder))
 
     # ----------------------------------------------------------------------- stats
 
@@ -340,14 +354,16 @@ class Storage:
                 "forked from."
             )
         value = json.loads(encode_global_metadata(namespace, metadata))
-        before = self._global_metadata
-        self._global_metadata = {**before, namespace: value}
-        try:
-            if self.folder is not None and self._progress is not None:
-                self._write_manifest(self.folder)
-        except BaseException:
-            self._global_metadata = before
-            raise
+        with self._lock:
+            before = self._global_metadata
+            self._global_metadata = {**before, namespace: value}
+            try:
+                if self.folder is not None and self._progress is not None:
+                    self._need_own_folder(self.folder)
+                    self._write_manifest(self.folder)
+            except BaseException:
+                self._global_metadata = before
+                raise
 
     def _write_manifest(self, folder: Path) -> None:
         draft = ManifestDraft(
@@ -389,13 +405,15 @@ class Storage:
             If a file cannot be written; the others are finished all the same, and what
             failed is tried again by the next call.
         """
-        with self._finish_lock:
+        self.writer.close()
+        self._stop_ahead()
+        if self._saver is not None:
+            self._saver.join()
+        with self._lock:
             if self.finished:
                 return
-            self.writer.close()
-            self._stop_ahead()
-            if self._saver is not None:
-                self._saver.join()
+            if self.folder is not None:
+                self._need_own_folder(self.folder)
             # Run from the last to the first, each whatever became of the others.
             with ExitStack() as steps:
                 if self.folder is not None:
@@ -404,12 +422,25 @@ class Storage:
                         steps.callback(self._finish_file, self.folder, position)
             self.finished = True
 
+    def _need_own_folder(self, folder: Path) -> None:
+        if self._progress is not None and not self._progress.is_in(folder):
+            self._release()
+            self.finished = True
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "The dataset was removed, or replaced by another: it is left as it is",
+                str(folder),
+            )
+
     def disown(self) -> None:
         """In a forked child: leave everything to the parent."""
         self.writer.disown()
         self.finished = self._disowned = True
+        self._release()
+
+    def _release(self) -> None:
         if self._progress is not None:
-            self._progress.disown()
+            self._progress.release()
         self._close_log()
 
     def _close_log(self) -> None:
@@ -468,6 +499,13 @@ def _claim(folder: Path, needed_nbytes: int, overwrite: bool, undo: ExitStack) -
             policy.require_disk(
                 needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files))
             )
+            if others := [path.name for path in old_files if _is_folder(path)]:
+                raise FileExistsError(
+                    errno.EEXIST,
+                    f"{others} in it are folders, not files of a dataset: nothing is "
+                    "deleted. Use another root_path",
+                    str(folder),
+                )
             for path in old_files:
                 path.unlink()
     elif os.path.lexists(folder):
@@ -482,6 +520,10 @@ def _claim(folder: Path, needed_nbytes: int, overwrite: bool, undo: ExitStack) -
             policy.require_disk(needed_nbytes, parent)
         folder.mkdir(parents=True)
         undo.callback(folder.rmdir)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _disk_nbytes(path: Path) -> int:

@@ -32,10 +32,12 @@ class ScratchStream:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._writer = storage.writer
-        # The compiled method itself: a Python one around it would cost more than it.
-        appender = Appender(storage.writer)
-        self.append = appender.append  # type: ignore[method-assign]
-        self._finalizer = weakref.finalize(appender, _finish_unclosed, storage)
+        self._appender = Appender(storage.writer)
+        if type(self).append is ScratchStream.append:
+            # The compiled method itself: a Python one around it costs more than it.
+            self.append = self._appender.append  # type: ignore[method-assign]
+        # Who has kept nothing but `stream.append` keeps the acquisition going, too.
+        self._finalizer = weakref.finalize(self._appender, _finish_unclosed, storage)
         self._finalizer.atexit = False  # see _finish_at_exit
         _open[storage] = self._finalizer
 
@@ -49,7 +51,8 @@ class ScratchStream:
         frame : array_like
             2-D, of exactly the shape of the last two dimensions, and of a dtype that
             casts to the stream's by the rule `ScratchFormat.casting`. Any memory layout;
-            C-contiguous arrays of the stream's dtype are fastest.
+            C-contiguous arrays of the stream's dtype are fastest. Lists of plain numbers
+            have no dtype: they are taken if the stream's holds their values exactly.
         frame_metadata : mapping of str to anything JSON, optional
             Kept in `frame_metadata.jsonl` if the dataset is on disk. numpy scalars and
             arrays, dates, paths and enums become their natural JSON; a value that has
@@ -66,7 +69,7 @@ class ScratchStream:
         MemoryError, OSError
             If there is no room for it. As with all of them, nothing was stored then.
         """
-        raise NotImplementedError  # replaced by the writer's in __init__
+        self._appender.append(frame, frame_metadata=frame_metadata)
 
     def skip(self, *, frames: int = 1) -> None:
         """Leave out the next frames: they are zeros, as far as they can be seen.
@@ -243,14 +246,16 @@ def _finish_unclosed(storage: Storage) -> None:
     _open.pop(storage, None)
     if storage.writer.closed:
         return
-    if storage.writer.frames_written:
-        warnings.warn(
-            f"A ScratchStream (of {storage.folder or 'memory'}) was garbage collected "
-            "without being closed. Its dataset is finished; use `with "
-            "create_stream(...)` or call close().",
-            stacklevel=2,
-        )
-    storage.finish()
+    try:
+        storage.finish()
+    finally:
+        if storage.writer.frames_written:
+            warnings.warn(
+                f"A ScratchStream ({storage.folder or 'in memory'}) was garbage collected "
+                "without being closed. Its dataset is finished; use `with "
+                "create_stream(...)` or call close().",
+                stacklevel=2,
+            )
 
 
 @atexit.register  # after storage's: it runs before temporary folders are removed
@@ -258,7 +263,10 @@ def _finish_at_exit() -> None:
     while _open:
         storage, finalizer = _open.popitem()
         finalizer.detach()
-        storage.finish()
+        try:
+            storage.finish()
+        except Exception as error:
+            warnings.warn(f"{storage.folder} is not finished: {error}", stacklevel=1)
 
 
 def _disown_all() -> None:
