@@ -1,12 +1,16 @@
 """Folders and growth: what is made, what is replaced, where data goes when it grows."""
 
+import contextlib
 import errno
+import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import pytest
 
 from reference import Model, read_lines, read_plain
 from scratchwriter import ScratchFormat, create_stream
+from scratchwriter.manifest import read_cursor
 
 FILES = {"manifest.json", "pos_0.dat", "frame_metadata.jsonl", "progress.bin"}
 SIZES = {"t": 3, "y": 4, "x": 5}
@@ -240,8 +245,6 @@ def test_a_growing_stream_goes_on_on_disk(make_settings, tmp_path, frames):
 def test_a_spill_warning_turned_into_an_error_loses_nothing(
     make_settings, tmp_path, frames
 ):
-    import warnings
-
     fmt = ScratchFormat(max_memory_bytes=80, spill_dir=str(tmp_path))
     settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
     with create_stream(settings) as stream:
@@ -491,3 +494,272 @@ def test_a_removed_folder_is_an_error_at_close_and_the_arrays_stay(
         stream.close()
     assert stream.closed
     np.testing.assert_array_equal(stream.arrays[0][0], frames[0])
+
+
+# ------------------------------------------------------------- one writer per dataset
+
+
+def test_a_dataset_that_is_being_recorded_is_not_overwritten(
+    make_settings, tmp_path, frames
+):
+    settings = make_settings(SIZES, root_path=str(tmp_path / "d"), overwrite=True)
+    with create_stream(settings) as stream:
+        stream.append(frames[0])
+        with pytest.raises(FileExistsError, match=f"process {os.getpid()}"):
+            create_stream(settings)
+        stream.append(frames[1])
+    np.testing.assert_array_equal(read_plain(tmp_path / "d")[0][0], frames[0])
+    create_stream(settings).close()
+
+
+def test_a_dataset_that_another_process_records_is_not_overwritten(make_settings, tmp_path):
+    with _writer_process(tmp_path / "d") as process:
+        settings = make_settings(SIZES, root_path=str(tmp_path / "d"), overwrite=True)
+        with pytest.raises(FileExistsError, match=f"process {process.pid}"):
+            create_stream(settings)
+        process.kill()
+        process.wait()
+        create_stream(settings).close()  # the lock went with the process
+
+
+@contextlib.contextmanager
+def _writer_process(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER.format(count=None), str(folder)],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        process.stdout.read(10)
+        yield process
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def test_a_closed_stream_leaves_the_dataset_alone_that_replaced_its_own(
+    make_settings, tmp_path, frames
+):
+    settings = make_settings(SIZES, root_path=str(tmp_path / "d"), overwrite=True)
+    create_stream(settings).close()
+    with create_stream(settings) as old:
+        old.append(frames[0])
+    with create_stream(settings) as new:
+        new.append(frames[1])
+        with pytest.raises(FileNotFoundError, match="replaced"):
+            old.set_global_metadata("mine", {"a": 1})
+    assert "mine" not in (tmp_path / "d" / "manifest.json").read_text()
+    np.testing.assert_array_equal(old.arrays[0][0], frames[0])
+
+
+def test_an_open_stream_leaves_the_dataset_alone_that_replaced_its_own(
+    make_settings, tmp_path, frames
+):
+    settings = make_settings(SIZES, root_path=str(tmp_path / "d"))
+    old = create_stream(settings)
+    old.append(frames[0])
+    shutil.rmtree(tmp_path / "d")
+    with create_stream(settings) as new:
+        with pytest.raises(FileNotFoundError, match="replaced"):
+            old.close()
+        for frame in frames[: settings.num_frames]:
+            new.append(frame)
+    np.testing.assert_array_equal(
+        read_plain(tmp_path / "d")[0].reshape(-1, 4, 5)[-1], frames[settings.num_frames - 1]
+    )
+
+
+def test_a_folder_named_as_a_file_of_a_dataset_is_not_half_overwritten(
+    make_settings, tmp_path
+):
+    settings = make_settings(SIZES, root_path=str(tmp_path / "d"), overwrite=True)
+    create_stream(settings).close()
+    (tmp_path / "d" / "pos_1.dat").mkdir()
+    before = names(tmp_path / "d")
+    with pytest.raises(FileExistsError, match="pos_1"):
+        create_stream(settings)
+    assert names(tmp_path / "d") == before
+
+
+def test_a_refused_frame_leaves_nothing_in_a_slot_that_is_skipped(
+    make_settings, small_disk, frames
+):
+    settings = make_settings({"t": 3, "y": 4, "x": 5}, root_path=str(small_disk / "d"))
+    with create_stream(settings) as stream:
+        stream.append(frames[1])
+        ballast = small_disk / "ballast"
+        with pytest.raises(OSError, match="No space"), ballast.open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        with pytest.raises(OSError, match="No space"):
+            stream.append(frames[2], frame_metadata={"long": "x" * 10_000})
+        ballast.unlink()
+        stream.skip()
+        stream.append(frames[3])
+    np.testing.assert_array_equal(
+        read_plain(small_disk / "d")[0], [frames[1], 0 * frames[0], frames[3]]
+    )
+
+
+def test_growth_after_close_does_nothing(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    stream = create_stream(settings)
+    stream.append(frames[0])
+    stream.close()
+    # As a thread does that asked for room when another one closed.
+    stream._storage._make_room(0, 1 << 20)
+    stream._storage._make_steps(1 << 20)
+    assert (tmp_path / "d" / "pos_0.dat").stat().st_size == 40
+
+
+def test_global_metadata_of_many_threads_is_all_kept(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream:
+
+        def note(thread):
+            for i in range(20):
+                stream.set_global_metadata(f"{thread}.{i}", {"i": i})
+
+        threads = [threading.Thread(target=note, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        count = 0
+        while any(thread.is_alive() for thread in threads):
+            stream.append(frames[count % 60])
+            count += 1
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert len(manifest["global_metadata"]) == 80
+    assert manifest["position_shapes"] == [[max(count, 1), 4, 5]]
+
+
+def test_closing_can_be_tried_again_after_it_failed(make_settings, small_disk, frames):
+    settings = make_settings({"t": 3, "y": 4, "x": 5}, root_path=str(small_disk / "d"))
+    stream = create_stream(settings)
+    stream.append(frames[0])
+    stream.set_global_metadata("mine", {"long": "x" * 20_000})
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space"), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    with pytest.raises(OSError, match="manifest") as error:
+        stream.close()
+    assert error.value.errno == errno.ENOSPC
+    ballast.unlink()
+    stream.close()
+    assert read_cursor(small_disk / "d") == (1, True)
+
+
+def test_a_skip_past_the_memory_limit_is_a_memory_error(make_settings, frames):
+    fmt = ScratchFormat(max_memory_bytes=10 * 40, spill_to_disk=False)
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5}, format=fmt)) as stream:
+        stream.append(frames[0])
+        with pytest.raises(MemoryError, match="max_memory_bytes=400"):
+            stream.skip(frames=10)
+        stream.skip(frames=8)
+        stream.append(frames[1])
+        assert stream.arrays[0].shape == (10, 4, 5)
+
+
+# ------------------------------------------------------------------------ forks
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+@needs_fork
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "del stream; import gc; gc.collect()"])
+@pytest.mark.parametrize("count", [None, 40])
+def test_a_forked_child_leaves_the_dataset_to_its_parent(tmp_path, ending, count):
+    code = f"""
+    import os, sys, warnings, numpy as np
+    from scratchwriter import *
+    sizes = {{"t": {count}, "y": 64, "x": 64}}
+    stream = create_stream(AcquisitionSettings(
+        dimensions=dims_from_standard_axes(sizes), dtype="uint16",
+        root_path={str(tmp_path / "d")!r}))
+    for i in range(5):
+        stream.append(np.full((64, 64), i, "uint16"), frame_metadata={{"i": i}})
+    pid = os.fork()
+    if pid == 0:
+        for use in (lambda: stream.append(np.zeros((64, 64), "uint16")), stream.skip,
+                    lambda: stream.set_global_metadata("mine", {{}})):
+            try:
+                use()
+            except ValueError as error:
+                assert "forked" in str(error)
+            else:
+                os._exit(7)
+        assert stream.arrays[0][4, 0, 0] == 4
+        stream.close()
+        {ending}
+    else:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        for i in range(5, 40):
+            stream.append(np.full((64, 64), i, "uint16"), frame_metadata={{"i": i}})
+        stream.close()
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (run.stderr, run.returncode) == ("", 0)
+    (plain,) = read_plain(tmp_path / "d")
+    np.testing.assert_array_equal(plain[:, 3, 3], np.arange(40))
+    assert [line["i"] for line in read_lines(tmp_path / "d")] == list(range(40))
+
+
+@needs_fork
+def test_a_child_forked_while_a_thread_appends_can_exit(tmp_path):
+    code = f"""
+    import os, sys, threading, numpy as np
+    from scratchwriter import *
+    stream = create_stream(AcquisitionSettings(
+        dimensions=dims_from_standard_axes({{"t": None, "y": 512, "x": 512}}),
+        dtype="uint16", root_path={str(tmp_path / "d")!r}))
+    frame, stop = np.ones((512, 512), "uint16"), threading.Event()
+    def camera():
+        while not stop.is_set():
+            stream.append(frame)
+    thread = threading.Thread(target=camera)
+    thread.start()
+    for _ in range(10):
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    stop.set()
+    thread.join()
+    stream.close()
+    """
+    subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(code)],
+        check=True,
+        timeout=60,
+    )
+    assert (read_plain(tmp_path / "d")[0] == 1).all()
+
+
+@needs_fork
+def test_a_forked_child_leaves_temporary_folders_to_its_parent(
+    make_settings, tmp_path, frames
+):
+    fmt = ScratchFormat(max_memory_bytes=0, spill_dir=tmp_path)
+    with pytest.warns(UserWarning, match="max_memory_bytes=0"):
+        stream = create_stream(make_settings(SIZES, format=fmt))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, by Python 3.12
+        pid = os.fork()
+    if pid == 0:
+        try:
+            from scratchwriter.storage import _remove_spill_folders
+
+            _remove_spill_folders()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    stream.append(frames[0])
+    stream.close()
+    np.testing.assert_array_equal(read_plain(stream.path)[0][0], frames[0])

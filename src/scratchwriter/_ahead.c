@@ -1821,6 +1821,7 @@ struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping;
 struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping {
   char *base;
   int64_t reserved_nbytes;
+  int is_open;
   int64_t nbytes;
   int64_t file_start;
   char const *path;
@@ -1937,7 +1938,7 @@ struct __pyx_obj_13scratchwriter_5_core_FrameWriter {
 };
 
 
-/* "scratchwriter/_region/_mapped.pxd":24
+/* "scratchwriter/_region/_mapped.pxd":25
  * cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
  * 
  * cdef class MappedRegion:             # <<<<<<<<<<<<<<
@@ -1997,7 +1998,7 @@ struct __pyx_vtabstruct_13scratchwriter_5_core_FrameWriter {
 static struct __pyx_vtabstruct_13scratchwriter_5_core_FrameWriter *__pyx_vtabptr_13scratchwriter_5_core_FrameWriter;
 
 
-/* "scratchwriter/_region/_mapped.pxd":24
+/* "scratchwriter/_region/_mapped.pxd":25
  * cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
  * 
  * cdef class MappedRegion:             # <<<<<<<<<<<<<<
@@ -7502,7 +7503,7 @@ static int __Pyx_modinit_Type_import_code(__pyx_mstatetype *__pyx_mstate) {
   __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter) __PYX_ERR(2, 61, __pyx_L1_error)
   if (unlikely(__Pyx_GetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter, (void**)&__pyx_vtabptr_13scratchwriter_5_core_FrameWriter) != 1)) __PYX_ERR(2, 61, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  __pyx_t_1 = PyImport_ImportModule("scratchwriter._region._mapped"); if (unlikely(!__pyx_t_1)) __PYX_ERR(3, 24, __pyx_L1_error)
+  __pyx_t_1 = PyImport_ImportModule("scratchwriter._region._mapped"); if (unlikely(!__pyx_t_1)) __PYX_ERR(3, 25, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_mstate->__pyx_ptype_13scratchwriter_7_region_7_mapped_MappedRegion = __Pyx_ImportType_3_3_1(__pyx_t_1, "scratchwriter._region._mapped", "MappedRegion",
   #if defined(PYPY_VERSION_NUM) && PYPY_VERSION_NUM < 0x050B0000
@@ -7512,8 +7513,8 @@ static int __Pyx_modinit_Type_import_code(__pyx_mstatetype *__pyx_mstate) {
   #else
   sizeof(struct __pyx_obj_13scratchwriter_7_region_7_mapped_MappedRegion), __PYX_GET_STRUCT_ALIGNMENT_3_3_1(struct __pyx_obj_13scratchwriter_7_region_7_mapped_MappedRegion),
   #endif
-  __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_13scratchwriter_7_region_7_mapped_MappedRegion) __PYX_ERR(3, 24, __pyx_L1_error)
-  if (unlikely(__Pyx_GetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_7_region_7_mapped_MappedRegion, (void**)&__pyx_vtabptr_13scratchwriter_7_region_7_mapped_MappedRegion) != 1)) __PYX_ERR(3, 24, __pyx_L1_error)
+  __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_13scratchwriter_7_region_7_mapped_MappedRegion) __PYX_ERR(3, 25, __pyx_L1_error)
+  if (unlikely(__Pyx_GetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_7_region_7_mapped_MappedRegion, (void**)&__pyx_vtabptr_13scratchwriter_7_region_7_mapped_MappedRegion) != 1)) __PYX_ERR(3, 25, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __Pyx_RefNannyFinishContext();
   return 0;

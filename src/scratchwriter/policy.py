@@ -9,11 +9,16 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from scratchwriter._region.system import available_memory_nbytes, is_ram_backed
+from scratchwriter._region.system import (
+    addresses_nbytes,
+    available_memory_nbytes,
+    is_ram_backed,
+)
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import ScratchFormat
 
 _ADDRESSES_NBYTES = 1 << 46  # of a process; more than any memory
+_RESERVE_NBYTES = 1 << 42
 
 
 def memory_shortage(needed_nbytes: int, fmt: ScratchFormat) -> str | None:
@@ -42,6 +47,15 @@ def memory_steps(plan: FramePlan, fmt: ScratchFormat, position: int) -> int:
     """Return how many steps of a position fit in memory if all positions grow evenly."""
     rounds, rest_nbytes = divmod(fmt.max_memory_bytes, plan.total_nbytes)
     return rounds + (position < rest_nbytes // plan.step_nbytes)
+
+
+def reserve_nbytes() -> int:
+    """Return how many addresses to reserve for an acquisition that has no end.
+
+    They cost nothing. A process has 2**47; where it is limited, most are left to others.
+    """
+    limit = addresses_nbytes()
+    return _RESERVE_NBYTES if limit is None else min(_RESERVE_NBYTES, limit // 4)
 
 
 def memory_error(needed_nbytes: int, limit: str) -> MemoryError:

@@ -45,11 +45,10 @@ if TYPE_CHECKING:
 # How far ahead of the frames memory and files are made ready, over all positions.
 _MEMORY_WINDOW_NBYTES = 64 << 20
 _FILE_WINDOW_NBYTES = 256 << 20
+# Memory of one position from which on huge pages (2 MiB) are no waste.
+_HUGE_FROM_NBYTES = 4 << 20
 # For how much the memory that the machine has is asked at a time, over all positions.
 _GRANT_NBYTES = 256 << 20
-# Addresses reserved for an unbounded acquisition, over all positions. They cost nothing;
-# a process has 2**47.
-_RESERVE_NBYTES = 1 << 42
 _SPILL_PREFIX = "scratchwriter_"
 _O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 
@@ -141,22 +140,27 @@ class Storage:
             keep_metadata=plan.is_unbounded and fmt.spill_to_disk,
         )
         undo.callback(self.writer.close)  # it refers to self: break the circle
-        reserve_nbytes = plan.step_nbytes
+        reserve_nbytes = huge_from_nbytes = plan.step_nbytes
         if plan.is_unbounded:
-            most_nbytes = max(_RESERVE_NBYTES, 2 * plan.total_nbytes)
+            most_nbytes = max(policy.reserve_nbytes(), 2 * plan.total_nbytes)
             reserve_nbytes = most_nbytes // plan.num_positions
+            # As far ahead of the frames memory is made ready in any case.
+            huge_from_nbytes = _MEMORY_WINDOW_NBYTES // plan.num_positions
+        huge_pages = huge_from_nbytes >= _HUGE_FROM_NBYTES
         for position in range(plan.num_positions):
             path = folder and folder / array_name(position)
-            region = _reserve(reserve_nbytes, plan.step_nbytes, path)
+            region = _reserve(reserve_nbytes, plan.step_nbytes, path, huge_pages)
             self.regions.append(region)
-            if not plan.is_unbounded:
+            if plan.is_unbounded:
+                region.extend(plan.step_nbytes)
+                if folder is not None or self._memory_shortage(position, 1) is not None:
+                    self._attach(position)  # with nothing writable yet
+            else:
                 region.allocate(0, plan.step_nbytes)
                 # In files the thread ahead opens slot by slot, if it can.
                 gated = folder and plan.is_in_order and not moves_when_it_grows(region)
                 self._writable_steps[position] = 0 if gated else 1
-            else:
-                region.extend(plan.step_nbytes)
-            self._attach(position)
+                self._attach(position)
 
     def _start_ahead(self) -> None:
         plan, fmt = self.plan, self.settings.format
@@ -171,7 +175,9 @@ class Storage:
         if plan.is_unbounded and self.folder is None:
             for position, region in enumerate(self.regions):
                 stop = policy.memory_steps(plan, fmt, position) * plan.step_nbytes
-                memory_stops[position] = min(stop, _RESERVE_NBYTES // plan.num_positions)
+                memory_stops[position] = min(
+                    stop, policy.reserve_nbytes() // plan.num_positions
+                )
                 # All at once: what is opened bit by bit makes the frames wait for it.
                 with suppress(MemoryError):  # it may also be opened bit by bit
                     region.extend(memory_stops[position])
@@ -227,7 +233,10 @@ class Storage:
             return
         code = self._ahead.prepare_now(position, stop_nbytes - self.plan.frame_nbytes)
         if code == -1 or code == errno.ENOMEM:
-            raise MemoryError(f"no addresses for {stop_nbytes} bytes of an array")
+            raise MemoryError(
+                f"The addresses reserved for an array end at {stop_nbytes} bytes. Raise "
+                "the limit of addresses (ulimit -v), or begin a new dataset."
+            )
         if code != 0:
             raise OSError(code, os.strerror(code), str(self.regions[position].path))
 
@@ -564,11 +573,13 @@ def _remove_spill_folders() -> None:
 # ---------------------------------------------------------------------- addresses
 
 
-def _reserve(most_nbytes: int, least_nbytes: int, path: Path | None) -> Region:
+def _reserve(
+    most_nbytes: int, least_nbytes: int, path: Path | None, huge_pages: bool
+) -> Region:
     """Make a region with as many addresses as can be had."""
     while True:
         try:
-            return make_region(most_nbytes, path)
+            return make_region(most_nbytes, path, huge_pages=huge_pages)
         except MemoryError:
             if most_nbytes <= least_nbytes:
                 raise

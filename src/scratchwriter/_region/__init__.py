@@ -80,7 +80,9 @@ def moves_when_it_grows(region: Region) -> bool:
     return isinstance(region, PortableRegion)
 
 
-def make_region(reserve_nbytes: int, path: Path | None = None) -> Region:
+def make_region(
+    reserve_nbytes: int, path: Path | None = None, *, huge_pages: bool = False
+) -> Region:
     """Make an empty region in memory, or in a new file at `path`.
 
     Parameters
@@ -89,6 +91,9 @@ def make_region(reserve_nbytes: int, path: Path | None = None) -> Region:
         How far it may grow in place. Addresses only: it costs no memory.
     path : Path, optional
         File to make; it must not exist.
+    huge_pages : bool
+        Take memory in pages of 2 MiB, where the system has them: several times as fast
+        to make ready, and a waste for arrays that will not fill them.
 
     Raises
     ------
@@ -99,4 +104,4 @@ def make_region(reserve_nbytes: int, path: Path | None = None) -> Region:
         return PortableRegion(path)
     from scratchwriter._region._mapped import MappedRegion
 
-    return MappedRegion(reserve_nbytes, path)
+    return MappedRegion(reserve_nbytes, path, huge_pages=huge_pages)

@@ -7,6 +7,7 @@ cdef extern from "platform.h" nogil:
 cdef struct Mapping:
     char* base
     int64_t reserved_nbytes   # addresses from `base` on
+    bint is_open              # memory can be stored to without asking
     int64_t nbytes            # readable from `base` on; atomic
     int64_t file_start        # from here on in the file; `reserved_nbytes`: none. atomic
     const char* path          # of the file

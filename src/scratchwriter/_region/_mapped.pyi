@@ -20,9 +20,13 @@ class MappedRegion:
         Addresses to reserve, rounded up to pages; the region cannot outgrow them.
     path : pathlib.Path, optional
         File to make and map. None: anonymous memory.
+    huge_pages : bool
+        Ask for huge pages of memory.
     """
 
-    def __new__(cls, reserve_nbytes: int, path: Path | None = None) -> MappedRegion: ...
+    def __new__(
+        cls, reserve_nbytes: int, path: Path | None = None, *, huge_pages: bool = False
+    ) -> MappedRegion: ...
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
     @property

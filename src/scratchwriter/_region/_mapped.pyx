@@ -92,9 +92,11 @@ cdef class MappedRegion:
         Addresses to reserve, rounded up to pages; the region cannot outgrow them.
     path : pathlib.Path, optional
         File to make and map. None: anonymous memory.
+    huge_pages : bool
+        Ask for huge pages of memory.
     """
 
-    def __cinit__(self, reserve_nbytes, path=None):
+    def __cinit__(self, reserve_nbytes, path=None, *, huge_pages=False):
         if not 0 < reserve_nbytes <= MAX_NBYTES:
             raise MemoryError(
                 f"cannot reserve {reserve_nbytes} bytes of addresses, "
@@ -103,10 +105,11 @@ cdef class MappedRegion:
         cdef Mapping* mapping = &self.mapping
         cdef int64_t reserved = _whole_pages(reserve_nbytes)
         sw_mutex_init(&mapping.growing)
-        mapping.base = _reserve(reserved)
-        if mapping.base == NULL:
-            raise MemoryError(f"no room for {reserved} bytes of addresses")
-        mapping.reserved_nbytes = mapping.file_start = reserved
+        if _reserve(mapping, reserved, huge_pages) != 0:
+            raise MemoryError(
+                f"the system refuses to reserve {reserved} bytes of addresses (limited by "
+                "ulimit -v, or by vm.max_map_count for very many positions)"
+            )
         if path is not None:
             self._map_file(path, 0)
 
@@ -317,29 +320,34 @@ cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept
     return code
 
 
-cdef char* _reserve(int64_t nbytes) noexcept nogil:
-    """Reserve addresses, from a huge page's boundary on where there is room for one.
+cdef int _reserve(Mapping* mapping, int64_t nbytes, bint huge_pages) noexcept nogil:
+    """Reserve addresses, of huge pages from the boundary of one on.
 
-    Without access they cost nothing, not even a promise of memory.
+    They cost nothing until they are touched. Where the system counts memory that is only
+    promised (vm.overcommit_memory=2) they are without access at first.
     """
-    cdef int64_t slack = HUGE_PAGE_NBYTES if nbytes >= 2 * HUGE_PAGE_NBYTES else 0
+    cdef int64_t slack = HUGE_PAGE_NBYTES if huge_pages else 0
     cdef int64_t before
+    cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
     cdef char* base = <char*>mmap(
-        NULL, nbytes + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-        -1, 0,
+        NULL, nbytes + slack, PROT_READ | PROT_WRITE, flags, -1, 0
     )
+    mapping.is_open = base != <char*>MAP_FAILED
+    if not mapping.is_open:
+        base = <char*>mmap(NULL, nbytes + slack, PROT_NONE, flags, -1, 0)
     if base == <char*>MAP_FAILED:
-        return NULL
+        return ENOMEM
     if slack:
-        before = -(<int64_t>base) % HUGE_PAGE_NBYTES + HUGE_PAGE_NBYTES
-        before %= HUGE_PAGE_NBYTES
+        before = (HUGE_PAGE_NBYTES - <int64_t>base % HUGE_PAGE_NBYTES) % HUGE_PAGE_NBYTES
         if before:
             munmap(base, before)
         if slack - before:
             munmap(base + before + nbytes, slack - before)
         base += before
         madvise(base, nbytes, MADV_HUGEPAGE)  # fails where there are none: all the same
-    return base
+    mapping.base = base
+    mapping.reserved_nbytes = mapping.file_start = nbytes
+    return 0
 
 
 cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
@@ -350,7 +358,8 @@ cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
     if nbytes <= mapping.nbytes:
         return 0
     if (
-        memory_nbytes > mapping.nbytes
+        not mapping.is_open
+        and memory_nbytes > mapping.nbytes
         and mprotect(mapping.base, memory_nbytes, PROT_READ | PROT_WRITE) != 0
     ):
         return ENOMEM

@@ -11,8 +11,9 @@ from pathlib import Path
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -26,6 +27,14 @@ def available_memory_nbytes() -> int | None:
     """
     known = [_machine_available(), *_cgroup_available()]
     return min((n for n in known if n is not None), default=None)
+
+
+def addresses_nbytes() -> int | None:
+    """Return how many addresses this process may have (ulimit -v); None: no limit."""
+    if resource is None:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def lock_file(fd: int) -> bool:
