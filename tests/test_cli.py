@@ -57,7 +57,10 @@ def test_it_is_a_script_and_a_module(command):
     assert out.stdout == f"{scratchwriter.__version__}\n"
 
 
-@pytest.mark.parametrize("args", [[], ["nonsense"], ["info"], ["demo", "--frames", "0"]])
+@pytest.mark.parametrize(
+    "args",
+    [[], ["nonsense"], ["info"], ["demo", "--frames", "0"], ["demo", "--frames", "a"]],
+)
 def test_a_wrong_command_line_shows_the_usage(args):
     out = run(*args)
     assert out.returncode == 2
@@ -146,14 +149,47 @@ def damage_manifest(folder, **change):
         lambda folder: damage_manifest(folder, position_shapes=[[-1, 4, 5]] * 2),
         lambda folder: damage_manifest(folder, position_shapes="many"),
         lambda folder: damage_manifest(folder, dtype="object"),
+        lambda folder: damage_manifest(folder, position_shapes=[[10**30, 4, 5]] * 2),
+        lambda folder: damage_manifest(folder, position_shapes=[[3, 4, 5]] * 3),
+        lambda folder: os.truncate(folder / "pos_0.dat", 7),
+        lambda folder: os.truncate(folder / "progress.bin", 70),
     ],
-    ids=["binary", "cut", "no array", "negative", "no shapes", "objects"],
+    ids=[
+        "binary",
+        "cut",
+        "no array",
+        "negative",
+        "no shapes",
+        "objects",
+        "huge",
+        "too many",
+        "short array",
+        "short progress",
+    ],
 )
 def test_info_of_a_damaged_dataset_is_one_line_and_fails(dataset, damage):
     damage(dataset)
     out = run("info", dataset)
     assert out.returncode == 1
     one_line(out.stderr)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+@pytest.mark.parametrize("name", ["manifest.json", "progress.bin", "frame_metadata.jsonl"])
+def test_info_does_not_wait_for_a_pipe(dataset, name):
+    (dataset / name).unlink()
+    os.mkfifo(dataset / name)
+    out = run("info", dataset)
+    assert out.returncode == 1
+    assert "regular" in one_line(out.stderr)
+
+
+def test_info_prints_nothing_that_a_terminal_would_obey(dataset, capsys):
+    damage_manifest(dataset, version="1\x1b[31m\n2", global_metadata={"a\x07b": {}})
+    assert main(["info", str(dataset)]) == 0
+    out = capsys.readouterr().out
+    assert "1?[31m?2" in out
+    assert "a?b" in out
 
 
 # ------------------------------------------------------------------ demo
@@ -172,17 +208,26 @@ def test_demo_records_the_camera_and_says_what_it_did(tmp_path):
 
 
 def test_demo_in_memory_leaves_only_the_contact_sheet(tmp_path):
-    out = run("demo", "--out", tmp_path / "run1", "--frames", "5", "--memory")
+    out = run("demo", "--out", tmp_path / "new" / "run1", "--frames", "5", "--memory")
     assert out.returncode == 0, out.stderr
     assert "in memory" in out.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["run1.png"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run1.png"]
 
 
 def test_demo_into_an_existing_folder_is_one_line_and_fails(tmp_path):
     out = run("demo", "--out", tmp_path, "--frames", "5")
     assert out.returncode == 1
-    assert "overwrite" in one_line(out.stderr)
+    assert "--out" in one_line(out.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_overwrites_no_contact_sheet(tmp_path):
+    (tmp_path / "run1.png").write_text("precious")
+    out = run("demo", "--out", tmp_path / "run1", "--frames", "5")
+    assert out.returncode == 1
+    assert "contact sheet" in one_line(out.stderr)
+    assert (tmp_path / "run1.png").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["run1.png"]
 
 
 @pytest.mark.parametrize("module", ["rich", "pymmcore", "mm_test_adapters", "PIL"])

@@ -1,6 +1,7 @@
 """The demo: the real demo camera of Micro-Manager, in the real MMCore."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -86,6 +87,23 @@ def test_a_camera_that_stops_early_fails_the_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo.DemoCamera, "sequence", lambda self, n: sequence(self, n - 2))
     with pytest.raises(RuntimeError, match="3 of 5"):
         demo.run_demo(5, tmp_path / "data", tmp_path / "sheet.png")
+
+
+def test_a_buffer_that_overflows_is_told(monkeypatch):
+    camera = demo.DemoCamera()
+    camera.core.setCircularBufferMemoryFootprint(1)  # MB: two frames
+    with pytest.raises(RuntimeError, match="overflow"):
+        for _ in camera.sequence(20):
+            time.sleep(0.1)
+    camera.close()
+
+
+def test_the_camera_can_be_opened_and_closed_again_and_again():
+    # A camera that is unloaded while its thread still runs kills the process.
+    for _ in range(20):
+        camera = demo.DemoCamera()
+        assert sum(1 for _ in camera.sequence(3)) == 3
+        camera.close()
 
 
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path):

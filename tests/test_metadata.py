@@ -60,6 +60,47 @@ def test_nan_stays_nan():
     assert math.isnan(json.loads(encode_frame_metadata({"key": math.nan}))["key"])
 
 
+class Key(enum.Enum):
+    MINE = "mine"
+    POSITION = "_pos"
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [(Key.MINE, "mine"), (1, "1"), (None, "null"), (True, "true"), (2.5, "2.5")],
+)
+def test_names_that_are_no_text_become_that_of_json(key, expected):
+    assert json.loads(encode_frame_metadata({key: 1, "b": 2})) == {expected: 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    "key", [Key.POSITION, "_pos", "_idx", b"_pos", PurePosixPath("_idx"), (1, 2)]
+)
+def test_names_that_are_ours_or_none_are_left_out_with_a_warning(key):
+    with pytest.warns(UserWarning, match="not stored"):
+        body = encode_frame_metadata({key: 1, "b": 2})
+    assert json.loads(body) == {"b": 2}
+
+
+def test_the_same_name_in_two_guises_is_stored_once():
+    body = encode_frame_metadata({1: "a", "1": "b"})
+    assert body.count(b'"1"') == 1
+
+
+def test_lone_surrogates_survive():
+    assert json.loads(encode_frame_metadata({"name": "a\ud800"})) == {"name": "a\ud800"}
+
+
+@pytest.mark.parametrize("metadata", [{"x": {1}}, {"_pos": 1}, {"y": 1, "z": object()}])
+def test_a_warning_points_at_the_append(make_settings, metadata):
+    frame = np.zeros((4, 5), "uint16")
+    stream = create_stream(make_settings({"t": 3, "y": 4, "x": 5}))
+    with pytest.warns(UserWarning, match="not stored") as caught:
+        stream.append(frame, frame_metadata=metadata)
+    stream.close()
+    assert [w.filename for w in caught] == [__file__]
+
+
 CIRCLE = []
 CIRCLE.append(CIRCLE)
 NOT_JSON = [object(), {"deep": [object()]}, b"\xff", {1, 2}, 1j, CIRCLE, lambda: 0, int]

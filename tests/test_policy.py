@@ -1,13 +1,22 @@
 """How much memory and disk may be taken, and what is said when it may not."""
 
 import errno
+import gc
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
 
 import pytest
 
-from scratchwriter import ScratchFormat, create_stream, policy
+from scratchwriter import (
+    AcquisitionSettings,
+    ScratchFormat,
+    create_stream,
+    dims_from_standard_axes,
+    policy,
+)
+from scratchwriter.plan import make_plan
 
 FRAME_NBYTES = 40  # 4 x 5 uint16
 
@@ -104,14 +113,53 @@ def test_a_spill_warning_turned_into_an_error_leaves_nothing_behind(
         with pytest.raises(UserWarning):
             create_stream(make_settings({"t": 11, "y": 4, "x": 5}, format=fmt))
     assert list(tmp_path.iterdir()) == []
+    # Nothing is left open either: warnings of that would be errors here.
+    gc.collect()
+
+
+def test_positions_share_the_limit_evenly_and_the_first_get_the_rest():
+    settings = AcquisitionSettings(
+        dimensions=dims_from_standard_axes({"t": None, "p": 3, "y": 4, "x": 5}),
+        dtype="uint16",
+        format=ScratchFormat(max_memory_bytes=40 * 8 + 39),
+    )
+    plan = make_plan(settings)
+    steps = [policy.memory_steps(plan, settings.format, p) for p in range(3)]
+    assert steps == [3, 3, 2]
+
+
+def test_the_remedy_is_one_that_helps(monkeypatch):
+    fmt = ScratchFormat(max_memory_bytes=100)
+    assert "raise max_memory" in str(policy.memory_error(101, policy.memory_limit(fmt)))
+    monkeypatch.setattr(policy, "available_memory_nbytes", lambda: 50)
+    limit = policy.machine_shortage(60)
+    assert "max_memory" not in str(policy.memory_error(60, limit))
+
+
+def test_addresses_are_left_to_others_where_a_process_has_few(monkeypatch):
+    monkeypatch.setattr(policy, "addresses_nbytes", lambda: 4 << 30)
+    assert policy.reserve_nbytes() == 1 << 30
+    monkeypatch.setattr(policy, "addresses_nbytes", lambda: None)
+    assert policy.reserve_nbytes() >= 1 << 40
+
+
+def test_files_are_allocated_not_far_ahead_on_a_small_disk(monkeypatch, tmp_path):
+    usage = shutil.disk_usage(tmp_path)._replace(free=8000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert policy.file_window_nbytes(tmp_path, 10**6) == 1000
+    assert policy.file_window_nbytes(tmp_path, 10) == 10
 
 
 def test_the_spill_folder_is_chosen_by_setting_then_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "env"))
     (tmp_path / "env").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    tempfile.gettempdir()  # which remembers what it found
     assert policy.spill_parent(ScratchFormat(spill_dir="/a/b")) == Path("/a/b")
+    assert policy.spill_parent(ScratchFormat(spill_dir=Path("/a/b"))) == Path("/a/b")
+    assert policy.spill_parent(ScratchFormat(spill_dir="~/b")) == Path.home() / "b"
     assert policy.spill_parent(ScratchFormat()) == tmp_path / "env"
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    assert policy.spill_parent(ScratchFormat()) != tmp_path / "nowhere"
 
 
 def test_without_a_choice_a_folder_in_memory_is_avoided(monkeypatch, tmp_path):

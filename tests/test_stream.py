@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import inspect
 import json
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from scratchwriter import (
     ScratchStream,
     create_stream,
 )
+from scratchwriter.plan import make_plan
+from scratchwriter.storage import Storage
 
 SIZES = {"t": 3, "y": 4, "x": 5}
 
@@ -130,6 +133,78 @@ def test_a_collected_stream_finishes_its_dataset_and_warns_if_it_had_frames(
         del stream
     assert (tmp_path / "d" / "pos_0.dat").stat().st_size == 80
     np.testing.assert_array_equal(read_plain(tmp_path / "d")[0], frames[:2])
+
+
+def test_who_keeps_only_append_keeps_the_stream_going(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    append = create_stream(settings).append
+    append(frames[0])
+    append(frames[1])
+    with pytest.warns(UserWarning, match="close"):
+        del append
+    np.testing.assert_array_equal(read_plain(tmp_path / "d")[0], frames[:2])
+
+
+class Counting(OMEStream):
+    count = 0
+
+    def append(self, frame, *, frame_metadata=None):
+        self.count += 1
+        super().append(frame, frame_metadata=frame_metadata)
+
+
+def test_append_is_a_method_with_a_signature_that_can_be_overridden(make_settings, frames):
+    with create_stream(make_settings(SIZES)) as stream:
+        parameters = inspect.signature(stream.append).parameters
+        assert list(parameters) == ["frame", "frame_metadata"]
+        assert stream.append.__doc__
+        OMEStream.append(stream, frames[1])
+        assert stream.frames_written == 1
+    settings = make_settings(SIZES)
+    with Counting(Storage(settings, make_plan(settings))) as stream:
+        stream.append(frames[2], frame_metadata={"a": 1})
+        assert (stream.count, stream.frames_written) == (1, 1)
+
+
+def test_a_collected_stream_finishes_its_dataset_also_where_warnings_are_errors(tmp_path):
+    run = _run_in(tmp_path, "del streams[:]", count=1, warnings="error")
+    assert "garbage collected" in run.stderr
+    assert (tmp_path / "0" / "pos_0.dat").stat().st_size == 40
+
+
+def test_at_exit_one_stream_that_cannot_be_finished_does_not_stop_the_others(tmp_path):
+    code = "shutil.rmtree(folders[1]); shutil.rmtree(folders[4])"
+    run = _run_in(tmp_path, code, count=6, warnings="default")
+    assert run.returncode == 0
+    assert run.stderr.count("The dataset was removed") == 2
+    for i in (0, 2, 3, 5):
+        assert (tmp_path / str(i) / "pos_0.dat").stat().st_size == 40
+
+
+def _run_in(folder, code, *, count, warnings):
+    code = f"""
+    import shutil, numpy as np
+    from pathlib import Path
+    from scratchwriter import *
+    dims = dims_from_standard_axes({{"t": None, "y": 4, "x": 5}})
+    folders = [Path({str(folder)!r}) / str(i) for i in range({count})]
+    streams = [create_stream(AcquisitionSettings(
+        dimensions=dims, dtype="uint16", root_path=folder)) for folder in folders]
+    for i in range({count}):
+        streams[i].append(np.ones((4, 5), "uint16"))
+    {code}
+    """
+    return subprocess.run(
+        [sys.executable, "-W", warnings, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_settings_of_somebody_else_are_refused_with_a_remedy():
+    for settings in ({}, None, object()):
+        with pytest.raises(TypeError, match="model_validate"):
+            create_stream(settings)
 
 
 def test_a_collected_stream_without_frames_is_quiet(make_settings, place):

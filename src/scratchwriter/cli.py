@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from scratchwriter._version import __version__
 from scratchwriter.manifest import (
     FRAME_METADATA,
+    Manifest,
     array_name,
     read_cursor,
     read_manifest,
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"scratchwriter: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("scratchwriter: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -53,9 +56,25 @@ def _parser() -> argparse.ArgumentParser:
         "read the dataset back, compare, and draw a contact sheet.",
         epilog="example: scratchwriter demo --out run1 --frames 2000",
     )
-    demo.add_argument("--out", type=Path, metavar="DIR", help="folder of the dataset")
-    demo.add_argument("--frames", type=_positive, default=500, metavar="N")
-    demo.add_argument("--memory", action="store_true", help="keep the frames in memory")
+    demo.add_argument(
+        "--out",
+        type=_path,
+        metavar="DIR",
+        help="folder of the dataset, which must not exist; the contact sheet goes beside "
+        "it, DIR.png (default: in a new temporary folder)",
+    )
+    demo.add_argument(
+        "--frames",
+        type=_positive,
+        default=500,
+        metavar="N",
+        help="how many to record (default: 500)",
+    )
+    demo.add_argument(
+        "--memory",
+        action="store_true",
+        help="keep the frames in memory, and make the contact sheet only",
+    )
     demo.set_defaults(run=_demo)
 
     info = commands.add_parser(
@@ -64,16 +83,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Print what a scratch dataset holds.",
         epilog="example: scratchwriter info run1",
     )
-    info.add_argument("path", type=Path, metavar="PATH", help="folder of the dataset")
+    info.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     info.set_defaults(run=_info)
     return parser
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -92,6 +114,8 @@ def _demo(args: argparse.Namespace) -> None:
     from scratchwriter.demo import run_demo
 
     out: Path | None = args.out
+    if out is not None and out.exists() and not args.memory:
+        raise FileExistsError(f"{out} exists. Choose another --out")
     if out is None:
         out = Path(tempfile.mkdtemp(prefix="scratchwriter_demo_")) / "dataset"
     columns = (
@@ -128,8 +152,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     folder: Path = args.path
     manifest = read_manifest(folder)
-    shapes, dims = manifest.position_shapes, manifest.position_dims
-    nbytes = sum((folder / array_name(i)).stat().st_size for i in range(len(shapes)))
+    _check_files(folder, manifest)
     progress = read_cursor(folder)
     if progress is None:
         frames = "unknown: not written by scratchwriter"
@@ -137,21 +160,39 @@ def _info(args: argparse.Namespace) -> None:
         cursor, closed = progress
         state = "closed" if closed else "not closed: being recorded, or cut short"
         frames = f"{cursor} ({state})"
-
-    print(f"dataset          {folder}")
-    print(f"written by       version {manifest.version}")
-    print(f"pixels           {manifest.dtype}, {size(nbytes)}")
-    print(f"frames           {frames}")
-    for i, (name, shape) in enumerate(zip(manifest.position_names, shapes, strict=True)):
+    lines = {
+        "dataset": str(folder),
+        "written by": f"version {manifest.version}",
+        "pixels": f"{manifest.dtype}, {size(manifest.nbytes)}",
+        "frames": frames,
+    }
+    dims = manifest.position_dims
+    for i, shape in enumerate(manifest.position_shapes):
         axes = [f"{axis}=" for axis in dims[i]] if dims else [""] * len(shape)
         sizes = ", ".join(f"{a}{n}" for a, n in zip(axes, shape, strict=True))
-        print(f"position {i:<7} {name}: {sizes}")
-    print(f"frame metadata   {_count_lines(folder / FRAME_METADATA)} lines")
-    print(f"global metadata  {', '.join(manifest.global_metadata) or 'none'}")
+        lines[f"position {i}"] = f"{manifest.position_names[i]}: {sizes}"
+    lines["frame metadata"] = f"{_count_lines(folder / FRAME_METADATA)} lines"
+    lines["global metadata"] = ", ".join(manifest.global_metadata) or "none"
+    for name, text in lines.items():
+        # What others wrote goes to a terminal: nothing that it would obey.
+        print(f"{name:<16} {''.join(c if c.isprintable() else '?' for c in text)}")
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for i, shape in enumerate(manifest.position_shapes):
+        path = folder / array_name(i)
+        expected_nbytes = math.prod(shape) * np.dtype(manifest.dtype).itemsize
+        nbytes = path.stat().st_size
+        if nbytes < expected_nbytes:
+            raise ValueError(
+                f"{path} has {nbytes} bytes, the manifest says at least {expected_nbytes}"
+            )
 
 
 def _count_lines(path: Path) -> int:
     if not path.exists():
         return 0
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
     with path.open("rb") as file:
         return sum(1 for _ in file)

@@ -5,6 +5,7 @@ Needs the `demo` extra (pymmcore, mm-test-adapters, rich, pillow).
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 import zlib
@@ -21,10 +22,11 @@ import pymmcore
 from PIL import Image
 
 from scratchwriter.dimensions import dims_from_standard_axes
-from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.settings import AcquisitionSettings, ScratchFormat
 from scratchwriter.stream import ScratchStream, create_stream
 
 FRAME_SHAPE = (512, 512)
+_ENDLESS = 2**31 - 1  # frames
 _THUMBNAIL = 128  # pixels
 _SHEET_COLUMNS, _SHEET_ROWS = 5, 4
 
@@ -83,24 +85,27 @@ class DemoCamera:
         Raises
         ------
         RuntimeError
-            If MMCore's buffer overflows, because frames are taken out too slowly.
+            If the camera stops before, as it does when MMCore's buffer overflows.
         """
         core = self.core
-        core.startSequenceAcquisition(num_frames, 0, True)
+        # More than wanted, and stopped from here: a sequence that ends by itself leaves a
+        # thread that may still be on its way out when the camera is unloaded.
+        core.startSequenceAcquisition(_ENDLESS, 0, True)
         try:
-            while core.isSequenceRunning() or core.getRemainingImageCount():
-                if not core.getRemainingImageCount():
+            for _ in range(num_frames):
+                while not core.getRemainingImageCount():
+                    if core.isBufferOverflowed() or not core.isSequenceRunning():
+                        raise RuntimeError(
+                            "The camera stopped early; if the buffer of MMCore overflowed, "
+                            "frames were taken out too slowly."
+                        )
                     time.sleep(0.0001)
-                    continue
                 metadata = pymmcore.Metadata()
                 frame = core.popNextImageMD(metadata)
                 tags = {k: metadata.GetSingleTag(k).GetValue() for k in metadata.GetKeys()}
                 yield frame, tags
-            if core.isBufferOverflowed():
-                raise RuntimeError("The buffer of MMCore overflowed: frames were lost.")
         finally:
-            if core.isSequenceRunning():
-                core.stopSequenceAcquisition()
+            core.stopSequenceAcquisition()
 
     def close(self) -> None:
         """Release the camera."""
@@ -128,16 +133,24 @@ def run_demo(
 
     Raises
     ------
+    FileExistsError
+        If the dataset or the contact sheet is there already.
     RuntimeError
         If frames were lost, or what is read back is not what the camera gave.
     """
+    if sheet.exists():
+        raise FileExistsError(
+            errno.EEXIST, "The contact sheet is there already", str(sheet)
+        )
+    sheet.parent.mkdir(parents=True, exist_ok=True)
     settings = AcquisitionSettings(
         root_path=root_path or "",
         dimensions=dims_from_standard_axes(
             {"t": num_frames, "y": FRAME_SHAPE[0], "x": FRAME_SHAPE[1]}
         ),
         dtype="uint16",
-        format="scratch",
+        # In memory means in memory: no temporary folder that would be gone afterwards.
+        format=ScratchFormat(spill_to_disk=False),
     )
     append_ns = np.zeros(num_frames, np.int64)
     checksums = []

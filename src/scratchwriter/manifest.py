@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import mmap
 import os
 import re
@@ -250,8 +251,8 @@ class Manifest(BaseModel):
         Shape of each position's file.
     position_dims : list of tuple of str, or None
         Names of its axes; manifests of ome-writers have none.
-    position_names : list of str
-        Names of the positions.
+    dimensions : list of dict
+        As in the settings.
     global_metadata : dict
         Metadata of the acquisition by namespace.
     """
@@ -272,12 +273,21 @@ class Manifest(BaseModel):
         return self
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all positions together."""
+        itemsize = np.dtype(self.dtype).itemsize
+        return itemsize * sum(math.prod(shape) for shape in self.position_shapes)
+
+    @property
     def position_names(self) -> list[str]:
+        """Names of the positions; their numbers where it has none."""
+        names = [str(i) for i in range(len(self.position_shapes))]
         for dim in self.dimensions:
             coords = dim.get("coords")
             if dim.get("type") == "position" and isinstance(coords, list):
-                return [str(c.get("name") if isinstance(c, dict) else c) for c in coords]
-        return ["0"]
+                for i, coord in enumerate(coords[: len(names)]):
+                    names[i] = str(coord.get("name") if isinstance(coord, dict) else coord)
+        return names
 
 
 def read_manifest(folder: Path) -> Manifest:
