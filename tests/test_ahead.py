@@ -1,0 +1,208 @@
+"""The thread ahead of the writer: what is ready when a frame comes."""
+
+import contextlib
+import ctypes
+import itertools
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reference import Model, read_plain
+from scratchwriter import ScratchFormat, create_stream
+from scratchwriter._region import PortableRegion, make_region
+
+pytestmark = pytest.mark.skipif(
+    type(make_region(1)) is PortableRegion, reason="the portable region has no thread ahead"
+)
+
+WINDOW_NBYTES = 64 << 20
+FRAME = np.arange(256 * 512, dtype="uint16").reshape(256, 512)  # 256 KiB
+
+
+def wait_until(condition, timeout_s=30):
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it never came"
+        time.sleep(0.002)
+
+
+def wait_for_populated(stream, nbytes):
+    wait_until(lambda: stream.stats().populated_ahead_nbytes >= nbytes)
+
+
+@pytest.fixture(params=["in order", "in another order"])
+def sizes_and_order(request):
+    if request.param == "in order":
+        return {}
+    return {"storage_order": ["c", "t", "y", "x"]}
+
+
+@pytest.mark.parametrize("count", [None, 400])
+def test_no_append_takes_a_page_fault(make_settings, place, count, sizes_and_order):
+    settings = make_settings(
+        {"t": count, "c": 2, "y": 256, "x": 512}, **place, **sizes_and_order
+    )
+    with create_stream(settings) as stream:
+        stream.append(FRAME)
+        for _ in range(3):
+            wait_for_populated(stream, 20 * FRAME.nbytes)
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            for _ in itertools.repeat(None, 20):
+                stream.append(FRAME)
+            assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt == before
+
+
+def test_it_keeps_up_while_python_holds_the_gil(make_settings, place):
+    sleep_with_the_gil = ctypes.PyDLL(None).usleep
+    with create_stream(make_settings({"t": None, "y": 256, "x": 512}, **place)) as stream:
+        wait_for_populated(stream, 200 * FRAME.nbytes)
+        for _ in range(100):
+            stream.append(FRAME)
+        sleep_with_the_gil(500_000)
+        # One look, without a moment for any other thread of Python.
+        assert stream.stats().populated_ahead_nbytes >= 200 * FRAME.nbytes
+
+
+def resident_nbytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("positions", [1, 1000])
+def test_memory_stays_within_the_data_and_a_window(make_settings, positions):
+    settings = make_settings({"t": None, "p": positions, "y": 16, "x": 16})
+    frame = np.ones((16, 16), "uint16")
+    before = resident_nbytes()
+    with create_stream(settings) as stream:
+        for _ in range(positions):
+            stream.append(frame)
+        time.sleep(0.3)
+        pages = positions * resource.getpagesize()
+        assert resident_nbytes() - before < 1.5 * WINDOW_NBYTES + pages
+        assert stream.stats().populated_ahead_nbytes > 0
+
+
+def test_files_are_no_longer_than_a_window_ahead(make_settings, tmp_path):
+    settings = make_settings({"t": None, "y": 256, "x": 512}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream:
+        stream.append(FRAME)
+        time.sleep(0.3)
+        assert (tmp_path / "d" / "pos_0.dat").stat().st_size < 300 << 20
+    assert (tmp_path / "d" / "pos_0.dat").stat().st_size == FRAME.nbytes
+
+
+def _switches():
+    """How often the threads of this process went to sleep by themselves, so far."""
+    count = 0
+    for status in Path("/proc/self/task").glob("*/status"):
+        with contextlib.suppress(OSError):
+            for line in status.read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    count += int(line.split()[1])
+    return count
+
+
+def test_it_sleeps_while_no_frames_come(make_settings, place):
+    with create_stream(make_settings({"t": None, "y": 256, "x": 512}, **place)) as stream:
+        stream.append(FRAME)
+        wait_for_populated(stream, 100 * FRAME.nbytes)
+        time.sleep(0.5)
+        before = _switches()
+        time.sleep(1)
+        assert _switches() - before < 250  # two threads that look 50 times a second
+
+
+def test_skips_are_followed(make_settings, place):
+    settings = make_settings({"t": None, "y": 256, "x": 512}, **place)
+    model = Model(settings)
+    with create_stream(settings) as stream:
+        for frames in (1, 1000, 3, 70):
+            stream.append(FRAME + frames)
+            model.append(FRAME + frames)
+            stream.skip(frames=frames)
+            model.skip(frames)
+            wait_for_populated(stream, FRAME.nbytes)
+        np.testing.assert_array_equal(stream.arrays[0], model.array(0))
+
+
+@pytest.mark.parametrize("window", [1, 100_000, 1 << 20])
+@pytest.mark.parametrize("order", [None, ["p", "c", "t", "y", "x"]])
+@pytest.mark.parametrize("count", [None, 150])
+def test_it_never_writes_over_a_frame(
+    make_settings, place, monkeypatch, window, order, count
+):
+    # Windows so small that the writer and the thread are at the same place all the time.
+    for name in ("_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES", "_GRANT_NBYTES"):
+        monkeypatch.setattr(f"scratchwriter.storage.{name}", window)
+    fields = place | ({"storage_order": order} if order else {})
+    settings = make_settings({"t": count, "p": 2, "c": 3, "y": 40, "x": 30}, **fields)
+    frames = [np.full((40, 30), i + 1, "uint16") for i in range(900)]
+    with create_stream(settings) as stream:
+        for frame in frames:
+            stream.append(frame)
+    values = np.arange(1, 901).reshape(150, 2, 3)
+    for position in range(2):
+        expected = values[:, position]
+        if order:
+            expected = expected.T
+        stored = np.asarray(stream.arrays[position])
+        np.testing.assert_array_equal(stored[..., 0, 0], expected)
+        np.testing.assert_array_equal(stored[..., -1, -1], expected)
+        assert (stored == stored[..., :1, :1]).all()
+
+
+@pytest.mark.parametrize("order", [None, ["c", "p", "t", "y", "x"]])
+def test_going_on_in_files_copies_no_byte_and_moves_no_array(
+    make_settings, tmp_path, order
+):
+    fmt = ScratchFormat(max_memory_bytes=20 * 2 * 3 * 2400, spill_dir=tmp_path)
+    fields = {"storage_order": order} if order else {}
+    settings = make_settings(
+        {"t": None, "p": 2, "c": 3, "y": 40, "x": 30}, format=fmt, **fields
+    )
+    model = Model(settings)
+    held = []
+    with create_stream(settings) as stream, pytest.warns(UserWarning, match="max_memory"):
+        for i in range(600):
+            frame = np.full((40, 30), i + 1, "uint16")
+            stream.append(frame)
+            model.append(frame)
+            if i % 60 == 59:  # whole steps
+                held.append((stream.arrays[0][...], model.array(0).copy()))
+    for now, then in held:
+        np.testing.assert_array_equal(now, then)
+    addresses = {now.__array_interface__["data"][0] for now, _ in held}
+    assert len(addresses) == 1
+    for position, plain in enumerate(read_plain(stream.path)):
+        np.testing.assert_array_equal(plain, model.array(position, order="file"))
+        np.testing.assert_array_equal(stream.arrays[position], model.array(position))
+
+
+def test_many_positions_need_few_open_files(make_settings, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = make_settings(
+        {"t": None, "p": 300, "y": 4, "x": 5}, root_path=str(tmp_path / "d")
+    )
+    in_use = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 20, hard))
+    try:
+        with create_stream(settings) as stream:
+            for i in range(900):
+                stream.append(np.full((4, 5), i, "uint16"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for position, plain in enumerate(read_plain(tmp_path / "d")):
+        assert plain[:, 0, 0].tolist() == [position, position + 300, position + 600]
+
+
+def _count_threads():
+    return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+
+def test_its_threads_end_with_the_stream(make_settings, place):
+    before = _count_threads()
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5}, **place)):
+        assert _count_threads() > before
+    assert _count_threads() == before
