@@ -30,7 +30,10 @@ class StrictModel(BaseModel):
     """Base of all settings: unknown fields are refused, assignments are validated."""
 
     model_config = ConfigDict(
-        validate_default=True, validate_assignment=True, extra="forbid"
+        validate_default=True,
+        validate_assignment=True,
+        extra="forbid",
+        defer_build=True,  # until the first use: an import should be quick
     )
 
 
@@ -242,9 +245,14 @@ def _check_positions(positions: list[Position]) -> list[Position]:
     return positions
 
 
-_COUNT = TypeAdapter(PositiveInt)
-_CHANNELS = TypeAdapter(Annotated[list[Channel], AfterValidator(_check_channels)])
-_POSITIONS = TypeAdapter(Annotated[list[Position], AfterValidator(_check_positions)])
+_DEFER = ConfigDict(defer_build=True)
+_COUNT = TypeAdapter(PositiveInt, config=_DEFER)
+_CHANNELS = TypeAdapter(
+    Annotated[list[Channel], AfterValidator(_check_channels)], config=_DEFER
+)
+_POSITIONS = TypeAdapter(
+    Annotated[list[Position], AfterValidator(_check_positions)], config=_DEFER
+)
 
 # rows x columns of the multi-well plates sold (ANSI/SLAS 4-2004)
 _STANDARD_PLATES = {

@@ -37,6 +37,7 @@ import numpy.typing as npt
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ConfigDict,
     NonNegativeInt,
     ValidationError,
     model_validator,
@@ -256,6 +257,8 @@ class Manifest(BaseModel):
     global_metadata : dict
         Metadata of the acquisition by namespace.
     """
+
+    model_config = ConfigDict(defer_build=True)
 
     version: str
     dtype: Annotated[str, AfterValidator(_pixel_dtype)]
