@@ -242,6 +242,23 @@ def test_a_growing_stream_goes_on_on_disk(make_settings, tmp_path, frames):
     assert [line["i"] for line in read_lines(stream.path)] == list(range(30))
 
 
+def test_metadata_that_was_kept_in_memory_is_all_in_the_file(
+    make_settings, tmp_path, frames
+):
+    fmt = ScratchFormat(max_memory_bytes=40 * 2000, spill_dir=str(tmp_path))
+    settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
+    with create_stream(settings) as stream, pytest.warns(UserWarning, match="max_memory"):
+        for i in range(10_000):  # more than a block of lines before the limit and behind
+            metadata = {"i": i, "text": "x" * (i % 100)}
+            if i == 1500:
+                metadata["text"] = "x" * 200_000
+            stream.append(frames[i % 60], frame_metadata=metadata)
+    lines = read_lines(stream.path)
+    assert [line["i"] for line in lines] == list(range(10_000))
+    assert [line["_idx"] for line in lines] == [[i] for i in range(10_000)]
+    assert len(lines[1500]["text"]) == 200_000
+
+
 def test_a_spill_warning_turned_into_an_error_loses_nothing(
     make_settings, tmp_path, frames
 ):

@@ -1725,6 +1725,7 @@ struct __pyx_t_13scratchwriter_9_odometer_Odometer {
   int64_t offset_nbytes;
 };
 struct __pyx_t_13scratchwriter_5_core_Array;
+struct __pyx_t_13scratchwriter_5_core_LogBlock;
 struct __pyx_t_13scratchwriter_5_core_MetadataLog;
 struct __pyx_t_13scratchwriter_5_core_Request;
 
@@ -1782,21 +1783,35 @@ struct __pyx_t_13scratchwriter_5_core_Array {
 /* "scratchwriter/_core.pxd":46
  *     char* shape_digits         # the same number in the manifest, or NULL
  * 
+ * cdef struct LogBlock:          # lines that are kept until there is a file for them             # <<<<<<<<<<<<<<
+ *     LogBlock* next
+ *     size_t nbytes
+*/
+struct __pyx_t_13scratchwriter_5_core_LogBlock {
+  struct __pyx_t_13scratchwriter_5_core_LogBlock *next;
+  size_t nbytes;
+  size_t capacity_nbytes;
+};
+
+/* "scratchwriter/_core.pxd":51
+ *     size_t capacity_nbytes     # of the data behind this header
+ * 
  * cdef struct MetadataLog:             # <<<<<<<<<<<<<<
  *     int fd                     # -1: there is no file (yet)
- *     bint keep                  # without a file, keep the lines in `memory` for one
+ *     bint keep                  # without a file, keep the lines in blocks for one
 */
 struct __pyx_t_13scratchwriter_5_core_MetadataLog {
   int fd;
   int keep;
   int64_t nbytes;
-  char *memory;
-  size_t capacity_nbytes;
+  int64_t copied_nbytes;
+  struct __pyx_t_13scratchwriter_5_core_LogBlock *first;
+  struct __pyx_t_13scratchwriter_5_core_LogBlock *last;
   char *line;
   size_t line_capacity_nbytes;
 };
 
-/* "scratchwriter/_core.pxd":55
+/* "scratchwriter/_core.pxd":61
  *     size_t line_capacity_nbytes
  * 
  * cdef struct Request:           # what a refused call lacks, for the one who provides it             # <<<<<<<<<<<<<<
@@ -1887,7 +1902,7 @@ struct __pyx_t_13scratchwriter_6_ahead_Walk {
   int64_t *written_back_nbytes;
 };
 
-/* "scratchwriter/_core.pxd":61
+/* "scratchwriter/_core.pxd":67
  *     int errno_code
  * 
  * cdef class FrameWriter:             # <<<<<<<<<<<<<<
@@ -1976,7 +1991,7 @@ struct __pyx_obj_13scratchwriter_6_ahead_AheadThread {
 
 
 
-/* "scratchwriter/_core.pxd":61
+/* "scratchwriter/_core.pxd":67
  *     int errno_code
  * 
  * cdef class FrameWriter:             # <<<<<<<<<<<<<<
@@ -1992,6 +2007,9 @@ struct __pyx_vtabstruct_13scratchwriter_5_core_FrameWriter {
   enum __pyx_t_13scratchwriter_5_core_Status (*_put)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, char const *, char const *, size_t, struct __pyx_t_13scratchwriter_5_core_Request *);
   enum __pyx_t_13scratchwriter_5_core_Status (*_skip)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, int64_t, struct __pyx_t_13scratchwriter_5_core_Request *);
   int (*_write_line)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, int64_t, char const *, size_t);
+  int (*_keep_line)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, char const *, size_t);
+  int (*_copy_first_block)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, int);
+  void (*_drop_first_block)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *);
   void (*_set_steps)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, struct __pyx_t_13scratchwriter_5_core_Array *, int64_t);
   int (*_raise)(struct __pyx_obj_13scratchwriter_5_core_FrameWriter *, enum __pyx_t_13scratchwriter_5_core_Status, PyObject *, PyObject *, int);
 };
@@ -7490,7 +7508,7 @@ static int __Pyx_modinit_Type_import_code(__pyx_mstatetype *__pyx_mstate) {
   CYTHON_UNUSED_VAR(__pyx_mstate);
   __Pyx_RefNannySetupContext("__Pyx_modinit_Type_import_code", 0);
   /*--- Type import code ---*/
-  __pyx_t_1 = PyImport_ImportModule("scratchwriter._core"); if (unlikely(!__pyx_t_1)) __PYX_ERR(2, 61, __pyx_L1_error)
+  __pyx_t_1 = PyImport_ImportModule("scratchwriter._core"); if (unlikely(!__pyx_t_1)) __PYX_ERR(2, 67, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter = __Pyx_ImportType_3_3_1(__pyx_t_1, "scratchwriter._core", "FrameWriter",
   #if defined(PYPY_VERSION_NUM) && PYPY_VERSION_NUM < 0x050B0000
@@ -7500,8 +7518,8 @@ static int __Pyx_modinit_Type_import_code(__pyx_mstatetype *__pyx_mstate) {
   #else
   sizeof(struct __pyx_obj_13scratchwriter_5_core_FrameWriter), __PYX_GET_STRUCT_ALIGNMENT_3_3_1(struct __pyx_obj_13scratchwriter_5_core_FrameWriter),
   #endif
-  __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter) __PYX_ERR(2, 61, __pyx_L1_error)
-  if (unlikely(__Pyx_GetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter, (void**)&__pyx_vtabptr_13scratchwriter_5_core_FrameWriter) != 1)) __PYX_ERR(2, 61, __pyx_L1_error)
+  __Pyx_ImportType_CheckSize_Warn_3_3_1); if (!__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter) __PYX_ERR(2, 67, __pyx_L1_error)
+  if (unlikely(__Pyx_GetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_5_core_FrameWriter, (void**)&__pyx_vtabptr_13scratchwriter_5_core_FrameWriter) != 1)) __PYX_ERR(2, 67, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_1 = PyImport_ImportModule("scratchwriter._region._mapped"); if (unlikely(!__pyx_t_1)) __PYX_ERR(3, 25, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);

@@ -43,12 +43,18 @@ cdef struct Array:
     int64_t steps              # how far its outermost axis reaches
     char* shape_digits         # the same number in the manifest, or NULL
 
+cdef struct LogBlock:          # lines that are kept until there is a file for them
+    LogBlock* next
+    size_t nbytes
+    size_t capacity_nbytes     # of the data behind this header
+
 cdef struct MetadataLog:
     int fd                     # -1: there is no file (yet)
-    bint keep                  # without a file, keep the lines in `memory` for one
+    bint keep                  # without a file, keep the lines in blocks for one
     int64_t nbytes             # of whole lines written so far
-    char* memory
-    size_t capacity_nbytes
+    int64_t copied_nbytes      # of those, in the file; with the first block at this place
+    LogBlock* first
+    LogBlock* last
     char* line                 # the line being made
     size_t line_capacity_nbytes
 
@@ -113,5 +119,8 @@ cdef class FrameWriter:
     cdef int _write_line(
         self, int64_t position, const char* body, size_t body_nbytes
     ) noexcept nogil
+    cdef bint _keep_line(self, const char* line, size_t nbytes) noexcept nogil
+    cdef int _copy_first_block(self, int fd) noexcept nogil
+    cdef void _drop_first_block(self) noexcept nogil
     cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil
     cdef int _raise(self, Status status, str what, object frames, int code) except -1

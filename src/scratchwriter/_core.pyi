@@ -101,8 +101,11 @@ class FrameWriter:
     def publish_steps(self, addresses: Sequence[int], owner: object) -> None:
         """Keep each array's length as 16 digits at an address from now on."""
 
+    def copy_log(self, fd: int, path: Path) -> None:
+        """Write kept metadata lines to a file, but the last ones; frames may come."""
+
     def log_to(self, fd: int, path: Path) -> None:
-        """Write metadata lines to a file from now on, and those kept so far."""
+        """Write metadata lines to a file from now on, and first those that are kept."""
 
     def close(self) -> None:
         """Refuse frames from now on; an append under way in another thread ends first."""
@@ -124,4 +127,4 @@ class Appender:
     def append(
         self, frame: npt.ArrayLike, *, frame_metadata: Mapping[str, Any] | None = None
     ) -> None:
-        """Store the next frame in acquisition order; see `ScratchStream.append`."""
+        """Store the next frame; see `ScratchStream.append`."""

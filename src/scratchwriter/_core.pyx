@@ -24,7 +24,7 @@ from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uintptr_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
@@ -43,6 +43,7 @@ cdef enum:
     DIGITS = 16                # as in manifest.py: a number that is renewed in place
     TIMED_NBYTES = 16384       # every append of larger frames is timed ...
     SAMPLED = 16               # ... and one in so many of smaller ones
+    LOG_BLOCK_NBYTES = 65000   # small enough for malloc to have it at hand
     PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
 
 
@@ -134,7 +135,8 @@ cdef class FrameWriter:
 
     def __dealloc__(self):
         free(self._arrays)
-        free(self._log.memory)
+        while self._log.first != NULL:
+            self._drop_first_block()
         free(self._log.line)
         sw_mutex_destroy(&self._mutex)
 
@@ -270,17 +272,30 @@ cdef class FrameWriter:
             self._set_steps(&self._arrays[position], self._arrays[position].steps)
         self._digits_owner = owner
 
-    def log_to(self, fd, path):
+    def copy_log(self, fd, path):
+        cdef int file = fd
         cdef int code = 0
-        if self._log.nbytes:
-            code = sw_pwrite(fd, self._log.memory, self._log.nbytes, 0)
-        if code != 0:
-            raise OSError(code, os.strerror(code), os.fspath(path))
+        cdef bint more = True
+        with nogil:
+            while code == 0:
+                sw_mutex_lock(&self._mutex)
+                more = self._log.first != self._log.last  # which is still written into
+                sw_mutex_unlock(&self._mutex)
+                if not more:
+                    break
+                code = self._copy_first_block(file)
+                if code == 0:
+                    sw_mutex_lock(&self._mutex)
+                    self._drop_first_block()
+                    sw_mutex_unlock(&self._mutex)
+        _check(code, path)
+
+    def log_to(self, fd, path):
+        while self._log.first != NULL:
+            _check(self._copy_first_block(fd), path)
+            self._drop_first_block()
         self._log.fd = fd
         self._log_path = path
-        free(self._log.memory)
-        self._log.memory = NULL
-        self._log.capacity_nbytes = 0
 
     def close(self):
         """Refuse frames from now on; an append under way in another thread ends first."""
@@ -422,7 +437,6 @@ cdef class FrameWriter:
         """Log '{"_pos": p, "_idx": [...], ' and the rest of `body`, a JSON object."""
         cdef MetadataLog* log = &self._log
         cdef size_t needed_nbytes = PREFIX_NBYTES + body_nbytes
-        cdef size_t capacity_nbytes
         cdef char* memory
         cdef char* at
         cdef int i
@@ -450,18 +464,51 @@ cdef class FrameWriter:
             if i:
                 return i
         elif log.keep:
-            if log.nbytes + needed_nbytes > log.capacity_nbytes:
-                capacity_nbytes = 2 * (log.nbytes + needed_nbytes)
-                memory = <char*>realloc(log.memory, capacity_nbytes)
-                if memory == NULL:
-                    return ENOMEM
-                log.memory = memory
-                log.capacity_nbytes = capacity_nbytes
-            memcpy(log.memory + log.nbytes, log.line, needed_nbytes)
+            if not self._keep_line(log.line, needed_nbytes):
+                return ENOMEM
         else:
             return 0
         log.nbytes += needed_nbytes
         return 0
+
+    cdef bint _keep_line(self, const char* line, size_t nbytes) noexcept nogil:
+        """Keep a line in memory; blocks grow in number, so that none is ever copied."""
+        cdef MetadataLog* log = &self._log
+        cdef LogBlock* block = log.last
+        cdef size_t capacity_nbytes
+        if block == NULL or block.capacity_nbytes - block.nbytes < nbytes:
+            capacity_nbytes = max(nbytes, <size_t>LOG_BLOCK_NBYTES)
+            block = <LogBlock*>malloc(sizeof(LogBlock) + capacity_nbytes)
+            if block == NULL:
+                return False
+            block.next = NULL
+            block.nbytes = 0
+            block.capacity_nbytes = capacity_nbytes
+            if log.last == NULL:
+                log.first = block
+            else:
+                log.last.next = block
+            log.last = block
+        memcpy(<char*>(block + 1) + block.nbytes, line, nbytes)
+        block.nbytes += nbytes
+        return True
+
+    cdef int _copy_first_block(self, int fd) noexcept nogil:
+        cdef MetadataLog* log = &self._log
+        cdef int64_t nbytes = log.first.nbytes
+        cdef int code = sw_pwrite(
+            fd, <const char*>(log.first + 1), nbytes, log.copied_nbytes
+        )
+        if code == 0:
+            log.copied_nbytes += nbytes
+        return code
+
+    cdef void _drop_first_block(self) noexcept nogil:
+        cdef LogBlock* block = self._log.first
+        self._log.first = block.next
+        if block.next == NULL:
+            self._log.last = NULL
+        free(block)
 
     cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil:
         """Note how far an array reaches, in the manifest too (before the commit)."""
@@ -503,8 +550,14 @@ cdef class FrameWriter:
         if status == LOG_FAILED:
             if code == ENOMEM:
                 raise MemoryError("no memory for a line of frame metadata")
-            raise OSError(code, os.strerror(code), os.fspath(self._log_path))
+            _check(code, self._log_path)
         raise AssertionError(f"unknown status {status}")
+
+
+cdef int _check(int code, object path) except -1:
+    if code != 0:
+        raise OSError(code, os.strerror(code), os.fspath(path))
+    return 0
 
 
 @cython.final
@@ -518,6 +571,5 @@ cdef class Appender:
         self._writer = writer
 
     def append(self, frame, *, frame_metadata=None):
-        "append($self, frame, *, frame_metadata=None)\n--\n\n"\
-        "Store the next frame in acquisition order; see `ScratchStream.append`."
+        "append($self, frame, *, frame_metadata=None)\n--\n\nStore the next frame."
         self._writer.put(frame, frame_metadata)

@@ -116,16 +116,16 @@ class Storage:
         _claim(folder, self.plan.total_nbytes, self.settings.overwrite, undo)
         undo.callback(_remove_files, folder)
         self._make_arrays(folder, undo)
-        self._publish(folder)
         undo.callback(self._release)
+        self._publish(folder)
 
     def _begin_in_spill_folder(self, limit: str, undo: ExitStack) -> None:
         needed_nbytes = self.plan.total_nbytes
         folder = _make_spill_folder(self.settings.format, needed_nbytes)
         undo.callback(_remove_spill_folder, folder)
         self._make_arrays(folder, undo)
-        self._publish(folder)
         undo.callback(self._release)
+        self._publish(folder)
         policy.warn_of_spill(needed_nbytes, limit, folder, stacklevel=5)
 
     def _make_arrays(self, folder: Path | None, undo: ExitStack) -> None:
@@ -198,18 +198,22 @@ class Storage:
     def _publish(self, folder: Path) -> None:
         """Make the dataset readable by others: progress, manifest, frame metadata."""
         with ExitStack() as undo:
-            for name in (PROGRESS, MANIFEST, FRAME_METADATA):
+            for name in (PROGRESS, MANIFEST):
                 undo.callback((folder / name).unlink, missing_ok=True)
             progress = Progress(folder / PROGRESS)
             undo.callback(progress.release)
             self.writer.publish_cursor(progress.cursor_address, progress.file)
             self._write_manifest(folder)
-            path = folder / FRAME_METADATA
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
-            undo.callback(os.close, fd)
-            self.writer.log_to(fd, path)
+            self.writer.log_to(*self._open_log(folder))
             undo.pop_all()
-        self._progress, self._log_fd, self.folder = progress, fd, folder
+        self._progress, self.folder = progress, folder
+
+    def _open_log(self, folder: Path) -> tuple[int, Path]:
+        path = folder / FRAME_METADATA
+        if self._log_fd < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY
+            self._log_fd = os.open(path, flags, 0o666)
+        return self._log_fd, path
 
     # ---------------------------------------------------------------------- growth
 
@@ -327,6 +331,8 @@ class Storage:
             for region in self.regions:
                 region.save()
             if folder is not None:
+                # What is proportional to the frames so far is done while they come.
+                self.writer.copy_log(*self._open_log(folder))
                 with self._lock:
                     self.writer.exclusively(lambda: self._publish(folder))
 
