@@ -1845,7 +1845,7 @@ struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping {
 };
 struct __pyx_t_13scratchwriter_6_ahead_Walk;
 
-/* "scratchwriter/_ahead.pyx":66
+/* "scratchwriter/_ahead.pyx":67
  *     void sw_yield()
  * 
  * cdef enum:             # <<<<<<<<<<<<<<
@@ -1854,10 +1854,10 @@ struct __pyx_t_13scratchwriter_6_ahead_Walk;
 */
 enum  {
 
-  /* "scratchwriter/_ahead.pyx":70
+  /* "scratchwriter/_ahead.pyx":71
  *     NAP_NS = 500_000                  # while frames come
  *     LONGEST_NAP_NS = 20_000_000       # while none do
- *     WRITEBACK_NBYTES = 16 << 20       # started at a time, over all positions             # <<<<<<<<<<<<<<
+ *     WRITEBACK_NBYTES = 16 << 20       # written back at a time, over all positions             # <<<<<<<<<<<<<<
  * 
  * cdef struct Walk:
 */
@@ -1867,8 +1867,8 @@ enum  {
   __pyx_e_13scratchwriter_6_ahead_WRITEBACK_NBYTES = (16 << 20)
 };
 
-/* "scratchwriter/_ahead.pyx":72
- *     WRITEBACK_NBYTES = 16 << 20       # started at a time, over all positions
+/* "scratchwriter/_ahead.pyx":73
+ *     WRITEBACK_NBYTES = 16 << 20       # written back at a time, over all positions
  * 
  * cdef struct Walk:             # <<<<<<<<<<<<<<
  *     # The plan and what it is about: set once
@@ -1887,6 +1887,7 @@ struct __pyx_t_13scratchwriter_6_ahead_Walk {
   int in_order;
   int64_t window_nbytes;
   int64_t piece_nbytes;
+  int64_t backlog_nbytes;
   int64_t *memory_stop_nbytes;
   struct __pyx_t_13scratchwriter_5_core_Array *arrays;
   int64_t **cursor;
@@ -1969,7 +1970,7 @@ struct __pyx_obj_13scratchwriter_7_region_7_mapped_MappedRegion {
 };
 
 
-/* "scratchwriter/_ahead.pyx":251
+/* "scratchwriter/_ahead.pyx":254
  * # --------------------------------------------------------------------------- class
  * 
  * @cython.final             # <<<<<<<<<<<<<<
@@ -2032,7 +2033,7 @@ struct __pyx_vtabstruct_13scratchwriter_7_region_7_mapped_MappedRegion {
 static struct __pyx_vtabstruct_13scratchwriter_7_region_7_mapped_MappedRegion *__pyx_vtabptr_13scratchwriter_7_region_7_mapped_MappedRegion;
 
 
-/* "scratchwriter/_ahead.pyx":251
+/* "scratchwriter/_ahead.pyx":254
  * # --------------------------------------------------------------------------- class
  * 
  * @cython.final             # <<<<<<<<<<<<<<
@@ -2932,13 +2933,13 @@ int __pyx_module_is_main_scratchwriter___ahead = 0;
 /* Implementation of "scratchwriter._ahead" */
 /* #### Code section: global_var ### */
 /* #### Code section: string_decls ### */
-static const char __pyx_k_The_thread_ahead_of_the_writer_m[] = "The thread ahead of the writer: makes ready what the next frames will need.\n\nIt walks the same odometer as the writer, a window of bytes ahead of the frame cursor, and\nprepares the slots that it comes to: pages in memory are populated; a file is allocated,\nfilled with zeros and mapped. An append then takes no page fault and makes no system call.\n(The idea of a pre-toucher is Chronicle Queue\047s.)\n\nA second thread, for files only, starts to write back what is behind the cursor, early and\nevenly, before the kernel finds that there is too much of it and makes the writer wait.\n\nGate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The\nwriter therefore goes no further than `writable_nbytes`, which this thread stores when it\nhas done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.\nSlots that come in another order are populated, which changes no bytes, and have no gate.\n\nLocks: `working` guards the walk. It is held for one piece at a time, and never together\nwith the writer\047s mutex taken after it. `napping` guards the sleep only.\n\nGIL: the threads never take it. They touch C numbers and memory that the `AheadThread`\nkeeps alive; it joins them before it goes.\n\nIdle: no frame wakes the thread, because that would be a system call in an append. It\nlooks by itself, every millisecond while frames come and ever more rarely while none do.\n";
+static const char __pyx_k_The_thread_ahead_of_the_writer_m[] = "The thread ahead of the writer: makes ready what the next frames will need.\n\nIt walks the same odometer as the writer, a window of bytes ahead of the frame cursor, and\nprepares the slots that it comes to: pages in memory are populated; a file is allocated,\nfilled with zeros and mapped. An append then takes no page fault and makes no system call.\n(The idea of a pre-toucher is Chronicle Queue\047s.)\n\nA second thread, for files only, writes back what is far behind the cursor, evenly, before\nthe kernel finds that there is too much of it and makes those wait who fill pages.\n\nGate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The\nwriter therefore goes no further than `writable_nbytes`, which this thread stores when it\nhas done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.\nSlots that come in another order are populated, which changes no bytes, and have no gate.\n\nLocks: `working` guards the walk. It is held for one piece at a time, and never together\nwith the writer\047s mutex taken after it. `napping` guards the sleep only.\n\nGIL: the threads never take it. They touch C numbers and memory that the `AheadThread`\nkeeps alive; it joins them before it goes.\n\nIdle: no frame wakes the thread, because that would be a system call in an append. It\nlooks by itself, every millisecond while frames come and ever more rarely while none do.\n";
 /* #### Code section: decls ### */
 static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self, PyObject *__pyx_v_plan, struct __pyx_obj_13scratchwriter_5_core_FrameWriter *__pyx_v_writer, PyObject *__pyx_v_regions, PyObject *__pyx_v_memory_stop_nbytes, PyObject *__pyx_v_window_nbytes); /* proto */
 static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_12frames_ahead___get__(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self); /* proto */
 static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_19frames_written_back___get__(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self); /* proto */
-static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self); /* proto */
+static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self, PyObject *__pyx_v_backlog_nbytes); /* proto */
 static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self, PyObject *__pyx_v_position, PyObject *__pyx_v_start_nbytes); /* proto */
 static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self, PyObject *__pyx_v_position, PyObject *__pyx_v_start_nbytes); /* proto */
 static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self); /* proto */
@@ -2995,7 +2996,7 @@ namespace {
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_items;
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_pop;
     __Pyx_CachedCFunction __pyx_umethod_PyDict_Type_values;
-    PyObject *__pyx_string_tab[39];
+    PyObject *__pyx_string_tab[40];
 /* #### Code section: module_state_contents ### */
 /* PyFrozenDict.module_state_decls */
 #if CYTHON_COMPILING_IN_LIMITED_API
@@ -3049,29 +3050,30 @@ static __pyx_mstatetype * const __pyx_mstate_global = &__pyx_mstate_global_stati
 #define __pyx_n_u_name __pyx_string_tab[13]
 #define __pyx_n_u_pyx_vtable __pyx_string_tab[14]
 #define __pyx_n_u_qualname __pyx_string_tab[15]
-#define __pyx_n_u_cline_in_traceback __pyx_string_tab[16]
-#define __pyx_n_u_counts __pyx_string_tab[17]
-#define __pyx_n_u_frame_nbytes __pyx_string_tab[18]
-#define __pyx_n_u_is_in_order __pyx_string_tab[19]
-#define __pyx_n_u_is_unbounded __pyx_string_tab[20]
-#define __pyx_n_u_items __pyx_string_tab[21]
-#define __pyx_n_u_memory_stop_nbytes __pyx_string_tab[22]
-#define __pyx_n_u_num_frames __pyx_string_tab[23]
-#define __pyx_n_u_num_positions __pyx_string_tab[24]
-#define __pyx_n_u_plan __pyx_string_tab[25]
-#define __pyx_n_u_pop __pyx_string_tab[26]
-#define __pyx_n_u_position __pyx_string_tab[27]
-#define __pyx_n_u_position_axis __pyx_string_tab[28]
-#define __pyx_n_u_regions __pyx_string_tab[29]
-#define __pyx_n_u_setdefault __pyx_string_tab[30]
-#define __pyx_n_u_start_nbytes __pyx_string_tab[31]
-#define __pyx_n_u_step_nbytes __pyx_string_tab[32]
-#define __pyx_n_u_strides_nbytes __pyx_string_tab[33]
-#define __pyx_n_u_values __pyx_string_tab[34]
-#define __pyx_n_u_visit_frames __pyx_string_tab[35]
-#define __pyx_n_u_window_nbytes __pyx_string_tab[36]
-#define __pyx_n_u_writer __pyx_string_tab[37]
-#define __pyx_kp_b_int_struct___pyx_t_13scratchwrit __pyx_string_tab[38]
+#define __pyx_n_u_backlog_nbytes __pyx_string_tab[16]
+#define __pyx_n_u_cline_in_traceback __pyx_string_tab[17]
+#define __pyx_n_u_counts __pyx_string_tab[18]
+#define __pyx_n_u_frame_nbytes __pyx_string_tab[19]
+#define __pyx_n_u_is_in_order __pyx_string_tab[20]
+#define __pyx_n_u_is_unbounded __pyx_string_tab[21]
+#define __pyx_n_u_items __pyx_string_tab[22]
+#define __pyx_n_u_memory_stop_nbytes __pyx_string_tab[23]
+#define __pyx_n_u_num_frames __pyx_string_tab[24]
+#define __pyx_n_u_num_positions __pyx_string_tab[25]
+#define __pyx_n_u_plan __pyx_string_tab[26]
+#define __pyx_n_u_pop __pyx_string_tab[27]
+#define __pyx_n_u_position __pyx_string_tab[28]
+#define __pyx_n_u_position_axis __pyx_string_tab[29]
+#define __pyx_n_u_regions __pyx_string_tab[30]
+#define __pyx_n_u_setdefault __pyx_string_tab[31]
+#define __pyx_n_u_start_nbytes __pyx_string_tab[32]
+#define __pyx_n_u_step_nbytes __pyx_string_tab[33]
+#define __pyx_n_u_strides_nbytes __pyx_string_tab[34]
+#define __pyx_n_u_values __pyx_string_tab[35]
+#define __pyx_n_u_visit_frames __pyx_string_tab[36]
+#define __pyx_n_u_window_nbytes __pyx_string_tab[37]
+#define __pyx_n_u_writer __pyx_string_tab[38]
+#define __pyx_kp_b_int_struct___pyx_t_13scratchwrit __pyx_string_tab[39]
 /* #### Code section: module_state_clear ### */
 #if CYTHON_USE_MODULE_STATE
 static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
@@ -3093,7 +3095,7 @@ static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_items.method);
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_pop.method);
   Py_CLEAR(clear_module_state->__pyx_umethod_PyDict_Type_values.method);
-  for (int i=0; i<39; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<40; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
 /* #### Code section: module_state_clear_contents ### */
 /* #### Code section: module_state_clear_end ### */
 return 0;
@@ -3117,7 +3119,7 @@ static CYTHON_SMALL_CODE int __pyx_m_traverse(PyObject *m, visitproc visit, void
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_items.method);
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_pop.method);
   Py_VISIT(traverse_module_state->__pyx_umethod_PyDict_Type_values.method);
-  for (int i=0; i<39; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<40; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
 /* #### Code section: module_state_traverse_contents ### */
 /* #### Code section: module_state_traverse_end ### */
 return 0;
@@ -3406,7 +3408,7 @@ static CYTHON_INLINE void __pyx_f_13scratchwriter_9_odometer_jump(struct __pyx_t
 
 }
 
-/* "scratchwriter/_ahead.pyx":107
+/* "scratchwriter/_ahead.pyx":109
  * # ------------------------------------------------------------------- without the GIL
  * 
  * cdef int64_t _cursor(Walk* walk) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3417,7 +3419,7 @@ static CYTHON_INLINE void __pyx_f_13scratchwriter_9_odometer_jump(struct __pyx_t
 static int64_t __pyx_f_13scratchwriter_6_ahead__cursor(struct __pyx_t_13scratchwriter_6_ahead_Walk *__pyx_v_walk) {
   int64_t __pyx_r;
 
-  /* "scratchwriter/_ahead.pyx":108
+  /* "scratchwriter/_ahead.pyx":110
  * 
  * cdef int64_t _cursor(Walk* walk) noexcept nogil:
  *     return sw_load_acquire(walk.cursor[0])             # <<<<<<<<<<<<<<
@@ -3430,7 +3432,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__cursor(struct __pyx_t_13scratchw
   }
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":107
+  /* "scratchwriter/_ahead.pyx":109
  * # ------------------------------------------------------------------- without the GIL
  * 
  * cdef int64_t _cursor(Walk* walk) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3443,7 +3445,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__cursor(struct __pyx_t_13scratchw
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":111
+/* "scratchwriter/_ahead.pyx":113
  * 
  * 
  * cdef bint _in_file(Mapping* mapping) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3454,7 +3456,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__cursor(struct __pyx_t_13scratchw
 static int __pyx_f_13scratchwriter_6_ahead__in_file(struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *__pyx_v_mapping) {
   int __pyx_r;
 
-  /* "scratchwriter/_ahead.pyx":112
+  /* "scratchwriter/_ahead.pyx":114
  * 
  * cdef bint _in_file(Mapping* mapping) noexcept nogil:
  *     return sw_load_acquire(&mapping.file_start) != mapping.reserved_nbytes             # <<<<<<<<<<<<<<
@@ -3467,7 +3469,7 @@ static int __pyx_f_13scratchwriter_6_ahead__in_file(struct __pyx_t_13scratchwrit
   }
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":111
+  /* "scratchwriter/_ahead.pyx":113
  * 
  * 
  * cdef bint _in_file(Mapping* mapping) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3480,7 +3482,7 @@ static int __pyx_f_13scratchwriter_6_ahead__in_file(struct __pyx_t_13scratchwrit
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":115
+/* "scratchwriter/_ahead.pyx":117
  * 
  * 
  * cdef int64_t _position(Walk* walk) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3493,7 +3495,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__position(struct __pyx_t_13scratc
   int64_t __pyx_t_1;
   int __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":116
+  /* "scratchwriter/_ahead.pyx":118
  * 
  * cdef int64_t _position(Walk* walk) noexcept nogil:
  *     return walk.next.index[walk.position_axis] if walk.position_axis >= 0 else 0             # <<<<<<<<<<<<<<
@@ -3515,7 +3517,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__position(struct __pyx_t_13scratc
   }
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":115
+  /* "scratchwriter/_ahead.pyx":117
  * 
  * 
  * cdef int64_t _position(Walk* walk) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3528,7 +3530,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__position(struct __pyx_t_13scratc
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":119
+/* "scratchwriter/_ahead.pyx":121
  * 
  * 
  * cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3541,7 +3543,7 @@ static void __pyx_f_13scratchwriter_6_ahead__open_gate(struct __pyx_t_13scratchw
   int __pyx_t_1;
   int __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":120
+  /* "scratchwriter/_ahead.pyx":122
  * 
  * cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:
  *     cdef int64_t* gate = &walk.arrays[position].writable_nbytes             # <<<<<<<<<<<<<<
@@ -3550,7 +3552,7 @@ static void __pyx_f_13scratchwriter_6_ahead__open_gate(struct __pyx_t_13scratchw
 */
   __pyx_v_gate = (&(__pyx_v_walk->arrays[__pyx_v_position]).writable_nbytes);
 
-  /* "scratchwriter/_ahead.pyx":121
+  /* "scratchwriter/_ahead.pyx":123
  * cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:
  *     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
  *     if in_file and sw_load_acquire(gate) < walk.prepared_nbytes[position]:             # <<<<<<<<<<<<<<
@@ -3572,7 +3574,7 @@ static void __pyx_f_13scratchwriter_6_ahead__open_gate(struct __pyx_t_13scratchw
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":122
+    /* "scratchwriter/_ahead.pyx":124
  *     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
  *     if in_file and sw_load_acquire(gate) < walk.prepared_nbytes[position]:
  *         sw_store_release(gate, walk.prepared_nbytes[position])             # <<<<<<<<<<<<<<
@@ -3581,7 +3583,7 @@ static void __pyx_f_13scratchwriter_6_ahead__open_gate(struct __pyx_t_13scratchw
 */
     sw_store_release(__pyx_v_gate, (__pyx_v_walk->prepared_nbytes[__pyx_v_position]));
 
-    /* "scratchwriter/_ahead.pyx":121
+    /* "scratchwriter/_ahead.pyx":123
  * cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:
  *     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
  *     if in_file and sw_load_acquire(gate) < walk.prepared_nbytes[position]:             # <<<<<<<<<<<<<<
@@ -3590,7 +3592,7 @@ static void __pyx_f_13scratchwriter_6_ahead__open_gate(struct __pyx_t_13scratchw
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":119
+  /* "scratchwriter/_ahead.pyx":121
  * 
  * 
  * cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3602,7 +3604,7 @@ static void __pyx_f_13scratchwriter_6_ahead__open_gate(struct __pyx_t_13scratchw
 
 }
 
-/* "scratchwriter/_ahead.pyx":125
+/* "scratchwriter/_ahead.pyx":127
  * 
  * 
  * cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -3630,7 +3632,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   PyGILState_STATE __pyx_gilstate_save;
 
 
-  /* "scratchwriter/_ahead.pyx":127
+  /* "scratchwriter/_ahead.pyx":129
  * cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:
  *     """Prepare the slot at `start`, and what comes after it as far as a piece goes."""
  *     cdef Mapping* mapping = walk.mappings[position]             # <<<<<<<<<<<<<<
@@ -3639,7 +3641,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   __pyx_v_mapping = (__pyx_v_walk->mappings[__pyx_v_position]);
 
-  /* "scratchwriter/_ahead.pyx":128
+  /* "scratchwriter/_ahead.pyx":130
  *     """Prepare the slot at `start`, and what comes after it as far as a piece goes."""
  *     cdef Mapping* mapping = walk.mappings[position]
  *     cdef bint in_file = _in_file(mapping)             # <<<<<<<<<<<<<<
@@ -3648,7 +3650,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   __pyx_v_in_file = __pyx_f_13scratchwriter_6_ahead__in_file(__pyx_v_mapping);
 
-  /* "scratchwriter/_ahead.pyx":129
+  /* "scratchwriter/_ahead.pyx":131
  *     cdef Mapping* mapping = walk.mappings[position]
  *     cdef bint in_file = _in_file(mapping)
  *     cdef int64_t stop = start + walk.frame_nbytes             # <<<<<<<<<<<<<<
@@ -3657,7 +3659,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   __pyx_v_stop = (__pyx_v_start + __pyx_v_walk->frame_nbytes);
 
-  /* "scratchwriter/_ahead.pyx":132
+  /* "scratchwriter/_ahead.pyx":134
  *     cdef int64_t limit, step_stop, piece_stop
  *     cdef int code
  *     if walk.num_frames >= 0:             # <<<<<<<<<<<<<<
@@ -3669,7 +3671,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":133
+    /* "scratchwriter/_ahead.pyx":135
  *     cdef int code
  *     if walk.num_frames >= 0:
  *         limit = walk.step_nbytes             # <<<<<<<<<<<<<<
@@ -3680,7 +3682,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 
     __pyx_v_limit = __pyx_t_2;
 
-    /* "scratchwriter/_ahead.pyx":132
+    /* "scratchwriter/_ahead.pyx":134
  *     cdef int64_t limit, step_stop, piece_stop
  *     cdef int code
  *     if walk.num_frames >= 0:             # <<<<<<<<<<<<<<
@@ -3690,7 +3692,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
     goto __pyx_L3;
   }
 
-  /* "scratchwriter/_ahead.pyx":134
+  /* "scratchwriter/_ahead.pyx":136
  *     if walk.num_frames >= 0:
  *         limit = walk.step_nbytes
  *     elif in_file:             # <<<<<<<<<<<<<<
@@ -3699,7 +3701,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   if (__pyx_v_in_file) {
 
-    /* "scratchwriter/_ahead.pyx":135
+    /* "scratchwriter/_ahead.pyx":137
  *         limit = walk.step_nbytes
  *     elif in_file:
  *         limit = mapping.reserved_nbytes             # <<<<<<<<<<<<<<
@@ -3710,7 +3712,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 
     __pyx_v_limit = __pyx_t_2;
 
-    /* "scratchwriter/_ahead.pyx":134
+    /* "scratchwriter/_ahead.pyx":136
  *     if walk.num_frames >= 0:
  *         limit = walk.step_nbytes
  *     elif in_file:             # <<<<<<<<<<<<<<
@@ -3720,7 +3722,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
     goto __pyx_L3;
   }
 
-  /* "scratchwriter/_ahead.pyx":137
+  /* "scratchwriter/_ahead.pyx":139
  *         limit = mapping.reserved_nbytes
  *     else:
  *         limit = walk.memory_stop_nbytes[position]             # <<<<<<<<<<<<<<
@@ -3732,7 +3734,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   }
   __pyx_L3:;
 
-  /* "scratchwriter/_ahead.pyx":138
+  /* "scratchwriter/_ahead.pyx":140
  *     else:
  *         limit = walk.memory_stop_nbytes[position]
  *     if stop > limit:             # <<<<<<<<<<<<<<
@@ -3744,7 +3746,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":139
+    /* "scratchwriter/_ahead.pyx":141
  *         limit = walk.memory_stop_nbytes[position]
  *     if stop > limit:
  *         return -1  # not ours to decide             # <<<<<<<<<<<<<<
@@ -3757,7 +3759,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
     }
     goto __pyx_L0;
 
-    /* "scratchwriter/_ahead.pyx":138
+    /* "scratchwriter/_ahead.pyx":140
  *     else:
  *         limit = walk.memory_stop_nbytes[position]
  *     if stop > limit:             # <<<<<<<<<<<<<<
@@ -3766,7 +3768,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":140
+  /* "scratchwriter/_ahead.pyx":142
  *     if stop > limit:
  *         return -1  # not ours to decide
  *     if not walk.in_order:             # <<<<<<<<<<<<<<
@@ -3778,7 +3780,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":141
+    /* "scratchwriter/_ahead.pyx":143
  *         return -1  # not ours to decide
  *     if not walk.in_order:
  *         if in_file and stop > walk.prepared_nbytes[position]:             # <<<<<<<<<<<<<<
@@ -3800,7 +3802,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
     if (__pyx_t_1) {
 
 
-      /* "scratchwriter/_ahead.pyx":142
+      /* "scratchwriter/_ahead.pyx":144
  *     if not walk.in_order:
  *         if in_file and stop > walk.prepared_nbytes[position]:
  *             step_stop = (start // walk.step_nbytes + 1) * walk.step_nbytes             # <<<<<<<<<<<<<<
@@ -3811,17 +3813,17 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
         PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
         PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
         __Pyx_PyGILState_Release(__pyx_gilstate_save);
-        __PYX_ERR(0, 142, __pyx_L1_error)
+        __PYX_ERR(0, 144, __pyx_L1_error)
       }
       else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_walk->step_nbytes == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_start))) {
         PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
         PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
         __Pyx_PyGILState_Release(__pyx_gilstate_save);
-        __PYX_ERR(0, 142, __pyx_L1_error)
+        __PYX_ERR(0, 144, __pyx_L1_error)
       }
       __pyx_v_step_stop = ((__Pyx_div_int64_t(__pyx_v_start, __pyx_v_walk->step_nbytes, 0) + 1) * __pyx_v_walk->step_nbytes);
 
-      /* "scratchwriter/_ahead.pyx":143
+      /* "scratchwriter/_ahead.pyx":145
  *         if in_file and stop > walk.prepared_nbytes[position]:
  *             step_stop = (start // walk.step_nbytes + 1) * walk.step_nbytes
  *             code = reserve_blocks(mapping, step_stop - walk.step_nbytes, step_stop)             # <<<<<<<<<<<<<<
@@ -3830,7 +3832,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
       __pyx_v_code = __pyx_f_13scratchwriter_7_region_7_mapped_reserve_blocks(__pyx_v_mapping, (__pyx_v_step_stop - __pyx_v_walk->step_nbytes), __pyx_v_step_stop);
 
-      /* "scratchwriter/_ahead.pyx":144
+      /* "scratchwriter/_ahead.pyx":146
  *             step_stop = (start // walk.step_nbytes + 1) * walk.step_nbytes
  *             code = reserve_blocks(mapping, step_stop - walk.step_nbytes, step_stop)
  *             if code:             # <<<<<<<<<<<<<<
@@ -3842,7 +3844,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
       if (__pyx_t_1) {
 
 
-        /* "scratchwriter/_ahead.pyx":145
+        /* "scratchwriter/_ahead.pyx":147
  *             code = reserve_blocks(mapping, step_stop - walk.step_nbytes, step_stop)
  *             if code:
  *                 return code             # <<<<<<<<<<<<<<
@@ -3855,7 +3857,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
         }
         goto __pyx_L0;
 
-        /* "scratchwriter/_ahead.pyx":144
+        /* "scratchwriter/_ahead.pyx":146
  *             step_stop = (start // walk.step_nbytes + 1) * walk.step_nbytes
  *             code = reserve_blocks(mapping, step_stop - walk.step_nbytes, step_stop)
  *             if code:             # <<<<<<<<<<<<<<
@@ -3864,7 +3866,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
       }
 
-      /* "scratchwriter/_ahead.pyx":146
+      /* "scratchwriter/_ahead.pyx":148
  *             if code:
  *                 return code
  *             walk.prepared_nbytes[position] = step_stop             # <<<<<<<<<<<<<<
@@ -3873,7 +3875,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
       (__pyx_v_walk->prepared_nbytes[__pyx_v_position]) = __pyx_v_step_stop;
 
-      /* "scratchwriter/_ahead.pyx":141
+      /* "scratchwriter/_ahead.pyx":143
  *         return -1  # not ours to decide
  *     if not walk.in_order:
  *         if in_file and stop > walk.prepared_nbytes[position]:             # <<<<<<<<<<<<<<
@@ -3882,7 +3884,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     }
 
-    /* "scratchwriter/_ahead.pyx":147
+    /* "scratchwriter/_ahead.pyx":149
  *                 return code
  *             walk.prepared_nbytes[position] = step_stop
  *         _open_gate(walk, position, in_file)             # <<<<<<<<<<<<<<
@@ -3891,7 +3893,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     __pyx_f_13scratchwriter_6_ahead__open_gate(__pyx_v_walk, __pyx_v_position, __pyx_v_in_file);
 
-    /* "scratchwriter/_ahead.pyx":148
+    /* "scratchwriter/_ahead.pyx":150
  *             walk.prepared_nbytes[position] = step_stop
  *         _open_gate(walk, position, in_file)
  *         populate(mapping, start, stop)             # <<<<<<<<<<<<<<
@@ -3900,7 +3902,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     (void)(__pyx_f_13scratchwriter_7_region_7_mapped_populate(__pyx_v_mapping, __pyx_v_start, __pyx_v_stop));
 
-    /* "scratchwriter/_ahead.pyx":149
+    /* "scratchwriter/_ahead.pyx":151
  *         _open_gate(walk, position, in_file)
  *         populate(mapping, start, stop)
  *         return 0             # <<<<<<<<<<<<<<
@@ -3913,7 +3915,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
     }
     goto __pyx_L0;
 
-    /* "scratchwriter/_ahead.pyx":140
+    /* "scratchwriter/_ahead.pyx":142
  *     if stop > limit:
  *         return -1  # not ours to decide
  *     if not walk.in_order:             # <<<<<<<<<<<<<<
@@ -3922,7 +3924,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":150
+  /* "scratchwriter/_ahead.pyx":152
  *         populate(mapping, start, stop)
  *         return 0
  *     if stop <= walk.prepared_nbytes[position]:             # <<<<<<<<<<<<<<
@@ -3934,7 +3936,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":151
+    /* "scratchwriter/_ahead.pyx":153
  *         return 0
  *     if stop <= walk.prepared_nbytes[position]:
  *         _open_gate(walk, position, in_file)             # <<<<<<<<<<<<<<
@@ -3943,7 +3945,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     __pyx_f_13scratchwriter_6_ahead__open_gate(__pyx_v_walk, __pyx_v_position, __pyx_v_in_file);
 
-    /* "scratchwriter/_ahead.pyx":152
+    /* "scratchwriter/_ahead.pyx":154
  *     if stop <= walk.prepared_nbytes[position]:
  *         _open_gate(walk, position, in_file)
  *         return 0             # <<<<<<<<<<<<<<
@@ -3956,7 +3958,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
     }
     goto __pyx_L0;
 
-    /* "scratchwriter/_ahead.pyx":150
+    /* "scratchwriter/_ahead.pyx":152
  *         populate(mapping, start, stop)
  *         return 0
  *     if stop <= walk.prepared_nbytes[position]:             # <<<<<<<<<<<<<<
@@ -3965,7 +3967,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":153
+  /* "scratchwriter/_ahead.pyx":155
  *         _open_gate(walk, position, in_file)
  *         return 0
  *     if in_file and walk.num_frames < 0:             # <<<<<<<<<<<<<<
@@ -3987,7 +3989,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":155
+    /* "scratchwriter/_ahead.pyx":157
  *     if in_file and walk.num_frames < 0:
  *         # An array is shown in whole steps.
  *         code = make_readable(mapping, (start // walk.step_nbytes + 1) * walk.step_nbytes)             # <<<<<<<<<<<<<<
@@ -3998,17 +4000,17 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
       PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
       PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
       __Pyx_PyGILState_Release(__pyx_gilstate_save);
-      __PYX_ERR(0, 155, __pyx_L1_error)
+      __PYX_ERR(0, 157, __pyx_L1_error)
     }
     else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_walk->step_nbytes == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_start))) {
       PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
       PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
       __Pyx_PyGILState_Release(__pyx_gilstate_save);
-      __PYX_ERR(0, 155, __pyx_L1_error)
+      __PYX_ERR(0, 157, __pyx_L1_error)
     }
     __pyx_v_code = __pyx_f_13scratchwriter_7_region_7_mapped_make_readable(__pyx_v_mapping, ((__Pyx_div_int64_t(__pyx_v_start, __pyx_v_walk->step_nbytes, 0) + 1) * __pyx_v_walk->step_nbytes));
 
-    /* "scratchwriter/_ahead.pyx":156
+    /* "scratchwriter/_ahead.pyx":158
  *         # An array is shown in whole steps.
  *         code = make_readable(mapping, (start // walk.step_nbytes + 1) * walk.step_nbytes)
  *         if code:             # <<<<<<<<<<<<<<
@@ -4020,7 +4022,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
     if (__pyx_t_1) {
 
 
-      /* "scratchwriter/_ahead.pyx":157
+      /* "scratchwriter/_ahead.pyx":159
  *         code = make_readable(mapping, (start // walk.step_nbytes + 1) * walk.step_nbytes)
  *         if code:
  *             return code             # <<<<<<<<<<<<<<
@@ -4033,7 +4035,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
       }
       goto __pyx_L0;
 
-      /* "scratchwriter/_ahead.pyx":156
+      /* "scratchwriter/_ahead.pyx":158
  *         # An array is shown in whole steps.
  *         code = make_readable(mapping, (start // walk.step_nbytes + 1) * walk.step_nbytes)
  *         if code:             # <<<<<<<<<<<<<<
@@ -4042,7 +4044,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     }
 
-    /* "scratchwriter/_ahead.pyx":153
+    /* "scratchwriter/_ahead.pyx":155
  *         _open_gate(walk, position, in_file)
  *         return 0
  *     if in_file and walk.num_frames < 0:             # <<<<<<<<<<<<<<
@@ -4051,7 +4053,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":158
+  /* "scratchwriter/_ahead.pyx":160
  *         if code:
  *             return code
  *     start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole             # <<<<<<<<<<<<<<
@@ -4075,7 +4077,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   __pyx_v_start = __pyx_t_5;
 
 
-  /* "scratchwriter/_ahead.pyx":159
+  /* "scratchwriter/_ahead.pyx":161
  *             return code
  *     start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
  *     piece_stop = max(stop, min(start + walk.piece_nbytes, limit))             # <<<<<<<<<<<<<<
@@ -4114,7 +4116,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   __pyx_v_piece_stop = __pyx_t_2;
 
 
-  /* "scratchwriter/_ahead.pyx":160
+  /* "scratchwriter/_ahead.pyx":162
  *     start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
  *     piece_stop = max(stop, min(start + walk.piece_nbytes, limit))
  *     code = prepare(mapping, start, piece_stop)             # <<<<<<<<<<<<<<
@@ -4123,7 +4125,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   __pyx_v_code = __pyx_f_13scratchwriter_7_region_7_mapped_prepare(__pyx_v_mapping, __pyx_v_start, __pyx_v_piece_stop);
 
-  /* "scratchwriter/_ahead.pyx":161
+  /* "scratchwriter/_ahead.pyx":163
  *     piece_stop = max(stop, min(start + walk.piece_nbytes, limit))
  *     code = prepare(mapping, start, piece_stop)
  *     if code and piece_stop > stop:             # <<<<<<<<<<<<<<
@@ -4149,7 +4151,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":162
+    /* "scratchwriter/_ahead.pyx":164
  *     code = prepare(mapping, start, piece_stop)
  *     if code and piece_stop > stop:
  *         piece_stop = stop  # a disk that is nearly full may have room for one more             # <<<<<<<<<<<<<<
@@ -4158,7 +4160,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     __pyx_v_piece_stop = __pyx_v_stop;
 
-    /* "scratchwriter/_ahead.pyx":163
+    /* "scratchwriter/_ahead.pyx":165
  *     if code and piece_stop > stop:
  *         piece_stop = stop  # a disk that is nearly full may have room for one more
  *         code = prepare(mapping, start, stop)             # <<<<<<<<<<<<<<
@@ -4167,7 +4169,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     __pyx_v_code = __pyx_f_13scratchwriter_7_region_7_mapped_prepare(__pyx_v_mapping, __pyx_v_start, __pyx_v_stop);
 
-    /* "scratchwriter/_ahead.pyx":161
+    /* "scratchwriter/_ahead.pyx":163
  *     piece_stop = max(stop, min(start + walk.piece_nbytes, limit))
  *     code = prepare(mapping, start, piece_stop)
  *     if code and piece_stop > stop:             # <<<<<<<<<<<<<<
@@ -4176,7 +4178,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":164
+  /* "scratchwriter/_ahead.pyx":166
  *         piece_stop = stop  # a disk that is nearly full may have room for one more
  *         code = prepare(mapping, start, stop)
  *     if code == 0:             # <<<<<<<<<<<<<<
@@ -4188,7 +4190,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":165
+    /* "scratchwriter/_ahead.pyx":167
  *         code = prepare(mapping, start, stop)
  *     if code == 0:
  *         walk.prepared_nbytes[position] = piece_stop             # <<<<<<<<<<<<<<
@@ -4197,7 +4199,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     (__pyx_v_walk->prepared_nbytes[__pyx_v_position]) = __pyx_v_piece_stop;
 
-    /* "scratchwriter/_ahead.pyx":166
+    /* "scratchwriter/_ahead.pyx":168
  *     if code == 0:
  *         walk.prepared_nbytes[position] = piece_stop
  *         _open_gate(walk, position, in_file)             # <<<<<<<<<<<<<<
@@ -4206,7 +4208,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
     __pyx_f_13scratchwriter_6_ahead__open_gate(__pyx_v_walk, __pyx_v_position, __pyx_v_in_file);
 
-    /* "scratchwriter/_ahead.pyx":164
+    /* "scratchwriter/_ahead.pyx":166
  *         piece_stop = stop  # a disk that is nearly full may have room for one more
  *         code = prepare(mapping, start, stop)
  *     if code == 0:             # <<<<<<<<<<<<<<
@@ -4215,7 +4217,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":167
+  /* "scratchwriter/_ahead.pyx":169
  *         walk.prepared_nbytes[position] = piece_stop
  *         _open_gate(walk, position, in_file)
  *     return code             # <<<<<<<<<<<<<<
@@ -4228,7 +4230,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   }
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":125
+  /* "scratchwriter/_ahead.pyx":127
  * 
  * 
  * cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -4254,7 +4256,7 @@ static int __pyx_f_13scratchwriter_6_ahead__prepare_slot(struct __pyx_t_13scratc
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":170
+/* "scratchwriter/_ahead.pyx":172
  * 
  * 
  * cdef bint _walk_on(Walk* walk) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -4274,7 +4276,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
   int __pyx_clineno = 0;
   PyGILState_STATE __pyx_gilstate_save;
 
-  /* "scratchwriter/_ahead.pyx":172
+  /* "scratchwriter/_ahead.pyx":174
  * cdef bint _walk_on(Walk* walk) noexcept nogil:
  *     """Prepare a piece; tell whether there may be more to do. With `working` held."""
  *     cdef int64_t cursor = _cursor(walk)             # <<<<<<<<<<<<<<
@@ -4283,7 +4285,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
   __pyx_v_cursor = __pyx_f_13scratchwriter_6_ahead__cursor(__pyx_v_walk);
 
-  /* "scratchwriter/_ahead.pyx":173
+  /* "scratchwriter/_ahead.pyx":175
  *     """Prepare a piece; tell whether there may be more to do. With `working` held."""
  *     cdef int64_t cursor = _cursor(walk)
  *     cdef int64_t most = walk.window_nbytes // walk.frame_nbytes + 1             # <<<<<<<<<<<<<<
@@ -4294,17 +4296,17 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
     PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
     PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
     __Pyx_PyGILState_Release(__pyx_gilstate_save);
-    __PYX_ERR(0, 173, __pyx_L1_error)
+    __PYX_ERR(0, 175, __pyx_L1_error)
   }
   else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_walk->frame_nbytes == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_walk->window_nbytes))) {
     PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
     PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
     __Pyx_PyGILState_Release(__pyx_gilstate_save);
-    __PYX_ERR(0, 173, __pyx_L1_error)
+    __PYX_ERR(0, 175, __pyx_L1_error)
   }
   __pyx_v_most = (__Pyx_div_int64_t(__pyx_v_walk->window_nbytes, __pyx_v_walk->frame_nbytes, 0) + 1);
 
-  /* "scratchwriter/_ahead.pyx":174
+  /* "scratchwriter/_ahead.pyx":176
  *     cdef int64_t cursor = _cursor(walk)
  *     cdef int64_t most = walk.window_nbytes // walk.frame_nbytes + 1
  *     cdef int64_t done_nbytes = 0             # <<<<<<<<<<<<<<
@@ -4313,7 +4315,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
   __pyx_v_done_nbytes = 0;
 
-  /* "scratchwriter/_ahead.pyx":175
+  /* "scratchwriter/_ahead.pyx":177
  *     cdef int64_t most = walk.window_nbytes // walk.frame_nbytes + 1
  *     cdef int64_t done_nbytes = 0
  *     if cursor > walk.ahead:             # <<<<<<<<<<<<<<
@@ -4325,7 +4327,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":176
+    /* "scratchwriter/_ahead.pyx":178
  *     cdef int64_t done_nbytes = 0
  *     if cursor > walk.ahead:
  *         jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)             # <<<<<<<<<<<<<<
@@ -4334,7 +4336,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
     __pyx_f_13scratchwriter_9_odometer_jump((&__pyx_v_walk->next), __pyx_v_cursor, __pyx_v_walk->counts, __pyx_v_walk->strides_nbytes, __pyx_v_walk->num_axes);
 
-    /* "scratchwriter/_ahead.pyx":177
+    /* "scratchwriter/_ahead.pyx":179
  *     if cursor > walk.ahead:
  *         jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
  *         sw_store_release(&walk.ahead, cursor)             # <<<<<<<<<<<<<<
@@ -4343,7 +4345,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
     sw_store_release((&__pyx_v_walk->ahead), __pyx_v_cursor);
 
-    /* "scratchwriter/_ahead.pyx":175
+    /* "scratchwriter/_ahead.pyx":177
  *     cdef int64_t most = walk.window_nbytes // walk.frame_nbytes + 1
  *     cdef int64_t done_nbytes = 0
  *     if cursor > walk.ahead:             # <<<<<<<<<<<<<<
@@ -4352,7 +4354,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":178
+  /* "scratchwriter/_ahead.pyx":180
  *         jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
  *         sw_store_release(&walk.ahead, cursor)
  *     while done_nbytes < walk.piece_nbytes:             # <<<<<<<<<<<<<<
@@ -4365,7 +4367,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 
     if (!__pyx_t_1) break;
 
-    /* "scratchwriter/_ahead.pyx":179
+    /* "scratchwriter/_ahead.pyx":181
  *         sw_store_release(&walk.ahead, cursor)
  *     while done_nbytes < walk.piece_nbytes:
  *         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:             # <<<<<<<<<<<<<<
@@ -4391,7 +4393,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
     if (__pyx_t_1) {
 
 
-      /* "scratchwriter/_ahead.pyx":180
+      /* "scratchwriter/_ahead.pyx":182
  *     while done_nbytes < walk.piece_nbytes:
  *         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
  *             return False             # <<<<<<<<<<<<<<
@@ -4404,7 +4406,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
       }
       goto __pyx_L0;
 
-      /* "scratchwriter/_ahead.pyx":179
+      /* "scratchwriter/_ahead.pyx":181
  *         sw_store_release(&walk.ahead, cursor)
  *     while done_nbytes < walk.piece_nbytes:
  *         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:             # <<<<<<<<<<<<<<
@@ -4413,7 +4415,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
     }
 
-    /* "scratchwriter/_ahead.pyx":181
+    /* "scratchwriter/_ahead.pyx":183
  *         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
  *             return False
  *         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)             # <<<<<<<<<<<<<<
@@ -4422,7 +4424,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
     __pyx_v_walk->code = __pyx_f_13scratchwriter_6_ahead__prepare_slot(__pyx_v_walk, __pyx_f_13scratchwriter_6_ahead__position(__pyx_v_walk), __pyx_v_walk->next.offset_nbytes);
 
-    /* "scratchwriter/_ahead.pyx":182
+    /* "scratchwriter/_ahead.pyx":184
  *             return False
  *         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
  *         if walk.code:             # <<<<<<<<<<<<<<
@@ -4434,7 +4436,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
     if (__pyx_t_1) {
 
 
-      /* "scratchwriter/_ahead.pyx":183
+      /* "scratchwriter/_ahead.pyx":185
  *         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
  *         if walk.code:
  *             return False             # <<<<<<<<<<<<<<
@@ -4447,7 +4449,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
       }
       goto __pyx_L0;
 
-      /* "scratchwriter/_ahead.pyx":182
+      /* "scratchwriter/_ahead.pyx":184
  *             return False
  *         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
  *         if walk.code:             # <<<<<<<<<<<<<<
@@ -4456,7 +4458,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
     }
 
-    /* "scratchwriter/_ahead.pyx":184
+    /* "scratchwriter/_ahead.pyx":186
  *         if walk.code:
  *             return False
  *         advance(&walk.next, walk.counts, walk.strides_nbytes, walk.num_axes)             # <<<<<<<<<<<<<<
@@ -4465,7 +4467,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
     __pyx_f_13scratchwriter_9_odometer_advance((&__pyx_v_walk->next), __pyx_v_walk->counts, __pyx_v_walk->strides_nbytes, __pyx_v_walk->num_axes);
 
-    /* "scratchwriter/_ahead.pyx":185
+    /* "scratchwriter/_ahead.pyx":187
  *             return False
  *         advance(&walk.next, walk.counts, walk.strides_nbytes, walk.num_axes)
  *         sw_store_release(&walk.ahead, walk.ahead + 1)             # <<<<<<<<<<<<<<
@@ -4474,7 +4476,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
 */
     sw_store_release((&__pyx_v_walk->ahead), (__pyx_v_walk->ahead + 1));
 
-    /* "scratchwriter/_ahead.pyx":186
+    /* "scratchwriter/_ahead.pyx":188
  *         advance(&walk.next, walk.counts, walk.strides_nbytes, walk.num_axes)
  *         sw_store_release(&walk.ahead, walk.ahead + 1)
  *         done_nbytes += walk.frame_nbytes             # <<<<<<<<<<<<<<
@@ -4484,7 +4486,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
     __pyx_v_done_nbytes = (__pyx_v_done_nbytes + __pyx_v_walk->frame_nbytes);
   }
 
-  /* "scratchwriter/_ahead.pyx":187
+  /* "scratchwriter/_ahead.pyx":189
  *         sw_store_release(&walk.ahead, walk.ahead + 1)
  *         done_nbytes += walk.frame_nbytes
  *     return True             # <<<<<<<<<<<<<<
@@ -4497,7 +4499,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
   }
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":170
+  /* "scratchwriter/_ahead.pyx":172
  * 
  * 
  * cdef bint _walk_on(Walk* walk) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -4518,7 +4520,7 @@ static int __pyx_f_13scratchwriter_6_ahead__walk_on(struct __pyx_t_13scratchwrit
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":190
+/* "scratchwriter/_ahead.pyx":192
  * 
  * 
  * cdef void* _run_ahead(void* arg) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -4540,7 +4542,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
   int64_t __pyx_t_5;
   int64_t __pyx_t_6;
 
-  /* "scratchwriter/_ahead.pyx":191
+  /* "scratchwriter/_ahead.pyx":193
  * 
  * cdef void* _run_ahead(void* arg) noexcept nogil:
  *     cdef Walk* walk = <Walk*>arg             # <<<<<<<<<<<<<<
@@ -4549,7 +4551,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
   __pyx_v_walk = ((struct __pyx_t_13scratchwriter_6_ahead_Walk *)__pyx_v_arg);
 
-  /* "scratchwriter/_ahead.pyx":192
+  /* "scratchwriter/_ahead.pyx":194
  * cdef void* _run_ahead(void* arg) noexcept nogil:
  *     cdef Walk* walk = <Walk*>arg
  *     cdef int64_t before = -1             # <<<<<<<<<<<<<<
@@ -4558,7 +4560,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
   __pyx_v_before = -1L;
 
-  /* "scratchwriter/_ahead.pyx":193
+  /* "scratchwriter/_ahead.pyx":195
  *     cdef Walk* walk = <Walk*>arg
  *     cdef int64_t before = -1
  *     cdef int64_t nap_ns = NAP_NS             # <<<<<<<<<<<<<<
@@ -4567,7 +4569,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
   __pyx_v_nap_ns = __pyx_e_13scratchwriter_6_ahead_NAP_NS;
 
-  /* "scratchwriter/_ahead.pyx":196
+  /* "scratchwriter/_ahead.pyx":198
  *     cdef int64_t cursor
  *     cdef bint more
  *     while True:             # <<<<<<<<<<<<<<
@@ -4576,7 +4578,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
   while (1) {
 
-    /* "scratchwriter/_ahead.pyx":197
+    /* "scratchwriter/_ahead.pyx":199
  *     cdef bint more
  *     while True:
  *         cursor = _cursor(walk)             # <<<<<<<<<<<<<<
@@ -4585,7 +4587,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
     __pyx_v_cursor = __pyx_f_13scratchwriter_6_ahead__cursor(__pyx_v_walk);
 
-    /* "scratchwriter/_ahead.pyx":198
+    /* "scratchwriter/_ahead.pyx":200
  *     while True:
  *         cursor = _cursor(walk)
  *         more = True             # <<<<<<<<<<<<<<
@@ -4594,7 +4596,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
     __pyx_v_more = 1;
 
-    /* "scratchwriter/_ahead.pyx":199
+    /* "scratchwriter/_ahead.pyx":201
  *         cursor = _cursor(walk)
  *         more = True
  *         while more:             # <<<<<<<<<<<<<<
@@ -4604,7 +4606,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
     while (1) {
       if (!__pyx_v_more) break;
 
-      /* "scratchwriter/_ahead.pyx":200
+      /* "scratchwriter/_ahead.pyx":202
  *         more = True
  *         while more:
  *             while sw_load_acquire(&walk.waiting):  # a writer goes first             # <<<<<<<<<<<<<<
@@ -4617,7 +4619,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 
         if (!__pyx_t_1) break;
 
-        /* "scratchwriter/_ahead.pyx":201
+        /* "scratchwriter/_ahead.pyx":203
  *         while more:
  *             while sw_load_acquire(&walk.waiting):  # a writer goes first
  *                 sw_yield()             # <<<<<<<<<<<<<<
@@ -4627,7 +4629,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
         sw_yield();
       }
 
-      /* "scratchwriter/_ahead.pyx":202
+      /* "scratchwriter/_ahead.pyx":204
  *             while sw_load_acquire(&walk.waiting):  # a writer goes first
  *                 sw_yield()
  *             sw_mutex_lock(&walk.working)             # <<<<<<<<<<<<<<
@@ -4636,7 +4638,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
       sw_mutex_lock((&__pyx_v_walk->working));
 
-      /* "scratchwriter/_ahead.pyx":203
+      /* "scratchwriter/_ahead.pyx":205
  *                 sw_yield()
  *             sw_mutex_lock(&walk.working)
  *             more = _walk_on(walk)             # <<<<<<<<<<<<<<
@@ -4645,7 +4647,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
       __pyx_v_more = __pyx_f_13scratchwriter_6_ahead__walk_on(__pyx_v_walk);
 
-      /* "scratchwriter/_ahead.pyx":204
+      /* "scratchwriter/_ahead.pyx":206
  *             sw_mutex_lock(&walk.working)
  *             more = _walk_on(walk)
  *             sw_mutex_unlock(&walk.working)             # <<<<<<<<<<<<<<
@@ -4654,7 +4656,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
       sw_mutex_unlock((&__pyx_v_walk->working));
 
-      /* "scratchwriter/_ahead.pyx":205
+      /* "scratchwriter/_ahead.pyx":207
  *             more = _walk_on(walk)
  *             sw_mutex_unlock(&walk.working)
  *             if more and sw_alarm_wait(&walk.alarm, 0):             # <<<<<<<<<<<<<<
@@ -4676,7 +4678,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
       if (__pyx_t_1) {
 
 
-        /* "scratchwriter/_ahead.pyx":206
+        /* "scratchwriter/_ahead.pyx":208
  *             sw_mutex_unlock(&walk.working)
  *             if more and sw_alarm_wait(&walk.alarm, 0):
  *                 return NULL             # <<<<<<<<<<<<<<
@@ -4689,7 +4691,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
         }
         goto __pyx_L0;
 
-        /* "scratchwriter/_ahead.pyx":205
+        /* "scratchwriter/_ahead.pyx":207
  *             more = _walk_on(walk)
  *             sw_mutex_unlock(&walk.working)
  *             if more and sw_alarm_wait(&walk.alarm, 0):             # <<<<<<<<<<<<<<
@@ -4699,7 +4701,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
       }
     }
 
-    /* "scratchwriter/_ahead.pyx":207
+    /* "scratchwriter/_ahead.pyx":209
  *             if more and sw_alarm_wait(&walk.alarm, 0):
  *                 return NULL
  *         nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)             # <<<<<<<<<<<<<<
@@ -4733,7 +4735,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 
     __pyx_v_nap_ns = __pyx_t_3;
 
-    /* "scratchwriter/_ahead.pyx":208
+    /* "scratchwriter/_ahead.pyx":210
  *                 return NULL
  *         nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
  *         before = cursor             # <<<<<<<<<<<<<<
@@ -4742,7 +4744,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
 */
     __pyx_v_before = __pyx_v_cursor;
 
-    /* "scratchwriter/_ahead.pyx":209
+    /* "scratchwriter/_ahead.pyx":211
  *         nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
  *         before = cursor
  *         if sw_alarm_wait(&walk.alarm, nap_ns):             # <<<<<<<<<<<<<<
@@ -4754,7 +4756,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
     if (__pyx_t_1) {
 
 
-      /* "scratchwriter/_ahead.pyx":210
+      /* "scratchwriter/_ahead.pyx":212
  *         before = cursor
  *         if sw_alarm_wait(&walk.alarm, nap_ns):
  *             return NULL             # <<<<<<<<<<<<<<
@@ -4767,7 +4769,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
       }
       goto __pyx_L0;
 
-      /* "scratchwriter/_ahead.pyx":209
+      /* "scratchwriter/_ahead.pyx":211
  *         nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
  *         before = cursor
  *         if sw_alarm_wait(&walk.alarm, nap_ns):             # <<<<<<<<<<<<<<
@@ -4777,7 +4779,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
     }
   }
 
-  /* "scratchwriter/_ahead.pyx":190
+  /* "scratchwriter/_ahead.pyx":192
  * 
  * 
  * cdef void* _run_ahead(void* arg) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -4796,7 +4798,7 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_ahead(void *__pyx_v_arg) {
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":213
+/* "scratchwriter/_ahead.pyx":215
  * 
  * 
  * cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -4817,7 +4819,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__head_nbytes(struct __pyx_t_13scr
   int __pyx_clineno = 0;
   PyGILState_STATE __pyx_gilstate_save;
 
-  /* "scratchwriter/_ahead.pyx":215
+  /* "scratchwriter/_ahead.pyx":217
  * cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept nogil:
  *     """Bytes of a position that the frames before the cursor fill, in order."""
  *     cdef int64_t round_frames = walk.visit_frames * walk.num_positions             # <<<<<<<<<<<<<<
@@ -4826,7 +4828,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__head_nbytes(struct __pyx_t_13scr
 */
   __pyx_v_round_frames = (__pyx_v_walk->visit_frames * __pyx_v_walk->num_positions);
 
-  /* "scratchwriter/_ahead.pyx":216
+  /* "scratchwriter/_ahead.pyx":218
  *     """Bytes of a position that the frames before the cursor fill, in order."""
  *     cdef int64_t round_frames = walk.visit_frames * walk.num_positions
  *     cdef int64_t rest = cursor % round_frames - position * walk.visit_frames             # <<<<<<<<<<<<<<
@@ -4837,11 +4839,11 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__head_nbytes(struct __pyx_t_13scr
     PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
     PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
     __Pyx_PyGILState_Release(__pyx_gilstate_save);
-    __PYX_ERR(0, 216, __pyx_L1_error)
+    __PYX_ERR(0, 218, __pyx_L1_error)
   }
   __pyx_v_rest = (__Pyx_mod_int64_t(__pyx_v_cursor, __pyx_v_round_frames, 0) - (__pyx_v_position * __pyx_v_walk->visit_frames));
 
-  /* "scratchwriter/_ahead.pyx":217
+  /* "scratchwriter/_ahead.pyx":219
  *     cdef int64_t round_frames = walk.visit_frames * walk.num_positions
  *     cdef int64_t rest = cursor % round_frames - position * walk.visit_frames
  *     rest = max(<int64_t>0, min(rest, walk.visit_frames))             # <<<<<<<<<<<<<<
@@ -4880,7 +4882,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__head_nbytes(struct __pyx_t_13scr
   __pyx_v_rest = __pyx_t_2;
 
 
-  /* "scratchwriter/_ahead.pyx":218
+  /* "scratchwriter/_ahead.pyx":220
  *     cdef int64_t rest = cursor % round_frames - position * walk.visit_frames
  *     rest = max(<int64_t>0, min(rest, walk.visit_frames))
  *     return (cursor // round_frames * walk.visit_frames + rest) * walk.frame_nbytes             # <<<<<<<<<<<<<<
@@ -4891,13 +4893,13 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__head_nbytes(struct __pyx_t_13scr
     PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
     PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
     __Pyx_PyGILState_Release(__pyx_gilstate_save);
-    __PYX_ERR(0, 218, __pyx_L1_error)
+    __PYX_ERR(0, 220, __pyx_L1_error)
   }
   else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_round_frames == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_cursor))) {
     PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
     PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
     __Pyx_PyGILState_Release(__pyx_gilstate_save);
-    __PYX_ERR(0, 218, __pyx_L1_error)
+    __PYX_ERR(0, 220, __pyx_L1_error)
   }
   {
 
@@ -4905,7 +4907,7 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__head_nbytes(struct __pyx_t_13scr
   }
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":213
+  /* "scratchwriter/_ahead.pyx":215
  * 
  * 
  * cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -4925,334 +4927,359 @@ static int64_t __pyx_f_13scratchwriter_6_ahead__head_nbytes(struct __pyx_t_13scr
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":221
+/* "scratchwriter/_ahead.pyx":223
  * 
  * 
  * cdef void* _run_writeback(void* arg) noexcept nogil:             # <<<<<<<<<<<<<<
  *     cdef Walk* walk = <Walk*>arg
- *     cdef int64_t nap_ns = NAP_NS
+ *     cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes
 */
 
 static void *__pyx_f_13scratchwriter_6_ahead__run_writeback(void *__pyx_v_arg) {
   struct __pyx_t_13scratchwriter_6_ahead_Walk *__pyx_v_walk;
-  int64_t __pyx_v_nap_ns;
-  int64_t __pyx_v_cursor;
+  int64_t __pyx_v_backlog_frames;
+  int64_t __pyx_v_piece_frames;
+  int64_t __pyx_v_target;
   int64_t __pyx_v_position;
   int64_t __pyx_v_stop;
   int64_t __pyx_v_before;
   void *__pyx_r;
   int __pyx_t_1;
-  int __pyx_t_2;
+  int64_t __pyx_t_2;
   int64_t __pyx_t_3;
   int64_t __pyx_t_4;
-  int64_t __pyx_t_5;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
   PyGILState_STATE __pyx_gilstate_save;
 
-  /* "scratchwriter/_ahead.pyx":222
+  /* "scratchwriter/_ahead.pyx":224
  * 
  * cdef void* _run_writeback(void* arg) noexcept nogil:
  *     cdef Walk* walk = <Walk*>arg             # <<<<<<<<<<<<<<
- *     cdef int64_t nap_ns = NAP_NS
- *     cdef int64_t cursor, position, stop
+ *     cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes
+ *     cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1
 */
   __pyx_v_walk = ((struct __pyx_t_13scratchwriter_6_ahead_Walk *)__pyx_v_arg);
 
-  /* "scratchwriter/_ahead.pyx":223
+  /* "scratchwriter/_ahead.pyx":225
  * cdef void* _run_writeback(void* arg) noexcept nogil:
  *     cdef Walk* walk = <Walk*>arg
- *     cdef int64_t nap_ns = NAP_NS             # <<<<<<<<<<<<<<
- *     cdef int64_t cursor, position, stop
+ *     cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes             # <<<<<<<<<<<<<<
+ *     cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1
+ *     cdef int64_t target, position, stop
+*/
+  if (unlikely(__pyx_v_walk->frame_nbytes == 0)) {
+    PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
+    PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
+    __Pyx_PyGILState_Release(__pyx_gilstate_save);
+    __PYX_ERR(0, 225, __pyx_L1_error)
+  }
+  else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_walk->frame_nbytes == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_walk->backlog_nbytes))) {
+    PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
+    PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
+    __Pyx_PyGILState_Release(__pyx_gilstate_save);
+    __PYX_ERR(0, 225, __pyx_L1_error)
+  }
+  __pyx_v_backlog_frames = __Pyx_div_int64_t(__pyx_v_walk->backlog_nbytes, __pyx_v_walk->frame_nbytes, 0);
+
+  /* "scratchwriter/_ahead.pyx":226
+ *     cdef Walk* walk = <Walk*>arg
+ *     cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes
+ *     cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1             # <<<<<<<<<<<<<<
+ *     cdef int64_t target, position, stop
  *     cdef int64_t before = 0
 */
-  __pyx_v_nap_ns = __pyx_e_13scratchwriter_6_ahead_NAP_NS;
+  if (unlikely(__pyx_v_walk->frame_nbytes == 0)) {
+    PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
+    PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
+    __Pyx_PyGILState_Release(__pyx_gilstate_save);
+    __PYX_ERR(0, 226, __pyx_L1_error)
+  }
+  else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_walk->frame_nbytes == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_e_13scratchwriter_6_ahead_WRITEBACK_NBYTES))) {
+    PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
+    PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
+    __Pyx_PyGILState_Release(__pyx_gilstate_save);
+    __PYX_ERR(0, 226, __pyx_L1_error)
+  }
+  __pyx_v_piece_frames = (__Pyx_div_int64_t(__pyx_e_13scratchwriter_6_ahead_WRITEBACK_NBYTES, __pyx_v_walk->frame_nbytes, 0) + 1);
 
-  /* "scratchwriter/_ahead.pyx":225
- *     cdef int64_t nap_ns = NAP_NS
- *     cdef int64_t cursor, position, stop
+  /* "scratchwriter/_ahead.pyx":228
+ *     cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1
+ *     cdef int64_t target, position, stop
  *     cdef int64_t before = 0             # <<<<<<<<<<<<<<
+ *     sw_thread_yields_to_others()
  *     while True:
- *         cursor = _cursor(walk)
 */
   __pyx_v_before = 0;
 
-  /* "scratchwriter/_ahead.pyx":226
- *     cdef int64_t cursor, position, stop
+  /* "scratchwriter/_ahead.pyx":229
+ *     cdef int64_t target, position, stop
  *     cdef int64_t before = 0
+ *     sw_thread_yields_to_others()             # <<<<<<<<<<<<<<
+ *     while True:
+ *         target = _cursor(walk) - backlog_frames
+*/
+  sw_thread_yields_to_others();
+
+  /* "scratchwriter/_ahead.pyx":230
+ *     cdef int64_t before = 0
+ *     sw_thread_yields_to_others()
  *     while True:             # <<<<<<<<<<<<<<
- *         cursor = _cursor(walk)
- *         if (cursor - before) * walk.frame_nbytes < WRITEBACK_NBYTES:
+ *         target = _cursor(walk) - backlog_frames
+ *         if target - before < piece_frames:
 */
   while (1) {
 
-    /* "scratchwriter/_ahead.pyx":227
- *     cdef int64_t before = 0
+    /* "scratchwriter/_ahead.pyx":231
+ *     sw_thread_yields_to_others()
  *     while True:
- *         cursor = _cursor(walk)             # <<<<<<<<<<<<<<
- *         if (cursor - before) * walk.frame_nbytes < WRITEBACK_NBYTES:
- *             nap_ns = min(2 * nap_ns, LONGEST_NAP_NS)
+ *         target = _cursor(walk) - backlog_frames             # <<<<<<<<<<<<<<
+ *         if target - before < piece_frames:
+ *             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
 */
-    __pyx_v_cursor = __pyx_f_13scratchwriter_6_ahead__cursor(__pyx_v_walk);
+    __pyx_v_target = (__pyx_f_13scratchwriter_6_ahead__cursor(__pyx_v_walk) - __pyx_v_backlog_frames);
 
-    /* "scratchwriter/_ahead.pyx":228
+    /* "scratchwriter/_ahead.pyx":232
  *     while True:
- *         cursor = _cursor(walk)
- *         if (cursor - before) * walk.frame_nbytes < WRITEBACK_NBYTES:             # <<<<<<<<<<<<<<
- *             nap_ns = min(2 * nap_ns, LONGEST_NAP_NS)
- *         else:
+ *         target = _cursor(walk) - backlog_frames
+ *         if target - before < piece_frames:             # <<<<<<<<<<<<<<
+ *             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
+ *                 return NULL
 */
-    __pyx_t_1 = (((__pyx_v_cursor - __pyx_v_before) * __pyx_v_walk->frame_nbytes) < __pyx_e_13scratchwriter_6_ahead_WRITEBACK_NBYTES);
+    __pyx_t_1 = ((__pyx_v_target - __pyx_v_before) < __pyx_v_piece_frames);
 
     if (__pyx_t_1) {
 
 
-      /* "scratchwriter/_ahead.pyx":229
- *         cursor = _cursor(walk)
- *         if (cursor - before) * walk.frame_nbytes < WRITEBACK_NBYTES:
- *             nap_ns = min(2 * nap_ns, LONGEST_NAP_NS)             # <<<<<<<<<<<<<<
- *         else:
- *             nap_ns = NAP_NS
+      /* "scratchwriter/_ahead.pyx":233
+ *         target = _cursor(walk) - backlog_frames
+ *         if target - before < piece_frames:
+ *             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):             # <<<<<<<<<<<<<<
+ *                 return NULL
+ *             continue
 */
-
-      __pyx_t_2 = __pyx_e_13scratchwriter_6_ahead_LONGEST_NAP_NS;
-
-      __pyx_t_3 = (2 * __pyx_v_nap_ns);
-      __pyx_t_1 = (__pyx_t_2 < __pyx_t_3);
+      __pyx_t_1 = sw_alarm_wait((&__pyx_v_walk->alarm), __pyx_e_13scratchwriter_6_ahead_LONGEST_NAP_NS);
 
       if (__pyx_t_1) {
 
-        __pyx_t_4 = __pyx_t_2;
-      } else {
-
-        __pyx_t_4 = __pyx_t_3;
-      }
-
-      __pyx_v_nap_ns = __pyx_t_4;
-
-
-      /* "scratchwriter/_ahead.pyx":228
- *     while True:
- *         cursor = _cursor(walk)
- *         if (cursor - before) * walk.frame_nbytes < WRITEBACK_NBYTES:             # <<<<<<<<<<<<<<
- *             nap_ns = min(2 * nap_ns, LONGEST_NAP_NS)
- *         else:
-*/
-      goto __pyx_L5;
-    }
-
-    /* "scratchwriter/_ahead.pyx":231
- *             nap_ns = min(2 * nap_ns, LONGEST_NAP_NS)
- *         else:
- *             nap_ns = NAP_NS             # <<<<<<<<<<<<<<
- *             before = cursor
- *             for position in range(walk.num_positions):
-*/
-    /*else*/ {
-      __pyx_v_nap_ns = __pyx_e_13scratchwriter_6_ahead_NAP_NS;
-
-      /* "scratchwriter/_ahead.pyx":232
- *         else:
- *             nap_ns = NAP_NS
- *             before = cursor             # <<<<<<<<<<<<<<
- *             for position in range(walk.num_positions):
- *                 stop = _head_nbytes(walk, position, cursor)
-*/
-      __pyx_v_before = __pyx_v_cursor;
-
-      /* "scratchwriter/_ahead.pyx":233
- *             nap_ns = NAP_NS
- *             before = cursor
- *             for position in range(walk.num_positions):             # <<<<<<<<<<<<<<
- *                 stop = _head_nbytes(walk, position, cursor)
- *                 if not walk.in_order:
-*/
-
-      __pyx_t_4 = __pyx_v_walk->num_positions;
-      __pyx_t_3 = __pyx_t_4;
-
-      for (__pyx_t_5 = 0; __pyx_t_5 < __pyx_t_3; __pyx_t_5+=1) {
-        __pyx_v_position = __pyx_t_5;
 
         /* "scratchwriter/_ahead.pyx":234
- *             before = cursor
- *             for position in range(walk.num_positions):
- *                 stop = _head_nbytes(walk, position, cursor)             # <<<<<<<<<<<<<<
- *                 if not walk.in_order:
- *                     stop = stop // walk.step_nbytes * walk.step_nbytes
+ *         if target - before < piece_frames:
+ *             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
+ *                 return NULL             # <<<<<<<<<<<<<<
+ *             continue
+ *         # Piece by piece, so that the disk is never given much at once.
 */
-        __pyx_v_stop = __pyx_f_13scratchwriter_6_ahead__head_nbytes(__pyx_v_walk, __pyx_v_position, __pyx_v_cursor);
+        {
 
-        /* "scratchwriter/_ahead.pyx":235
- *             for position in range(walk.num_positions):
- *                 stop = _head_nbytes(walk, position, cursor)
- *                 if not walk.in_order:             # <<<<<<<<<<<<<<
- *                     stop = stop // walk.step_nbytes * walk.step_nbytes
- *                 if _in_file(walk.mappings[position]):
-*/
-        __pyx_t_1 = (!__pyx_v_walk->in_order);
-
-        if (__pyx_t_1) {
-
-
-          /* "scratchwriter/_ahead.pyx":236
- *                 stop = _head_nbytes(walk, position, cursor)
- *                 if not walk.in_order:
- *                     stop = stop // walk.step_nbytes * walk.step_nbytes             # <<<<<<<<<<<<<<
- *                 if _in_file(walk.mappings[position]):
- *                     start_writeback(
-*/
-          if (unlikely(__pyx_v_walk->step_nbytes == 0)) {
-            PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
-            PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
-            __Pyx_PyGILState_Release(__pyx_gilstate_save);
-            __PYX_ERR(0, 236, __pyx_L1_error)
-          }
-          else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_walk->step_nbytes == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_stop))) {
-            PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
-            PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
-            __Pyx_PyGILState_Release(__pyx_gilstate_save);
-            __PYX_ERR(0, 236, __pyx_L1_error)
-          }
-          __pyx_v_stop = (__Pyx_div_int64_t(__pyx_v_stop, __pyx_v_walk->step_nbytes, 0) * __pyx_v_walk->step_nbytes);
-
-          /* "scratchwriter/_ahead.pyx":235
- *             for position in range(walk.num_positions):
- *                 stop = _head_nbytes(walk, position, cursor)
- *                 if not walk.in_order:             # <<<<<<<<<<<<<<
- *                     stop = stop // walk.step_nbytes * walk.step_nbytes
- *                 if _in_file(walk.mappings[position]):
-*/
+          __pyx_r = NULL;
         }
+        goto __pyx_L0;
 
-        /* "scratchwriter/_ahead.pyx":237
- *                 if not walk.in_order:
- *                     stop = stop // walk.step_nbytes * walk.step_nbytes
- *                 if _in_file(walk.mappings[position]):             # <<<<<<<<<<<<<<
- *                     start_writeback(
- *                         walk.mappings[position], walk.written_back_nbytes[position], stop
+        /* "scratchwriter/_ahead.pyx":233
+ *         target = _cursor(walk) - backlog_frames
+ *         if target - before < piece_frames:
+ *             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):             # <<<<<<<<<<<<<<
+ *                 return NULL
+ *             continue
 */
-        __pyx_t_1 = __pyx_f_13scratchwriter_6_ahead__in_file((__pyx_v_walk->mappings[__pyx_v_position]));
-
-        if (__pyx_t_1) {
-
-
-          /* "scratchwriter/_ahead.pyx":238
- *                     stop = stop // walk.step_nbytes * walk.step_nbytes
- *                 if _in_file(walk.mappings[position]):
- *                     start_writeback(             # <<<<<<<<<<<<<<
- *                         walk.mappings[position], walk.written_back_nbytes[position], stop
- *                     )
-*/
-          (void)(__pyx_f_13scratchwriter_7_region_7_mapped_start_writeback((__pyx_v_walk->mappings[__pyx_v_position]), (__pyx_v_walk->written_back_nbytes[__pyx_v_position]), __pyx_v_stop));
-
-          /* "scratchwriter/_ahead.pyx":237
- *                 if not walk.in_order:
- *                     stop = stop // walk.step_nbytes * walk.step_nbytes
- *                 if _in_file(walk.mappings[position]):             # <<<<<<<<<<<<<<
- *                     start_writeback(
- *                         walk.mappings[position], walk.written_back_nbytes[position], stop
-*/
-        }
-
-        /* "scratchwriter/_ahead.pyx":241
- *                         walk.mappings[position], walk.written_back_nbytes[position], stop
- *                     )
- *                 walk.written_back_nbytes[position] = stop             # <<<<<<<<<<<<<<
- *                 if sw_alarm_wait(&walk.alarm, 0):
- *                     return NULL
-*/
-        (__pyx_v_walk->written_back_nbytes[__pyx_v_position]) = __pyx_v_stop;
-
-        /* "scratchwriter/_ahead.pyx":242
- *                     )
- *                 walk.written_back_nbytes[position] = stop
- *                 if sw_alarm_wait(&walk.alarm, 0):             # <<<<<<<<<<<<<<
- *                     return NULL
- *             sw_store_release(&walk.written_back, cursor)
-*/
-        __pyx_t_1 = sw_alarm_wait((&__pyx_v_walk->alarm), 0);
-
-        if (__pyx_t_1) {
-
-
-          /* "scratchwriter/_ahead.pyx":243
- *                 walk.written_back_nbytes[position] = stop
- *                 if sw_alarm_wait(&walk.alarm, 0):
- *                     return NULL             # <<<<<<<<<<<<<<
- *             sw_store_release(&walk.written_back, cursor)
- *         if sw_alarm_wait(&walk.alarm, nap_ns):
-*/
-          {
-
-            __pyx_r = NULL;
-          }
-          goto __pyx_L0;
-
-          /* "scratchwriter/_ahead.pyx":242
- *                     )
- *                 walk.written_back_nbytes[position] = stop
- *                 if sw_alarm_wait(&walk.alarm, 0):             # <<<<<<<<<<<<<<
- *                     return NULL
- *             sw_store_release(&walk.written_back, cursor)
-*/
-        }
       }
 
-
-      /* "scratchwriter/_ahead.pyx":244
- *                 if sw_alarm_wait(&walk.alarm, 0):
- *                     return NULL
- *             sw_store_release(&walk.written_back, cursor)             # <<<<<<<<<<<<<<
- *         if sw_alarm_wait(&walk.alarm, nap_ns):
- *             return NULL
+      /* "scratchwriter/_ahead.pyx":235
+ *             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
+ *                 return NULL
+ *             continue             # <<<<<<<<<<<<<<
+ *         # Piece by piece, so that the disk is never given much at once.
+ *         before = before + piece_frames if walk.num_positions == 1 else target
 */
-      sw_store_release((&__pyx_v_walk->written_back), __pyx_v_cursor);
+      goto __pyx_L3_continue;
+
+      /* "scratchwriter/_ahead.pyx":232
+ *     while True:
+ *         target = _cursor(walk) - backlog_frames
+ *         if target - before < piece_frames:             # <<<<<<<<<<<<<<
+ *             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
+ *                 return NULL
+*/
     }
-    __pyx_L5:;
 
-    /* "scratchwriter/_ahead.pyx":245
- *                     return NULL
- *             sw_store_release(&walk.written_back, cursor)
- *         if sw_alarm_wait(&walk.alarm, nap_ns):             # <<<<<<<<<<<<<<
- *             return NULL
- * 
+    /* "scratchwriter/_ahead.pyx":237
+ *             continue
+ *         # Piece by piece, so that the disk is never given much at once.
+ *         before = before + piece_frames if walk.num_positions == 1 else target             # <<<<<<<<<<<<<<
+ *         for position in range(walk.num_positions):
+ *             stop = _head_nbytes(walk, position, before)
 */
-    __pyx_t_1 = sw_alarm_wait((&__pyx_v_walk->alarm), __pyx_v_nap_ns);
+    __pyx_t_1 = (__pyx_v_walk->num_positions == 1);
 
     if (__pyx_t_1) {
 
+      __pyx_t_2 = (__pyx_v_before + __pyx_v_piece_frames);
+    } else {
+
+      __pyx_t_2 = __pyx_v_target;
+    }
+
+    __pyx_v_before = __pyx_t_2;
+
+    /* "scratchwriter/_ahead.pyx":238
+ *         # Piece by piece, so that the disk is never given much at once.
+ *         before = before + piece_frames if walk.num_positions == 1 else target
+ *         for position in range(walk.num_positions):             # <<<<<<<<<<<<<<
+ *             stop = _head_nbytes(walk, position, before)
+ *             if not walk.in_order:
+*/
+
+    __pyx_t_2 = __pyx_v_walk->num_positions;
+    __pyx_t_3 = __pyx_t_2;
+
+    for (__pyx_t_4 = 0; __pyx_t_4 < __pyx_t_3; __pyx_t_4+=1) {
+      __pyx_v_position = __pyx_t_4;
+
+      /* "scratchwriter/_ahead.pyx":239
+ *         before = before + piece_frames if walk.num_positions == 1 else target
+ *         for position in range(walk.num_positions):
+ *             stop = _head_nbytes(walk, position, before)             # <<<<<<<<<<<<<<
+ *             if not walk.in_order:
+ *                 stop = stop // walk.step_nbytes * walk.step_nbytes
+*/
+      __pyx_v_stop = __pyx_f_13scratchwriter_6_ahead__head_nbytes(__pyx_v_walk, __pyx_v_position, __pyx_v_before);
+
+      /* "scratchwriter/_ahead.pyx":240
+ *         for position in range(walk.num_positions):
+ *             stop = _head_nbytes(walk, position, before)
+ *             if not walk.in_order:             # <<<<<<<<<<<<<<
+ *                 stop = stop // walk.step_nbytes * walk.step_nbytes
+ *             if _in_file(walk.mappings[position]):
+*/
+      __pyx_t_1 = (!__pyx_v_walk->in_order);
+
+      if (__pyx_t_1) {
+
+
+        /* "scratchwriter/_ahead.pyx":241
+ *             stop = _head_nbytes(walk, position, before)
+ *             if not walk.in_order:
+ *                 stop = stop // walk.step_nbytes * walk.step_nbytes             # <<<<<<<<<<<<<<
+ *             if _in_file(walk.mappings[position]):
+ *                 start_writeback(
+*/
+        if (unlikely(__pyx_v_walk->step_nbytes == 0)) {
+          PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
+          PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
+          __Pyx_PyGILState_Release(__pyx_gilstate_save);
+          __PYX_ERR(0, 241, __pyx_L1_error)
+        }
+        else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_v_walk->step_nbytes == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_stop))) {
+          PyGILState_STATE __pyx_gilstate_save = __Pyx_PyGILState_Ensure();
+          PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
+          __Pyx_PyGILState_Release(__pyx_gilstate_save);
+          __PYX_ERR(0, 241, __pyx_L1_error)
+        }
+        __pyx_v_stop = (__Pyx_div_int64_t(__pyx_v_stop, __pyx_v_walk->step_nbytes, 0) * __pyx_v_walk->step_nbytes);
+
+        /* "scratchwriter/_ahead.pyx":240
+ *         for position in range(walk.num_positions):
+ *             stop = _head_nbytes(walk, position, before)
+ *             if not walk.in_order:             # <<<<<<<<<<<<<<
+ *                 stop = stop // walk.step_nbytes * walk.step_nbytes
+ *             if _in_file(walk.mappings[position]):
+*/
+      }
+
+      /* "scratchwriter/_ahead.pyx":242
+ *             if not walk.in_order:
+ *                 stop = stop // walk.step_nbytes * walk.step_nbytes
+ *             if _in_file(walk.mappings[position]):             # <<<<<<<<<<<<<<
+ *                 start_writeback(
+ *                     walk.mappings[position], walk.written_back_nbytes[position], stop
+*/
+      __pyx_t_1 = __pyx_f_13scratchwriter_6_ahead__in_file((__pyx_v_walk->mappings[__pyx_v_position]));
+
+      if (__pyx_t_1) {
+
+
+        /* "scratchwriter/_ahead.pyx":243
+ *                 stop = stop // walk.step_nbytes * walk.step_nbytes
+ *             if _in_file(walk.mappings[position]):
+ *                 start_writeback(             # <<<<<<<<<<<<<<
+ *                     walk.mappings[position], walk.written_back_nbytes[position], stop
+ *                 )
+*/
+        (void)(__pyx_f_13scratchwriter_7_region_7_mapped_start_writeback((__pyx_v_walk->mappings[__pyx_v_position]), (__pyx_v_walk->written_back_nbytes[__pyx_v_position]), __pyx_v_stop));
+
+        /* "scratchwriter/_ahead.pyx":242
+ *             if not walk.in_order:
+ *                 stop = stop // walk.step_nbytes * walk.step_nbytes
+ *             if _in_file(walk.mappings[position]):             # <<<<<<<<<<<<<<
+ *                 start_writeback(
+ *                     walk.mappings[position], walk.written_back_nbytes[position], stop
+*/
+      }
 
       /* "scratchwriter/_ahead.pyx":246
- *             sw_store_release(&walk.written_back, cursor)
- *         if sw_alarm_wait(&walk.alarm, nap_ns):
- *             return NULL             # <<<<<<<<<<<<<<
- * 
+ *                     walk.mappings[position], walk.written_back_nbytes[position], stop
+ *                 )
+ *             walk.written_back_nbytes[position] = stop             # <<<<<<<<<<<<<<
+ *             if sw_alarm_wait(&walk.alarm, 0):
+ *                 return NULL
+*/
+      (__pyx_v_walk->written_back_nbytes[__pyx_v_position]) = __pyx_v_stop;
+
+      /* "scratchwriter/_ahead.pyx":247
+ *                 )
+ *             walk.written_back_nbytes[position] = stop
+ *             if sw_alarm_wait(&walk.alarm, 0):             # <<<<<<<<<<<<<<
+ *                 return NULL
+ *         sw_store_release(&walk.written_back, before)
+*/
+      __pyx_t_1 = sw_alarm_wait((&__pyx_v_walk->alarm), 0);
+
+      if (__pyx_t_1) {
+
+
+        /* "scratchwriter/_ahead.pyx":248
+ *             walk.written_back_nbytes[position] = stop
+ *             if sw_alarm_wait(&walk.alarm, 0):
+ *                 return NULL             # <<<<<<<<<<<<<<
+ *         sw_store_release(&walk.written_back, before)
  * 
 */
-      {
+        {
 
-        __pyx_r = NULL;
+          __pyx_r = NULL;
+        }
+        goto __pyx_L0;
+
+        /* "scratchwriter/_ahead.pyx":247
+ *                 )
+ *             walk.written_back_nbytes[position] = stop
+ *             if sw_alarm_wait(&walk.alarm, 0):             # <<<<<<<<<<<<<<
+ *                 return NULL
+ *         sw_store_release(&walk.written_back, before)
+*/
       }
-      goto __pyx_L0;
+    }
 
-      /* "scratchwriter/_ahead.pyx":245
- *                     return NULL
- *             sw_store_release(&walk.written_back, cursor)
- *         if sw_alarm_wait(&walk.alarm, nap_ns):             # <<<<<<<<<<<<<<
- *             return NULL
+
+    /* "scratchwriter/_ahead.pyx":249
+ *             if sw_alarm_wait(&walk.alarm, 0):
+ *                 return NULL
+ *         sw_store_release(&walk.written_back, before)             # <<<<<<<<<<<<<<
+ * 
  * 
 */
-    }
+    sw_store_release((&__pyx_v_walk->written_back), __pyx_v_before);
+    __pyx_L3_continue:;
   }
 
-  /* "scratchwriter/_ahead.pyx":221
+  /* "scratchwriter/_ahead.pyx":223
  * 
  * 
  * cdef void* _run_writeback(void* arg) noexcept nogil:             # <<<<<<<<<<<<<<
  *     cdef Walk* walk = <Walk*>arg
- *     cdef int64_t nap_ns = NAP_NS
+ *     cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes
 */
 
   /* function exit code */
@@ -5270,10 +5297,11 @@ static void *__pyx_f_13scratchwriter_6_ahead__run_writeback(void *__pyx_v_arg) {
 
 
 
+
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":262
+/* "scratchwriter/_ahead.pyx":265
  *     cdef list regions
  * 
  *     def __cinit__(             # <<<<<<<<<<<<<<
@@ -5323,50 +5351,50 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_plan,&__pyx_mstate_global->__pyx_n_u_writer,&__pyx_mstate_global->__pyx_n_u_regions,&__pyx_mstate_global->__pyx_n_u_memory_stop_nbytes,&__pyx_mstate_global->__pyx_n_u_window_nbytes,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL_TPNEW(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 262, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 265, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  5:
         values[4] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 4);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 262, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 265, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 262, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 265, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 262, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 265, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 262, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 265, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 262, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 265, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__cinit__", 0) < (0)) __PYX_ERR(0, 262, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__cinit__", 0) < (0)) __PYX_ERR(0, 265, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 5; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__cinit__", 1, 5, 5, i); __PYX_ERR(0, 262, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__cinit__", 1, 5, 5, i); __PYX_ERR(0, 265, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 5)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 262, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 265, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 262, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 265, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 262, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 265, __pyx_L3_error)
       values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 262, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 265, __pyx_L3_error)
       values[4] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 4);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 262, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(0, 265, __pyx_L3_error)
     }
     __pyx_v_plan = values[0];
     __pyx_v_writer = ((struct __pyx_obj_13scratchwriter_5_core_FrameWriter *)values[1]);
@@ -5376,7 +5404,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("__cinit__", 1, 5, 5, __pyx_nargs); __PYX_ERR(0, 262, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("__cinit__", 1, 5, 5, __pyx_nargs); __PYX_ERR(0, 265, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -5387,8 +5415,8 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return -1;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_writer), __pyx_mstate_global->__pyx_ptype_13scratchwriter_5_core_FrameWriter, 1, "writer", 0))) __PYX_ERR(0, 263, __pyx_L1_error)
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_regions), (&PyList_Type), 1, "regions", 1))) __PYX_ERR(0, 263, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_writer), __pyx_mstate_global->__pyx_ptype_13scratchwriter_5_core_FrameWriter, 1, "writer", 0))) __PYX_ERR(0, 266, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_regions), (&PyList_Type), 1, "regions", 1))) __PYX_ERR(0, 266, __pyx_L1_error)
   __pyx_r = __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(((struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *)__pyx_v_self), __pyx_v_plan, __pyx_v_writer, __pyx_v_regions, __pyx_v_memory_stop_nbytes, __pyx_v_window_nbytes);
 
   /* function exit code */
@@ -5437,7 +5465,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__cinit__", 0);
 
-  /* "scratchwriter/_ahead.pyx":265
+  /* "scratchwriter/_ahead.pyx":268
  *         self, plan, FrameWriter writer, list regions, memory_stop_nbytes, window_nbytes
  *     ):
  *         cdef Walk* walk = &self.walk             # <<<<<<<<<<<<<<
@@ -5446,20 +5474,20 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_walk = (&__pyx_v_self->walk);
 
-  /* "scratchwriter/_ahead.pyx":266
+  /* "scratchwriter/_ahead.pyx":269
  *     ):
  *         cdef Walk* walk = &self.walk
  *         cdef int64_t position, n = plan.num_positions             # <<<<<<<<<<<<<<
  *         cdef int axis
  *         sw_mutex_init(&walk.working)
 */
-  __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_num_positions); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 266, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_num_positions); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 269, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_1); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 266, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_1); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 269, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_v_n = __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":268
+  /* "scratchwriter/_ahead.pyx":271
  *         cdef int64_t position, n = plan.num_positions
  *         cdef int axis
  *         sw_mutex_init(&walk.working)             # <<<<<<<<<<<<<<
@@ -5468,7 +5496,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   sw_mutex_init((&__pyx_v_walk->working));
 
-  /* "scratchwriter/_ahead.pyx":269
+  /* "scratchwriter/_ahead.pyx":272
  *         cdef int axis
  *         sw_mutex_init(&walk.working)
  *         sw_alarm_init(&walk.alarm)             # <<<<<<<<<<<<<<
@@ -5477,7 +5505,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   sw_alarm_init((&__pyx_v_walk->alarm));
 
-  /* "scratchwriter/_ahead.pyx":270
+  /* "scratchwriter/_ahead.pyx":273
  *         sw_mutex_init(&walk.working)
  *         sw_alarm_init(&walk.alarm)
  *         self.writer, self.regions = writer, list(regions)             # <<<<<<<<<<<<<<
@@ -5486,7 +5514,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_t_1 = ((PyObject *)__pyx_v_writer);
   __Pyx_INCREF(__pyx_t_1);
-  __pyx_t_3 = PySequence_List(__pyx_v_regions); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 270, __pyx_L1_error)
+  __pyx_t_3 = PySequence_List(__pyx_v_regions); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 273, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF((PyObject *)__pyx_v_self->writer);
@@ -5497,20 +5525,20 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   __Pyx_DECREF_SET(__pyx_v_self->regions, ((PyObject*)__pyx_t_3));
   __pyx_t_3 = 0;
 
-  /* "scratchwriter/_ahead.pyx":271
+  /* "scratchwriter/_ahead.pyx":274
  *         sw_alarm_init(&walk.alarm)
  *         self.writer, self.regions = writer, list(regions)
  *         walk.num_axes = len(plan.counts)             # <<<<<<<<<<<<<<
  *         for axis in range(walk.num_axes):
  *             walk.counts[axis] = plan.counts[axis] or 0
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_counts); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 271, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_counts); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 274, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = PyObject_Length(__pyx_t_3); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 271, __pyx_L1_error)
+  __pyx_t_4 = PyObject_Length(__pyx_t_3); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 274, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_walk->num_axes = __pyx_t_4;
 
-  /* "scratchwriter/_ahead.pyx":272
+  /* "scratchwriter/_ahead.pyx":275
  *         self.writer, self.regions = writer, list(regions)
  *         walk.num_axes = len(plan.counts)
  *         for axis in range(walk.num_axes):             # <<<<<<<<<<<<<<
@@ -5524,23 +5552,23 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   for (__pyx_t_7 = 0; __pyx_t_7 < __pyx_t_6; __pyx_t_7+=1) {
     __pyx_v_axis = __pyx_t_7;
 
-    /* "scratchwriter/_ahead.pyx":273
+    /* "scratchwriter/_ahead.pyx":276
  *         walk.num_axes = len(plan.counts)
  *         for axis in range(walk.num_axes):
  *             walk.counts[axis] = plan.counts[axis] or 0             # <<<<<<<<<<<<<<
  *             walk.strides_nbytes[axis] = plan.strides_nbytes[axis]
  *         walk.position_axis = -1 if plan.position_axis is None else plan.position_axis
 */
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_counts); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 273, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_counts); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 276, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_1 = __Pyx_GetItemInt(__pyx_t_3, __pyx_v_axis, int, 1, __Pyx_PyLong_From_int, 1, 1, 1, __Pyx_ReferenceSharing_OwnStrongReference); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 273, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_GetItemInt(__pyx_t_3, __pyx_v_axis, int, 1, __Pyx_PyLong_From_int, 1, 1, 1, __Pyx_ReferenceSharing_OwnStrongReference); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 276, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_t_1); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 273, __pyx_L1_error)
+    __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_t_1); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 276, __pyx_L1_error)
     if (!__pyx_t_8) {
       __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
     } else {
-      __pyx_t_9 = __Pyx_PyLong_As_int64_t(__pyx_t_1); if (unlikely((__pyx_t_9 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 273, __pyx_L1_error)
+      __pyx_t_9 = __Pyx_PyLong_As_int64_t(__pyx_t_1); if (unlikely((__pyx_t_9 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 276, __pyx_L1_error)
       __pyx_t_2 = __pyx_t_9;
       __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
       goto __pyx_L5_bool_binop_done;
@@ -5551,33 +5579,33 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
     (__pyx_v_walk->counts[__pyx_v_axis]) = __pyx_t_2;
 
 
-    /* "scratchwriter/_ahead.pyx":274
+    /* "scratchwriter/_ahead.pyx":277
  *         for axis in range(walk.num_axes):
  *             walk.counts[axis] = plan.counts[axis] or 0
  *             walk.strides_nbytes[axis] = plan.strides_nbytes[axis]             # <<<<<<<<<<<<<<
  *         walk.position_axis = -1 if plan.position_axis is None else plan.position_axis
  *         walk.num_positions = n
 */
-    __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_strides_nbytes); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 274, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_strides_nbytes); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 277, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __pyx_t_3 = __Pyx_GetItemInt(__pyx_t_1, __pyx_v_axis, int, 1, __Pyx_PyLong_From_int, 1, 1, 1, __Pyx_ReferenceSharing_OwnStrongReference); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 274, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_GetItemInt(__pyx_t_1, __pyx_v_axis, int, 1, __Pyx_PyLong_From_int, 1, 1, 1, __Pyx_ReferenceSharing_OwnStrongReference); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 277, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 274, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 277, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     (__pyx_v_walk->strides_nbytes[__pyx_v_axis]) = __pyx_t_2;
 
   }
 
 
-  /* "scratchwriter/_ahead.pyx":275
+  /* "scratchwriter/_ahead.pyx":278
  *             walk.counts[axis] = plan.counts[axis] or 0
  *             walk.strides_nbytes[axis] = plan.strides_nbytes[axis]
  *         walk.position_axis = -1 if plan.position_axis is None else plan.position_axis             # <<<<<<<<<<<<<<
  *         walk.num_positions = n
  *         walk.num_frames = -1 if plan.is_unbounded else plan.num_frames
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_position_axis); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 275, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_position_axis); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 278, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __pyx_t_8 = (__pyx_t_3 == Py_None);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
@@ -5585,16 +5613,16 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 
     __pyx_t_5 = -1;
   } else {
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_position_axis); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 275, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_position_axis); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 278, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_6 = __Pyx_PyLong_As_int(__pyx_t_3); if (unlikely((__pyx_t_6 == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 275, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyLong_As_int(__pyx_t_3); if (unlikely((__pyx_t_6 == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 278, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     __pyx_t_5 = __pyx_t_6;
   }
 
   __pyx_v_walk->position_axis = __pyx_t_5;
 
-  /* "scratchwriter/_ahead.pyx":276
+  /* "scratchwriter/_ahead.pyx":279
  *             walk.strides_nbytes[axis] = plan.strides_nbytes[axis]
  *         walk.position_axis = -1 if plan.position_axis is None else plan.position_axis
  *         walk.num_positions = n             # <<<<<<<<<<<<<<
@@ -5603,93 +5631,93 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_walk->num_positions = __pyx_v_n;
 
-  /* "scratchwriter/_ahead.pyx":277
+  /* "scratchwriter/_ahead.pyx":280
  *         walk.position_axis = -1 if plan.position_axis is None else plan.position_axis
  *         walk.num_positions = n
  *         walk.num_frames = -1 if plan.is_unbounded else plan.num_frames             # <<<<<<<<<<<<<<
  *         walk.frame_nbytes = plan.frame_nbytes
  *         walk.step_nbytes = plan.step_nbytes
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_is_unbounded); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 277, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_is_unbounded); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 280, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 277, __pyx_L1_error)
+  __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_8 < 0))) __PYX_ERR(0, 280, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   if (__pyx_t_8) {
 
     __pyx_t_2 = -1L;
   } else {
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_num_frames); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 277, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_num_frames); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 280, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_9 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_9 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 277, __pyx_L1_error)
+    __pyx_t_9 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_9 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 280, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     __pyx_t_2 = __pyx_t_9;
   }
 
   __pyx_v_walk->num_frames = __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":278
+  /* "scratchwriter/_ahead.pyx":281
  *         walk.num_positions = n
  *         walk.num_frames = -1 if plan.is_unbounded else plan.num_frames
  *         walk.frame_nbytes = plan.frame_nbytes             # <<<<<<<<<<<<<<
  *         walk.step_nbytes = plan.step_nbytes
  *         walk.visit_frames = plan.visit_frames
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_frame_nbytes); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 278, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_frame_nbytes); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 281, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 278, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 281, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_walk->frame_nbytes = __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":279
+  /* "scratchwriter/_ahead.pyx":282
  *         walk.num_frames = -1 if plan.is_unbounded else plan.num_frames
  *         walk.frame_nbytes = plan.frame_nbytes
  *         walk.step_nbytes = plan.step_nbytes             # <<<<<<<<<<<<<<
  *         walk.visit_frames = plan.visit_frames
  *         walk.in_order = plan.is_in_order
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_step_nbytes); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 279, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_step_nbytes); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 282, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 279, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 282, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_walk->step_nbytes = __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":280
+  /* "scratchwriter/_ahead.pyx":283
  *         walk.frame_nbytes = plan.frame_nbytes
  *         walk.step_nbytes = plan.step_nbytes
  *         walk.visit_frames = plan.visit_frames             # <<<<<<<<<<<<<<
  *         walk.in_order = plan.is_in_order
  *         walk.window_nbytes = window_nbytes
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_visit_frames); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 280, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_visit_frames); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 283, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 280, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 283, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_walk->visit_frames = __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":281
+  /* "scratchwriter/_ahead.pyx":284
  *         walk.step_nbytes = plan.step_nbytes
  *         walk.visit_frames = plan.visit_frames
  *         walk.in_order = plan.is_in_order             # <<<<<<<<<<<<<<
  *         walk.window_nbytes = window_nbytes
  *         walk.piece_nbytes = min(
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_is_in_order); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 281, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_plan, __pyx_mstate_global->__pyx_n_u_is_in_order); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 284, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_8 == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 281, __pyx_L1_error)
+  __pyx_t_8 = __Pyx_PyObject_IsTrue(__pyx_t_3); if (unlikely((__pyx_t_8 == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 284, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_walk->in_order = __pyx_t_8;
 
-  /* "scratchwriter/_ahead.pyx":282
+  /* "scratchwriter/_ahead.pyx":285
  *         walk.visit_frames = plan.visit_frames
  *         walk.in_order = plan.is_in_order
  *         walk.window_nbytes = window_nbytes             # <<<<<<<<<<<<<<
  *         walk.piece_nbytes = min(
  *             <int64_t>PIECE_NBYTES, max(walk.window_nbytes // (2 * n), walk.frame_nbytes)
 */
-  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_v_window_nbytes); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 282, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_v_window_nbytes); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 285, __pyx_L1_error)
   __pyx_v_walk->window_nbytes = __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":284
+  /* "scratchwriter/_ahead.pyx":287
  *         walk.window_nbytes = window_nbytes
  *         walk.piece_nbytes = min(
  *             <int64_t>PIECE_NBYTES, max(walk.window_nbytes // (2 * n), walk.frame_nbytes)             # <<<<<<<<<<<<<<
@@ -5702,11 +5730,11 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 
   if (unlikely(__pyx_t_9 == 0)) {
     PyErr_SetString(PyExc_ZeroDivisionError, "integer division or modulo by zero");
-    __PYX_ERR(0, 284, __pyx_L1_error)
+    __PYX_ERR(0, 287, __pyx_L1_error)
   }
   else if (sizeof(int64_t) == sizeof(long) && (!(((int64_t)-1) > 0)) && unlikely(__pyx_t_9 == (int64_t)-1)  && unlikely(__Pyx_UNARY_NEG_WOULD_OVERFLOW(__pyx_v_walk->window_nbytes))) {
     PyErr_SetString(PyExc_OverflowError, "value too large to perform division");
-    __PYX_ERR(0, 284, __pyx_L1_error)
+    __PYX_ERR(0, 287, __pyx_L1_error)
   }
 
   __pyx_t_10 = __Pyx_div_int64_t(__pyx_v_walk->window_nbytes, __pyx_t_9, 0);
@@ -5737,7 +5765,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   }
 
 
-  /* "scratchwriter/_ahead.pyx":283
+  /* "scratchwriter/_ahead.pyx":286
  *         walk.in_order = plan.is_in_order
  *         walk.window_nbytes = window_nbytes
  *         walk.piece_nbytes = min(             # <<<<<<<<<<<<<<
@@ -5747,7 +5775,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   __pyx_v_walk->piece_nbytes = __pyx_t_10;
 
 
-  /* "scratchwriter/_ahead.pyx":286
+  /* "scratchwriter/_ahead.pyx":289
  *             <int64_t>PIECE_NBYTES, max(walk.window_nbytes // (2 * n), walk.frame_nbytes)
  *         )
  *         walk.arrays = writer._arrays             # <<<<<<<<<<<<<<
@@ -5758,7 +5786,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 
   __pyx_v_walk->arrays = __pyx_t_11;
 
-  /* "scratchwriter/_ahead.pyx":287
+  /* "scratchwriter/_ahead.pyx":290
  *         )
  *         walk.arrays = writer._arrays
  *         walk.cursor = &writer._cursor             # <<<<<<<<<<<<<<
@@ -5767,7 +5795,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_walk->cursor = (&__pyx_v_writer->_cursor);
 
-  /* "scratchwriter/_ahead.pyx":288
+  /* "scratchwriter/_ahead.pyx":291
  *         walk.arrays = writer._arrays
  *         walk.cursor = &writer._cursor
  *         walk.mappings = <Mapping**>calloc(n, sizeof(Mapping*))             # <<<<<<<<<<<<<<
@@ -5776,7 +5804,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_walk->mappings = ((struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping **)calloc(__pyx_v_n, (sizeof(struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *))));
 
-  /* "scratchwriter/_ahead.pyx":289
+  /* "scratchwriter/_ahead.pyx":292
  *         walk.cursor = &writer._cursor
  *         walk.mappings = <Mapping**>calloc(n, sizeof(Mapping*))
  *         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))             # <<<<<<<<<<<<<<
@@ -5785,7 +5813,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_walk->memory_stop_nbytes = ((int64_t *)calloc(__pyx_v_n, (sizeof(int64_t))));
 
-  /* "scratchwriter/_ahead.pyx":290
+  /* "scratchwriter/_ahead.pyx":293
  *         walk.mappings = <Mapping**>calloc(n, sizeof(Mapping*))
  *         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))             # <<<<<<<<<<<<<<
@@ -5794,7 +5822,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_walk->prepared_nbytes = ((int64_t *)calloc(__pyx_v_n, (sizeof(int64_t))));
 
-  /* "scratchwriter/_ahead.pyx":291
+  /* "scratchwriter/_ahead.pyx":294
  *         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         walk.written_back_nbytes = <int64_t*>calloc(n, sizeof(int64_t))             # <<<<<<<<<<<<<<
@@ -5803,7 +5831,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_walk->written_back_nbytes = ((int64_t *)calloc(__pyx_v_n, (sizeof(int64_t))));
 
-  /* "scratchwriter/_ahead.pyx":293
+  /* "scratchwriter/_ahead.pyx":296
  *         walk.written_back_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         if (
  *             walk.mappings == NULL or walk.memory_stop_nbytes == NULL             # <<<<<<<<<<<<<<
@@ -5821,7 +5849,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
     goto __pyx_L8_bool_binop_done;
   }
 
-  /* "scratchwriter/_ahead.pyx":294
+  /* "scratchwriter/_ahead.pyx":297
  *         if (
  *             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
  *             or walk.prepared_nbytes == NULL or walk.written_back_nbytes == NULL             # <<<<<<<<<<<<<<
@@ -5855,7 +5883,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 
   __pyx_L8_bool_binop_done:;
 
-  /* "scratchwriter/_ahead.pyx":292
+  /* "scratchwriter/_ahead.pyx":295
  *         walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         walk.written_back_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         if (             # <<<<<<<<<<<<<<
@@ -5865,7 +5893,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   if (unlikely(__pyx_t_8)) {
 
 
-    /* "scratchwriter/_ahead.pyx":296
+    /* "scratchwriter/_ahead.pyx":299
  *             or walk.prepared_nbytes == NULL or walk.written_back_nbytes == NULL
  *         ):
  *             raise MemoryError(f"tables of {n} positions")             # <<<<<<<<<<<<<<
@@ -5873,7 +5901,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
  *             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
 */
     __pyx_t_1 = NULL;
-    __pyx_t_13 = __Pyx_PyUnicode_From_int64_t(__pyx_v_n, 0, ' ', 'd'); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 296, __pyx_L1_error)
+    __pyx_t_13 = __Pyx_PyUnicode_From_int64_t(__pyx_v_n, 0, ' ', 'd'); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 299, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_13);
     __pyx_t_14[0] = __pyx_mstate_global->__pyx_kp_u_tables_of;
     __pyx_t_14[1] = __pyx_t_13;
@@ -5884,7 +5912,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
     #endif
     __pyx_t_5 = 0;
     __pyx_t_15 = __Pyx_PyUnicode_Join(__pyx_t_14, 3, __pyx_t_4, __pyx_t_5);
-    if (unlikely(!__pyx_t_15)) __PYX_ERR(0, 296, __pyx_L1_error)
+    if (unlikely(!__pyx_t_15)) __PYX_ERR(0, 299, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_15);
     __Pyx_DECREF(__pyx_t_13); __pyx_t_13 = 0;
     __pyx_t_16 = 1;
@@ -5893,14 +5921,14 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
       __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_MemoryError)), __pyx_callargs+__pyx_t_16, (2-__pyx_t_16) | (__pyx_t_16*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_1); __pyx_t_1 = 0;
       __Pyx_DECREF(__pyx_t_15); __pyx_t_15 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 296, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 299, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
     }
     __Pyx_Raise(__pyx_t_3, 0, 0, 0);
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __PYX_ERR(0, 296, __pyx_L1_error)
+    __PYX_ERR(0, 299, __pyx_L1_error)
 
-    /* "scratchwriter/_ahead.pyx":292
+    /* "scratchwriter/_ahead.pyx":295
  *         walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         walk.written_back_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
  *         if (             # <<<<<<<<<<<<<<
@@ -5909,7 +5937,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":297
+  /* "scratchwriter/_ahead.pyx":300
  *         ):
  *             raise MemoryError(f"tables of {n} positions")
  *         for position in range(n):             # <<<<<<<<<<<<<<
@@ -5923,7 +5951,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   for (__pyx_t_9 = 0; __pyx_t_9 < __pyx_t_2; __pyx_t_9+=1) {
     __pyx_v_position = __pyx_t_9;
 
-    /* "scratchwriter/_ahead.pyx":298
+    /* "scratchwriter/_ahead.pyx":301
  *             raise MemoryError(f"tables of {n} positions")
  *         for position in range(n):
  *             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping             # <<<<<<<<<<<<<<
@@ -5932,31 +5960,31 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
     if (unlikely(__pyx_v_regions == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 298, __pyx_L1_error)
+      __PYX_ERR(0, 301, __pyx_L1_error)
     }
-    __pyx_t_3 = __Pyx_GetItemInt_List(__pyx_v_regions, __pyx_v_position, int64_t, 1, __Pyx_PyLong_From_int64_t, 1, 1, 1, __Pyx_ReferenceSharing_FunctionArgument); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 298, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_GetItemInt_List(__pyx_v_regions, __pyx_v_position, int64_t, 1, __Pyx_PyLong_From_int64_t, 1, 1, 1, __Pyx_ReferenceSharing_FunctionArgument); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 301, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    if (!(likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_13scratchwriter_7_region_7_mapped_MappedRegion)))) __PYX_ERR(0, 298, __pyx_L1_error)
+    if (!(likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_13scratchwriter_7_region_7_mapped_MappedRegion)))) __PYX_ERR(0, 301, __pyx_L1_error)
     (__pyx_v_walk->mappings[__pyx_v_position]) = (&((struct __pyx_obj_13scratchwriter_7_region_7_mapped_MappedRegion *)__pyx_t_3)->mapping);
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "scratchwriter/_ahead.pyx":299
+    /* "scratchwriter/_ahead.pyx":302
  *         for position in range(n):
  *             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
  *             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]             # <<<<<<<<<<<<<<
  *         self.pid = getpid()
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
 */
-    __pyx_t_3 = __Pyx_GetItemInt(__pyx_v_memory_stop_nbytes, __pyx_v_position, int64_t, 1, __Pyx_PyLong_From_int64_t, 1, 1, 1, __Pyx_ReferenceSharing_FunctionArgument); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 299, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_GetItemInt(__pyx_v_memory_stop_nbytes, __pyx_v_position, int64_t, 1, __Pyx_PyLong_From_int64_t, 1, 1, 1, __Pyx_ReferenceSharing_FunctionArgument); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 302, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_17 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_17 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 299, __pyx_L1_error)
+    __pyx_t_17 = __Pyx_PyLong_As_int64_t(__pyx_t_3); if (unlikely((__pyx_t_17 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 302, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     (__pyx_v_walk->memory_stop_nbytes[__pyx_v_position]) = __pyx_t_17;
 
   }
 
 
-  /* "scratchwriter/_ahead.pyx":300
+  /* "scratchwriter/_ahead.pyx":303
  *             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
  *             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
  *         self.pid = getpid()             # <<<<<<<<<<<<<<
@@ -5965,7 +5993,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_self->pid = getpid();
 
-  /* "scratchwriter/_ahead.pyx":301
+  /* "scratchwriter/_ahead.pyx":304
  *             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
  *         self.pid = getpid()
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0             # <<<<<<<<<<<<<<
@@ -5974,7 +6002,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
 */
   __pyx_v_self->runs_ahead = (sw_thread_start((&__pyx_v_self->ahead_thread), __pyx_f_13scratchwriter_6_ahead__run_ahead, __pyx_v_walk) == 0);
 
-  /* "scratchwriter/_ahead.pyx":262
+  /* "scratchwriter/_ahead.pyx":265
  *     cdef list regions
  * 
  *     def __cinit__(             # <<<<<<<<<<<<<<
@@ -6002,7 +6030,7 @@ static int __pyx_pf_13scratchwriter_6_ahead_11AheadThread___cinit__(struct __pyx
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":303
+/* "scratchwriter/_ahead.pyx":306
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -6027,7 +6055,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
   int __pyx_t_1;
   int __pyx_t_2;
 
-  /* "scratchwriter/_ahead.pyx":304
+  /* "scratchwriter/_ahead.pyx":307
  * 
  *     def __dealloc__(self):
  *         if self.pid and self.pid != getpid():             # <<<<<<<<<<<<<<
@@ -6053,7 +6081,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":305
+    /* "scratchwriter/_ahead.pyx":308
  *     def __dealloc__(self):
  *         if self.pid and self.pid != getpid():
  *             return  # a fork's copy: what the threads held is in no known state             # <<<<<<<<<<<<<<
@@ -6064,7 +6092,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
     }
     goto __pyx_L0;
 
-    /* "scratchwriter/_ahead.pyx":304
+    /* "scratchwriter/_ahead.pyx":307
  * 
  *     def __dealloc__(self):
  *         if self.pid and self.pid != getpid():             # <<<<<<<<<<<<<<
@@ -6073,7 +6101,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":306
+  /* "scratchwriter/_ahead.pyx":309
  *         if self.pid and self.pid != getpid():
  *             return  # a fork's copy: what the threads held is in no known state
  *         self._join()             # <<<<<<<<<<<<<<
@@ -6082,7 +6110,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(__pyx_v_self);
 
-  /* "scratchwriter/_ahead.pyx":307
+  /* "scratchwriter/_ahead.pyx":310
  *             return  # a fork's copy: what the threads held is in no known state
  *         self._join()
  *         sw_alarm_destroy(&self.walk.alarm)             # <<<<<<<<<<<<<<
@@ -6091,7 +6119,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   sw_alarm_destroy((&__pyx_v_self->walk.alarm));
 
-  /* "scratchwriter/_ahead.pyx":308
+  /* "scratchwriter/_ahead.pyx":311
  *         self._join()
  *         sw_alarm_destroy(&self.walk.alarm)
  *         sw_mutex_destroy(&self.walk.working)             # <<<<<<<<<<<<<<
@@ -6100,7 +6128,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   sw_mutex_destroy((&__pyx_v_self->walk.working));
 
-  /* "scratchwriter/_ahead.pyx":309
+  /* "scratchwriter/_ahead.pyx":312
  *         sw_alarm_destroy(&self.walk.alarm)
  *         sw_mutex_destroy(&self.walk.working)
  *         free(self.walk.mappings)             # <<<<<<<<<<<<<<
@@ -6109,7 +6137,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   free(__pyx_v_self->walk.mappings);
 
-  /* "scratchwriter/_ahead.pyx":310
+  /* "scratchwriter/_ahead.pyx":313
  *         sw_mutex_destroy(&self.walk.working)
  *         free(self.walk.mappings)
  *         free(self.walk.memory_stop_nbytes)             # <<<<<<<<<<<<<<
@@ -6118,7 +6146,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   free(__pyx_v_self->walk.memory_stop_nbytes);
 
-  /* "scratchwriter/_ahead.pyx":311
+  /* "scratchwriter/_ahead.pyx":314
  *         free(self.walk.mappings)
  *         free(self.walk.memory_stop_nbytes)
  *         free(self.walk.prepared_nbytes)             # <<<<<<<<<<<<<<
@@ -6127,7 +6155,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   free(__pyx_v_self->walk.prepared_nbytes);
 
-  /* "scratchwriter/_ahead.pyx":312
+  /* "scratchwriter/_ahead.pyx":315
  *         free(self.walk.memory_stop_nbytes)
  *         free(self.walk.prepared_nbytes)
  *         free(self.walk.written_back_nbytes)             # <<<<<<<<<<<<<<
@@ -6136,7 +6164,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 */
   free(__pyx_v_self->walk.written_back_nbytes);
 
-  /* "scratchwriter/_ahead.pyx":303
+  /* "scratchwriter/_ahead.pyx":306
  *         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -6149,7 +6177,7 @@ static void __pyx_pf_13scratchwriter_6_ahead_11AheadThread_2__dealloc__(struct _
 
 }
 
-/* "scratchwriter/_ahead.pyx":314
+/* "scratchwriter/_ahead.pyx":317
  *         free(self.walk.written_back_nbytes)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -6185,7 +6213,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_12frames_ahead__
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__get__", 0);
 
-  /* "scratchwriter/_ahead.pyx":316
+  /* "scratchwriter/_ahead.pyx":319
  *     @property
  *     def frames_ahead(self):
  *         return max(             # <<<<<<<<<<<<<<
@@ -6195,7 +6223,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_12frames_ahead__
 
   __pyx_t_1 = 0;
 
-  /* "scratchwriter/_ahead.pyx":317
+  /* "scratchwriter/_ahead.pyx":320
  *     def frames_ahead(self):
  *         return max(
  *             sw_load_acquire(&self.walk.ahead) - sw_load_acquire(self.walk.cursor[0]), 0             # <<<<<<<<<<<<<<
@@ -6214,7 +6242,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_12frames_ahead__
     __pyx_t_3 = __pyx_t_2;
   }
 
-  __pyx_t_5 = __Pyx_PyLong_From_int64_t(__pyx_t_3); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 317, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyLong_From_int64_t(__pyx_t_3); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 320, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_5);
 
   {
@@ -6228,7 +6256,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_12frames_ahead__
   __pyx_t_5 = 0;
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":314
+  /* "scratchwriter/_ahead.pyx":317
  *         free(self.walk.written_back_nbytes)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -6247,7 +6275,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_12frames_ahead__
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":320
+/* "scratchwriter/_ahead.pyx":323
  *         )
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -6279,14 +6307,14 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_19frames_written
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__get__", 0);
 
-  /* "scratchwriter/_ahead.pyx":322
+  /* "scratchwriter/_ahead.pyx":325
  *     @property
  *     def frames_written_back(self):
  *         return sw_load_acquire(&self.walk.written_back)             # <<<<<<<<<<<<<<
  * 
- *     def start_writeback(self):
+ *     def start_writeback(self, backlog_nbytes):
 */
-  __pyx_t_1 = __Pyx_PyLong_From_int64_t(sw_load_acquire((&__pyx_v_self->walk.written_back))); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 322, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_From_int64_t(sw_load_acquire((&__pyx_v_self->walk.written_back))); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 325, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   {
     PyObject *__pyx_temp;
@@ -6299,7 +6327,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_19frames_written
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":320
+  /* "scratchwriter/_ahead.pyx":323
  *         )
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -6318,12 +6346,12 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_19frames_written
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":324
+/* "scratchwriter/_ahead.pyx":327
  *         return sw_load_acquire(&self.walk.written_back)
  * 
- *     def start_writeback(self):             # <<<<<<<<<<<<<<
- *         if not self.runs_writeback and self.pid == getpid():
- *             self.runs_writeback = (
+ *     def start_writeback(self, backlog_nbytes):             # <<<<<<<<<<<<<<
+ *         if not self.runs_writeback:
+ *             self.walk.backlog_nbytes = backlog_nbytes
 */
 
 /* Python wrapper */
@@ -6341,10 +6369,15 @@ PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ) {
+  PyObject *__pyx_v_backlog_nbytes = 0;
   #if !CYTHON_VECTORCALL
   CYTHON_UNUSED Py_ssize_t __pyx_nargs;
   #endif
   CYTHON_UNUSED PyObject *const *__pyx_kwvalues;
+  PyObject* values[1] = {0};
+  int __pyx_lineno = 0;
+  const char *__pyx_filename = NULL;
+  int __pyx_clineno = 0;
   PyObject *__pyx_r = 0;
   __Pyx_RefNannyDeclarations
   __Pyx_RefNannySetupContext("start_writeback (wrapper)", 0);
@@ -6356,52 +6389,125 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   #endif
   #endif
   __pyx_kwvalues = __Pyx_KwValues_FASTCALL(__pyx_args, __pyx_nargs);
-  if (unlikely(__pyx_nargs > 0)) { __Pyx_RaiseArgtupleInvalid("start_writeback", 1, 0, 0, __pyx_nargs); return NULL; }
-  const Py_ssize_t __pyx_kwds_len = unlikely(__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-  if (unlikely(__pyx_kwds_len < 0)) return NULL;
-  if (unlikely(__pyx_kwds_len > 0)) {__Pyx_RejectKeywords("start_writeback", __pyx_kwds); return NULL;}
-  __pyx_r = __pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback(((struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *)__pyx_v_self));
+  {
+    PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_backlog_nbytes,0};
+    const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 327, __pyx_L3_error)
+    if (__pyx_kwds_len > 0) {
+      switch (__pyx_nargs) {
+        case  1:
+        values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 327, __pyx_L3_error)
+        CYTHON_FALLTHROUGH;
+        case  0: break;
+        default: goto __pyx_L5_argtuple_error;
+      }
+      const Py_ssize_t kwd_pos_args = __pyx_nargs;
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "start_writeback", 0) < (0)) __PYX_ERR(0, 327, __pyx_L3_error)
+      for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("start_writeback", 1, 1, 1, i); __PYX_ERR(0, 327, __pyx_L3_error) }
+      }
+    } else if (unlikely(__pyx_nargs != 1)) {
+      goto __pyx_L5_argtuple_error;
+    } else {
+      values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 327, __pyx_L3_error)
+    }
+    __pyx_v_backlog_nbytes = values[0];
+  }
+  goto __pyx_L6_skip;
+  __pyx_L5_argtuple_error:;
+  __Pyx_RaiseArgtupleInvalid("start_writeback", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 327, __pyx_L3_error)
+  __pyx_L6_skip:;
+  goto __pyx_L4_argument_unpacking_done;
+  __pyx_L3_error:;
+  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
+    Py_XDECREF(values[__pyx_temp]);
+  }
+  __Pyx_AddTraceback("scratchwriter._ahead.AheadThread.start_writeback", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __Pyx_RefNannyFinishContext();
+  return NULL;
+  __pyx_L4_argument_unpacking_done:;
+  __pyx_r = __pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback(((struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *)__pyx_v_self), __pyx_v_backlog_nbytes);
 
   /* function exit code */
+  for (Py_ssize_t __pyx_temp=0; __pyx_temp < (Py_ssize_t)(sizeof(values)/sizeof(values[0])); ++__pyx_temp) {
+    Py_XDECREF(values[__pyx_temp]);
+  }
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self) {
+static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self, PyObject *__pyx_v_backlog_nbytes) {
   PyObject *__pyx_r = NULL;
   __Pyx_RefNannyDeclarations
   int __pyx_t_1;
-  int __pyx_t_2;
+  int64_t __pyx_t_2;
+  int __pyx_t_3;
+  int __pyx_lineno = 0;
+  const char *__pyx_filename = NULL;
+  int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("start_writeback", 0);
 
-  /* "scratchwriter/_ahead.pyx":325
+  /* "scratchwriter/_ahead.pyx":328
  * 
- *     def start_writeback(self):
+ *     def start_writeback(self, backlog_nbytes):
+ *         if not self.runs_writeback:             # <<<<<<<<<<<<<<
+ *             self.walk.backlog_nbytes = backlog_nbytes
+ *         if not self.runs_writeback and self.pid == getpid():
+*/
+  __pyx_t_1 = (!__pyx_v_self->runs_writeback);
+
+  if (__pyx_t_1) {
+
+
+    /* "scratchwriter/_ahead.pyx":329
+ *     def start_writeback(self, backlog_nbytes):
+ *         if not self.runs_writeback:
+ *             self.walk.backlog_nbytes = backlog_nbytes             # <<<<<<<<<<<<<<
+ *         if not self.runs_writeback and self.pid == getpid():
+ *             self.runs_writeback = (
+*/
+    __pyx_t_2 = __Pyx_PyLong_As_int64_t(__pyx_v_backlog_nbytes); if (unlikely((__pyx_t_2 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 329, __pyx_L1_error)
+    __pyx_v_self->walk.backlog_nbytes = __pyx_t_2;
+
+    /* "scratchwriter/_ahead.pyx":328
+ * 
+ *     def start_writeback(self, backlog_nbytes):
+ *         if not self.runs_writeback:             # <<<<<<<<<<<<<<
+ *             self.walk.backlog_nbytes = backlog_nbytes
+ *         if not self.runs_writeback and self.pid == getpid():
+*/
+  }
+
+  /* "scratchwriter/_ahead.pyx":330
+ *         if not self.runs_writeback:
+ *             self.walk.backlog_nbytes = backlog_nbytes
  *         if not self.runs_writeback and self.pid == getpid():             # <<<<<<<<<<<<<<
  *             self.runs_writeback = (
  *                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
 */
-  __pyx_t_2 = (!__pyx_v_self->runs_writeback);
+  __pyx_t_3 = (!__pyx_v_self->runs_writeback);
 
-  if (__pyx_t_2) {
+  if (__pyx_t_3) {
 
   } else {
 
-    __pyx_t_1 = __pyx_t_2;
+    __pyx_t_1 = __pyx_t_3;
 
-    goto __pyx_L4_bool_binop_done;
+    goto __pyx_L5_bool_binop_done;
   }
-  __pyx_t_2 = (__pyx_v_self->pid == getpid());
+  __pyx_t_3 = (__pyx_v_self->pid == getpid());
 
 
-  __pyx_t_1 = __pyx_t_2;
+  __pyx_t_1 = __pyx_t_3;
 
-  __pyx_L4_bool_binop_done:;
+  __pyx_L5_bool_binop_done:;
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":326
- *     def start_writeback(self):
+    /* "scratchwriter/_ahead.pyx":331
+ *             self.walk.backlog_nbytes = backlog_nbytes
  *         if not self.runs_writeback and self.pid == getpid():
  *             self.runs_writeback = (             # <<<<<<<<<<<<<<
  *                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
@@ -6409,31 +6515,36 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_4start_writeback
 */
     __pyx_v_self->runs_writeback = (sw_thread_start((&__pyx_v_self->writeback_thread), __pyx_f_13scratchwriter_6_ahead__run_writeback, (&__pyx_v_self->walk)) == 0);
 
-    /* "scratchwriter/_ahead.pyx":325
- * 
- *     def start_writeback(self):
+    /* "scratchwriter/_ahead.pyx":330
+ *         if not self.runs_writeback:
+ *             self.walk.backlog_nbytes = backlog_nbytes
  *         if not self.runs_writeback and self.pid == getpid():             # <<<<<<<<<<<<<<
  *             self.runs_writeback = (
  *                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":324
+  /* "scratchwriter/_ahead.pyx":327
  *         return sw_load_acquire(&self.walk.written_back)
  * 
- *     def start_writeback(self):             # <<<<<<<<<<<<<<
- *         if not self.runs_writeback and self.pid == getpid():
- *             self.runs_writeback = (
+ *     def start_writeback(self, backlog_nbytes):             # <<<<<<<<<<<<<<
+ *         if not self.runs_writeback:
+ *             self.walk.backlog_nbytes = backlog_nbytes
 */
 
   /* function exit code */
   __pyx_r = Py_None; __Pyx_INCREF(Py_None);
+  goto __pyx_L0;
+  __pyx_L1_error:;
+  __Pyx_AddTraceback("scratchwriter._ahead.AheadThread.start_writeback", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __pyx_r = NULL;
+  __pyx_L0:;
   __Pyx_XGIVEREF(__pyx_r);
   __Pyx_RefNannyFinishContext();
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":330
+/* "scratchwriter/_ahead.pyx":335
  *             )
  * 
  *     def prepare_now(self, position, start_nbytes):             # <<<<<<<<<<<<<<
@@ -6480,39 +6591,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_position,&__pyx_mstate_global->__pyx_n_u_start_nbytes,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 330, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 335, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 330, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 335, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 330, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 335, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "prepare_now", 0) < (0)) __PYX_ERR(0, 330, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "prepare_now", 0) < (0)) __PYX_ERR(0, 335, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("prepare_now", 1, 2, 2, i); __PYX_ERR(0, 330, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("prepare_now", 1, 2, 2, i); __PYX_ERR(0, 335, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 330, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 335, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 330, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 335, __pyx_L3_error)
     }
     __pyx_v_position = values[0];
     __pyx_v_start_nbytes = values[1];
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("prepare_now", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 330, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("prepare_now", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 335, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -6547,7 +6658,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("prepare_now", 0);
 
-  /* "scratchwriter/_ahead.pyx":331
+  /* "scratchwriter/_ahead.pyx":336
  * 
  *     def prepare_now(self, position, start_nbytes):
  *         cdef Walk* walk = &self.walk             # <<<<<<<<<<<<<<
@@ -6556,19 +6667,19 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
 */
   __pyx_v_walk = (&__pyx_v_self->walk);
 
-  /* "scratchwriter/_ahead.pyx":332
+  /* "scratchwriter/_ahead.pyx":337
  *     def prepare_now(self, position, start_nbytes):
  *         cdef Walk* walk = &self.walk
  *         cdef int64_t at = position, start = start_nbytes             # <<<<<<<<<<<<<<
  *         cdef int code
  *         with nogil:
 */
-  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_position); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 332, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_position); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 337, __pyx_L1_error)
   __pyx_v_at = __pyx_t_1;
-  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_start_nbytes); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 332, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_start_nbytes); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 337, __pyx_L1_error)
   __pyx_v_start = __pyx_t_1;
 
-  /* "scratchwriter/_ahead.pyx":334
+  /* "scratchwriter/_ahead.pyx":339
  *         cdef int64_t at = position, start = start_nbytes
  *         cdef int code
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -6581,7 +6692,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
       __Pyx_FastGIL_Remember();
       /*try:*/ {
 
-        /* "scratchwriter/_ahead.pyx":335
+        /* "scratchwriter/_ahead.pyx":340
  *         cdef int code
  *         with nogil:
  *             self._lock()             # <<<<<<<<<<<<<<
@@ -6590,7 +6701,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
 */
         __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(__pyx_v_self);
 
-        /* "scratchwriter/_ahead.pyx":336
+        /* "scratchwriter/_ahead.pyx":341
  *         with nogil:
  *             self._lock()
  *             code = _prepare_slot(walk, at, start)             # <<<<<<<<<<<<<<
@@ -6599,7 +6710,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
 */
         __pyx_v_code = __pyx_f_13scratchwriter_6_ahead__prepare_slot(__pyx_v_walk, __pyx_v_at, __pyx_v_start);
 
-        /* "scratchwriter/_ahead.pyx":337
+        /* "scratchwriter/_ahead.pyx":342
  *             self._lock()
  *             code = _prepare_slot(walk, at, start)
  *             sw_mutex_unlock(&walk.working)             # <<<<<<<<<<<<<<
@@ -6609,7 +6720,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
         sw_mutex_unlock((&__pyx_v_walk->working));
       }
 
-      /* "scratchwriter/_ahead.pyx":334
+      /* "scratchwriter/_ahead.pyx":339
  *         cdef int64_t at = position, start = start_nbytes
  *         cdef int code
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -6626,14 +6737,14 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
       }
   }
 
-  /* "scratchwriter/_ahead.pyx":338
+  /* "scratchwriter/_ahead.pyx":343
  *             code = _prepare_slot(walk, at, start)
  *             sw_mutex_unlock(&walk.working)
  *         return code             # <<<<<<<<<<<<<<
  * 
  *     def forget(self, position, start_nbytes):
 */
-  __pyx_t_2 = __Pyx_PyLong_From_int(__pyx_v_code); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 338, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyLong_From_int(__pyx_v_code); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 343, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   {
     PyObject *__pyx_temp;
@@ -6646,7 +6757,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
   __pyx_t_2 = 0;
   goto __pyx_L0;
 
-  /* "scratchwriter/_ahead.pyx":330
+  /* "scratchwriter/_ahead.pyx":335
  *             )
  * 
  *     def prepare_now(self, position, start_nbytes):             # <<<<<<<<<<<<<<
@@ -6669,7 +6780,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_6prepare_now(str
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":340
+/* "scratchwriter/_ahead.pyx":345
  *         return code
  * 
  *     def forget(self, position, start_nbytes):             # <<<<<<<<<<<<<<
@@ -6716,39 +6827,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_position,&__pyx_mstate_global->__pyx_n_u_start_nbytes,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 340, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 345, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 340, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 345, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 340, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 345, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "forget", 0) < (0)) __PYX_ERR(0, 340, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "forget", 0) < (0)) __PYX_ERR(0, 345, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("forget", 1, 2, 2, i); __PYX_ERR(0, 340, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("forget", 1, 2, 2, i); __PYX_ERR(0, 345, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 340, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 345, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 340, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 345, __pyx_L3_error)
     }
     __pyx_v_position = values[0];
     __pyx_v_start_nbytes = values[1];
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("forget", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 340, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("forget", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 345, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -6784,7 +6895,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("forget", 0);
 
-  /* "scratchwriter/_ahead.pyx":341
+  /* "scratchwriter/_ahead.pyx":346
  * 
  *     def forget(self, position, start_nbytes):
  *         cdef Walk* walk = &self.walk             # <<<<<<<<<<<<<<
@@ -6793,19 +6904,19 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
 */
   __pyx_v_walk = (&__pyx_v_self->walk);
 
-  /* "scratchwriter/_ahead.pyx":342
+  /* "scratchwriter/_ahead.pyx":347
  *     def forget(self, position, start_nbytes):
  *         cdef Walk* walk = &self.walk
  *         cdef int64_t at = position, start = start_nbytes             # <<<<<<<<<<<<<<
  *         with nogil:
  *             self._lock()
 */
-  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_position); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 342, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_position); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 347, __pyx_L1_error)
   __pyx_v_at = __pyx_t_1;
-  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_start_nbytes); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 342, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_As_int64_t(__pyx_v_start_nbytes); if (unlikely((__pyx_t_1 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 347, __pyx_L1_error)
   __pyx_v_start = __pyx_t_1;
 
-  /* "scratchwriter/_ahead.pyx":343
+  /* "scratchwriter/_ahead.pyx":348
  *         cdef Walk* walk = &self.walk
  *         cdef int64_t at = position, start = start_nbytes
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -6818,7 +6929,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
       __Pyx_FastGIL_Remember();
       /*try:*/ {
 
-        /* "scratchwriter/_ahead.pyx":344
+        /* "scratchwriter/_ahead.pyx":349
  *         cdef int64_t at = position, start = start_nbytes
  *         with nogil:
  *             self._lock()             # <<<<<<<<<<<<<<
@@ -6827,7 +6938,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
 */
         __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(__pyx_v_self);
 
-        /* "scratchwriter/_ahead.pyx":345
+        /* "scratchwriter/_ahead.pyx":350
  *         with nogil:
  *             self._lock()
  *             walk.prepared_nbytes[at] = min(walk.prepared_nbytes[at], start)             # <<<<<<<<<<<<<<
@@ -6851,7 +6962,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
         (__pyx_v_walk->prepared_nbytes[__pyx_v_at]) = __pyx_t_3;
 
 
-        /* "scratchwriter/_ahead.pyx":346
+        /* "scratchwriter/_ahead.pyx":351
  *             self._lock()
  *             walk.prepared_nbytes[at] = min(walk.prepared_nbytes[at], start)
  *             sw_mutex_unlock(&walk.working)             # <<<<<<<<<<<<<<
@@ -6861,7 +6972,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
         sw_mutex_unlock((&__pyx_v_walk->working));
       }
 
-      /* "scratchwriter/_ahead.pyx":343
+      /* "scratchwriter/_ahead.pyx":348
  *         cdef Walk* walk = &self.walk
  *         cdef int64_t at = position, start = start_nbytes
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -6878,7 +6989,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
       }
   }
 
-  /* "scratchwriter/_ahead.pyx":340
+  /* "scratchwriter/_ahead.pyx":345
  *         return code
  * 
  *     def forget(self, position, start_nbytes):             # <<<<<<<<<<<<<<
@@ -6901,7 +7012,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_8forget(struct _
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":348
+/* "scratchwriter/_ahead.pyx":353
  *             sw_mutex_unlock(&walk.working)
  * 
  *     def stop(self):             # <<<<<<<<<<<<<<
@@ -6956,7 +7067,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
   int __pyx_t_1;
   __Pyx_RefNannySetupContext("stop", 0);
 
-  /* "scratchwriter/_ahead.pyx":349
+  /* "scratchwriter/_ahead.pyx":354
  * 
  *     def stop(self):
  *         if self.pid == getpid():             # <<<<<<<<<<<<<<
@@ -6968,7 +7079,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
   if (__pyx_t_1) {
 
 
-    /* "scratchwriter/_ahead.pyx":350
+    /* "scratchwriter/_ahead.pyx":355
  *     def stop(self):
  *         if self.pid == getpid():
  *             self._join()             # <<<<<<<<<<<<<<
@@ -6977,7 +7088,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
 */
     __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(__pyx_v_self);
 
-    /* "scratchwriter/_ahead.pyx":349
+    /* "scratchwriter/_ahead.pyx":354
  * 
  *     def stop(self):
  *         if self.pid == getpid():             # <<<<<<<<<<<<<<
@@ -6986,7 +7097,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
 */
   }
 
-  /* "scratchwriter/_ahead.pyx":348
+  /* "scratchwriter/_ahead.pyx":353
  *             sw_mutex_unlock(&walk.working)
  * 
  *     def stop(self):             # <<<<<<<<<<<<<<
@@ -7001,7 +7112,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
   return __pyx_r;
 }
 
-/* "scratchwriter/_ahead.pyx":352
+/* "scratchwriter/_ahead.pyx":357
  *             self._join()
  * 
  *     cdef void _lock(self) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -7011,7 +7122,7 @@ static PyObject *__pyx_pf_13scratchwriter_6_ahead_11AheadThread_10stop(struct __
 
 static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self) {
 
-  /* "scratchwriter/_ahead.pyx":353
+  /* "scratchwriter/_ahead.pyx":358
  * 
  *     cdef void _lock(self) noexcept nogil:
  *         sw_add(&self.walk.waiting, 1)             # <<<<<<<<<<<<<<
@@ -7020,7 +7131,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(struct __pyx_obj
 */
   sw_add((&__pyx_v_self->walk.waiting), 1);
 
-  /* "scratchwriter/_ahead.pyx":354
+  /* "scratchwriter/_ahead.pyx":359
  *     cdef void _lock(self) noexcept nogil:
  *         sw_add(&self.walk.waiting, 1)
  *         sw_mutex_lock(&self.walk.working)             # <<<<<<<<<<<<<<
@@ -7029,7 +7140,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(struct __pyx_obj
 */
   sw_mutex_lock((&__pyx_v_self->walk.working));
 
-  /* "scratchwriter/_ahead.pyx":355
+  /* "scratchwriter/_ahead.pyx":360
  *         sw_add(&self.walk.waiting, 1)
  *         sw_mutex_lock(&self.walk.working)
  *         sw_add(&self.walk.waiting, -1)             # <<<<<<<<<<<<<<
@@ -7038,7 +7149,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(struct __pyx_obj
 */
   sw_add((&__pyx_v_self->walk.waiting), -1L);
 
-  /* "scratchwriter/_ahead.pyx":352
+  /* "scratchwriter/_ahead.pyx":357
  *             self._join()
  * 
  *     cdef void _lock(self) noexcept nogil:             # <<<<<<<<<<<<<<
@@ -7049,7 +7160,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(struct __pyx_obj
   /* function exit code */
 }
 
-/* "scratchwriter/_ahead.pyx":357
+/* "scratchwriter/_ahead.pyx":362
  *         sw_add(&self.walk.waiting, -1)
  * 
  *     cdef void _join(self) noexcept:             # <<<<<<<<<<<<<<
@@ -7059,7 +7170,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__lock(struct __pyx_obj
 
 static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *__pyx_v_self) {
 
-  /* "scratchwriter/_ahead.pyx":358
+  /* "scratchwriter/_ahead.pyx":363
  * 
  *     cdef void _join(self) noexcept:
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -7072,7 +7183,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
       __Pyx_FastGIL_Remember();
       /*try:*/ {
 
-        /* "scratchwriter/_ahead.pyx":359
+        /* "scratchwriter/_ahead.pyx":364
  *     cdef void _join(self) noexcept:
  *         with nogil:
  *             sw_alarm_ring(&self.walk.alarm)             # <<<<<<<<<<<<<<
@@ -7081,7 +7192,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
 */
         sw_alarm_ring((&__pyx_v_self->walk.alarm));
 
-        /* "scratchwriter/_ahead.pyx":360
+        /* "scratchwriter/_ahead.pyx":365
  *         with nogil:
  *             sw_alarm_ring(&self.walk.alarm)
  *             if self.runs_ahead:             # <<<<<<<<<<<<<<
@@ -7090,7 +7201,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
 */
         if (__pyx_v_self->runs_ahead) {
 
-          /* "scratchwriter/_ahead.pyx":361
+          /* "scratchwriter/_ahead.pyx":366
  *             sw_alarm_ring(&self.walk.alarm)
  *             if self.runs_ahead:
  *                 sw_thread_join(self.ahead_thread)             # <<<<<<<<<<<<<<
@@ -7099,7 +7210,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
 */
           sw_thread_join(__pyx_v_self->ahead_thread);
 
-          /* "scratchwriter/_ahead.pyx":360
+          /* "scratchwriter/_ahead.pyx":365
  *         with nogil:
  *             sw_alarm_ring(&self.walk.alarm)
  *             if self.runs_ahead:             # <<<<<<<<<<<<<<
@@ -7108,7 +7219,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
 */
         }
 
-        /* "scratchwriter/_ahead.pyx":362
+        /* "scratchwriter/_ahead.pyx":367
  *             if self.runs_ahead:
  *                 sw_thread_join(self.ahead_thread)
  *             if self.runs_writeback:             # <<<<<<<<<<<<<<
@@ -7117,7 +7228,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
 */
         if (__pyx_v_self->runs_writeback) {
 
-          /* "scratchwriter/_ahead.pyx":363
+          /* "scratchwriter/_ahead.pyx":368
  *                 sw_thread_join(self.ahead_thread)
  *             if self.runs_writeback:
  *                 sw_thread_join(self.writeback_thread)             # <<<<<<<<<<<<<<
@@ -7125,7 +7236,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
 */
           sw_thread_join(__pyx_v_self->writeback_thread);
 
-          /* "scratchwriter/_ahead.pyx":362
+          /* "scratchwriter/_ahead.pyx":367
  *             if self.runs_ahead:
  *                 sw_thread_join(self.ahead_thread)
  *             if self.runs_writeback:             # <<<<<<<<<<<<<<
@@ -7135,7 +7246,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
         }
       }
 
-      /* "scratchwriter/_ahead.pyx":358
+      /* "scratchwriter/_ahead.pyx":363
  * 
  *     cdef void _join(self) noexcept:
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -7152,7 +7263,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
       }
   }
 
-  /* "scratchwriter/_ahead.pyx":364
+  /* "scratchwriter/_ahead.pyx":369
  *             if self.runs_writeback:
  *                 sw_thread_join(self.writeback_thread)
  *         self.runs_ahead = self.runs_writeback = False             # <<<<<<<<<<<<<<
@@ -7160,7 +7271,7 @@ static void __pyx_f_13scratchwriter_6_ahead_11AheadThread__join(struct __pyx_obj
   __pyx_v_self->runs_ahead = 0;
   __pyx_v_self->runs_writeback = 0;
 
-  /* "scratchwriter/_ahead.pyx":357
+  /* "scratchwriter/_ahead.pyx":362
  *         sw_add(&self.walk.waiting, -1)
  * 
  *     cdef void _join(self) noexcept:             # <<<<<<<<<<<<<<
@@ -7473,14 +7584,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_13scratchwriter_6_ahead_AheadThread(_
   __pyx_vtable_13scratchwriter_6_ahead_AheadThread._lock = (void (*)(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *))__pyx_f_13scratchwriter_6_ahead_11AheadThread__lock;
   __pyx_vtable_13scratchwriter_6_ahead_AheadThread._join = (void (*)(struct __pyx_obj_13scratchwriter_6_ahead_AheadThread *))__pyx_f_13scratchwriter_6_ahead_11AheadThread__join;
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_13scratchwriter_6_ahead_AheadThread_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread)) __PYX_ERR(0, 251, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_13scratchwriter_6_ahead_AheadThread_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread)) __PYX_ERR(0, 254, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread = &__pyx_type_13scratchwriter_6_ahead_AheadThread;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread) < (0)) __PYX_ERR(0, 251, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread) < (0)) __PYX_ERR(0, 254, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread);
@@ -7490,8 +7601,8 @@ static int __Pyx_modinit_Exttype___pyx_obj_13scratchwriter_6_ahead_AheadThread(_
     __pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread, __pyx_vtabptr_13scratchwriter_6_ahead_AheadThread) < (0)) __PYX_ERR(0, 251, __pyx_L1_error)
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_AheadThread, (PyObject *) __pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread) < (0)) __PYX_ERR(0, 251, __pyx_L1_error)
+  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread, __pyx_vtabptr_13scratchwriter_6_ahead_AheadThread) < (0)) __PYX_ERR(0, 254, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_AheadThread, (PyObject *) __pyx_mstate->__pyx_ptype_13scratchwriter_6_ahead_AheadThread) < (0)) __PYX_ERR(0, 254, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -7868,7 +7979,7 @@ __Pyx_RefNannySetupContext("PyInit__ahead", 0);
   if (__Pyx_InitAfterSharedUtility() < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
   /*--- Execution code ---*/
 
-  /* "scratchwriter/_ahead.pyx":357
+  /* "scratchwriter/_ahead.pyx":362
  *         sw_add(&self.walk.waiting, -1)
  * 
  *     cdef void _join(self) noexcept:             # <<<<<<<<<<<<<<
@@ -7938,29 +8049,29 @@ static int __Pyx_InitConstants(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   {
-    const struct { const unsigned int length: 8; } str_length_index[] = {{10},{1},{179},{8},{7},{6},{2},{9},{10},{11},{20},{8},{10},{8},{14},{12},{18},{6},{12},{11},{12},{5},{18},{10},{13},{4},{3},{8},{13},{7},{10},{12},{11},{14},{6},{12},{13},{6}};
+    const struct { const unsigned int length: 8; } str_length_index[] = {{10},{1},{179},{8},{7},{6},{2},{9},{10},{11},{20},{8},{10},{8},{14},{12},{14},{18},{6},{12},{11},{12},{5},{18},{10},{13},{4},{3},{8},{13},{7},{10},{12},{11},{14},{6},{12},{13},{6}};
     const struct { const unsigned int length: 8; } bytes_length_index[] = {{221}};
     #ifndef CYTHON_COMPRESS_STRINGS
       #define CYTHON_COMPRESS_STRINGS 0
     #endif
-    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (416 bytes) */
-static const char cstring[] = "x\332\255R\333\216\3240\014\235O\361\333\002\202\225\020#\340\r!.\022\017\254F\210\367\310M\334i\230\324\t\26133\375{\234vv\265\037@\244\332\307\3129\266k\007J\226\2501\263|z\310J\240\023*|Yt\312\014Q P\212\003UTJ\013\210\326\350\225j\0471\034\276\035\336\354?\356\0019@\245?\344U@\332\340\023\212\220@\036ah1id\320\245\220\334\303\217\021\226\334\200\211\002h\206b\274\347\002\235\210AH;\200;d\316\212\2751g\362\310\307;\010\261Z\221x\246\256\376\216I\350\036Cp\306\243\020\005\207D\304\335\036}\224\r\005\355v\355\345\363D\030~O\325\254s\207\345j\337W\373\031\367@W\375E\243s3Fvv\346\034Z\242\216\030\347\325\027c\237\327L=\372\3330m7>E&g*\255\350i@\177\362\271\261\312X\3735\017\213\222D\351\204\\\003U\203\215\007c\004kWi\226\231\346\\\027\047\232\313\215\315mv\253zEO\233)\t\271\344\362\030?z\207\327(\225\216\235bs\0134bK*\212Uo\371D\251<\301\032\003\311-:cjf\243%\272\025\274D\016\371r\273\276Tk\260FVxa\272\346\025\266)\250{\373N\274\275\006?m\024\367\301m\r\030\230\261\024\n\356\2479[\027\274z\r\226\340\375\336\351\313\335\377\312\364,\245\235\031O\344\372B\373jv6\240\226\354\235\356J\245\202\225v\225\204\352\231\334\220\262?\311n\233\313Z\254\257\352\037\031]%\233";
-    PyObject *data = __Pyx_DecompressString(cstring, 416, 1);
+    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (422 bytes) */
+static const char cstring[] = "x\332\255R\333\216\3240\014\235O\361\333\002\202\225\020#\340\r!.\022\017\254F\210\367\310M\334i\230\324\t\26133\375{\234vv\265\037@\244\332\307\312\361\261k\007J\226\2501\263|z\310J\240\023*|Yt\312\014Q P\212\003UTJ\013\210\326\350\225j\0471\034\276\035\336\354?\356\0019@\245?\344U@\332\340\023\212\220@\036ah1id\320\245\220\334\303\217\021\226\334\200\211\002h\206b\274\347\t:\021\203\220v\000w\310\234\025{c\316\322#\037\357 \304jE\342\231z\366wLB\367\030\2023\036\205(8$\"\356\366\350\243l(h\267k/\237\047\302\360{\252f\235;,W\373\276\332\317\270\007\272\352/\032\235\2331\262\2633\347\320\022u\3048\257\276\030\373\274*\365\350o\303\264\335\014\350O)\037\035\017\213\222\370\024\231\234ihEO\375\316\347\306*c\355\344\215\023\245\023r\rT\r6\036\214\021\254y\245Yf\232s]\234h.76\267\331\255\331+z\332SI\310%\227\307\370\321;\274F\251t\354\024\233b\240\021[RQ\254z\323\023\245\362\004k\014$\267\350\214\251\231\215&t+x\211\034\362\345v}\251\326`\215\254\360\302\362\232W\330f\242\356\355;\361\3666\374\264Q\334\007\2675``\306R(\270\237\346ly\360\3525\230\300\373\275\323\227\273\377\245\364L\322\316\214\047r}\275}Q;\033PK\366jw\245R\301J\273JB\365LnH\331\237d\267\315e-\326W\365\017\313\335+b";
+    PyObject *data = __Pyx_DecompressString(cstring, 422, 1);
     #define __Pyx_DecompressString_LZSS_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #else /* compression: none (760 bytes) */
-static const char bytes[] = " positions?Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablegcisenabledtables of AheadThread__Pyx_PyDict_NextRef__main____module____name____pyx_vtable____qualname__cline_in_tracebackcountsframe_nbytesis_in_orderis_unboundeditemsmemory_stop_nbytesnum_framesnum_positionsplanpoppositionposition_axisregionssetdefaultstart_nbytesstep_nbytesstrides_nbytesvaluesvisit_frameswindow_nbyteswriterint (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t)\000int (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t, int64_t)\000\000\000\000make_readable\000populate\000prepare\000reserve_blocks\000start_writeback";
+    #else /* compression: none (774 bytes) */
+static const char bytes[] = " positions?Note that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablegcisenabledtables of AheadThread__Pyx_PyDict_NextRef__main____module____name____pyx_vtable____qualname__backlog_nbytescline_in_tracebackcountsframe_nbytesis_in_orderis_unboundeditemsmemory_stop_nbytesnum_framesnum_positionsplanpoppositionposition_axisregionssetdefaultstart_nbytesstep_nbytesstrides_nbytesvaluesvisit_frameswindow_nbyteswriterint (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t)\000int (struct __pyx_t_13scratchwriter_7_region_7_mapped_Mapping *, int64_t, int64_t)\000\000\000\000make_readable\000populate\000prepare\000reserve_blocks\000start_writeback";
     PyObject *data = NULL;
     #define __Pyx_DecompressString_UNUSED
     #define __Pyx_DecompressString_LZSS_UNUSED
     #endif
     PyObject **stringtab = __pyx_mstate->__pyx_string_tab;
     Py_ssize_t pos = 0;
-    for (int i = 0; i < 38; i++) {
+    for (int i = 0; i < 39; i++) {
       Py_ssize_t bytes_length = str_length_index[i].length;
       PyObject *string = PyUnicode_DecodeUTF8(bytes + pos, bytes_length, NULL);
       if (likely(string) && i >= 9) PyUnicode_InternInPlace(&string);
@@ -7971,8 +8082,8 @@ static const char bytes[] = " positions?Note that Cython is deliberately stricte
       stringtab[i] = string;
       pos += bytes_length;
     }
-    for (int i = 38; i < 39; i++) {
-      Py_ssize_t bytes_length = bytes_length_index[i-38].length;
+    for (int i = 39; i < 40; i++) {
+      Py_ssize_t bytes_length = bytes_length_index[i-39].length;
       PyObject *string = PyBytes_FromStringAndSize(bytes + pos, bytes_length);
       stringtab[i] = string;
       pos += bytes_length;
@@ -7982,14 +8093,14 @@ static const char bytes[] = " positions?Note that Cython is deliberately stricte
       }
     }
     Py_XDECREF(data);
-    for (Py_ssize_t i = 0; i < 39; i++) {
+    for (Py_ssize_t i = 0; i < 40; i++) {
       if (unlikely(PyObject_Hash(stringtab[i]) == -1)) {
         __PYX_ERR(0, 1, __pyx_L1_error)
       }
     }
     #if CYTHON_IMMORTAL_CONSTANTS
     {
-      PyObject **table = stringtab + 38;
+      PyObject **table = stringtab + 39;
       for (Py_ssize_t i=0; i<1; ++i) {
         #if PY_VERSION_HEX >= 0x030F0000
         PyUnstable_SetImmortal(table[i]);

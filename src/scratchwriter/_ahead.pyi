@@ -43,8 +43,8 @@ class AheadThread:
     def frames_written_back(self) -> int:
         """Frames that the disk has, with all before them."""
 
-    def start_writeback(self) -> None:
-        """Begin to write files back behind the frames."""
+    def start_writeback(self, backlog_nbytes: int) -> None:
+        """Begin to write back what is more than so many bytes behind the frames."""
 
     def prepare_now(self, position: int, start_nbytes: int) -> int:
         """Prepare the slot at `start_nbytes`; return 0, an errno, or -1 past the end."""

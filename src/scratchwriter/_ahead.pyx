@@ -5,8 +5,8 @@ prepares the slots that it comes to: pages in memory are populated; a file is al
 filled with zeros and mapped. An append then takes no page fault and makes no system call.
 (The idea of a pre-toucher is Chronicle Queue's.)
 
-A second thread, for files only, starts to write back what is behind the cursor, early and
-evenly, before the kernel finds that there is too much of it and makes the writer wait.
+A second thread, for files only, writes back what is far behind the cursor, evenly, before
+the kernel finds that there is too much of it and makes those wait who fill pages.
 
 Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
 writer therefore goes no further than `writable_nbytes`, which this thread stores when it
@@ -56,6 +56,7 @@ cdef extern from "platform.h" nogil:
     void sw_store_release(int64_t* p, int64_t value)
     int sw_thread_start(sw_thread* thread, void* (*run)(void*) noexcept nogil, void* arg)
     void sw_thread_join(sw_thread thread)
+    void sw_thread_yields_to_others()
     void sw_alarm_init(sw_alarm* alarm)
     void sw_alarm_destroy(sw_alarm* alarm)
     bint sw_alarm_wait(sw_alarm* alarm, int64_t timeout_ns)
@@ -67,7 +68,7 @@ cdef enum:
     PIECE_NBYTES = 2 << 20            # prepared at a time
     NAP_NS = 500_000                  # while frames come
     LONGEST_NAP_NS = 20_000_000       # while none do
-    WRITEBACK_NBYTES = 16 << 20       # started at a time, over all positions
+    WRITEBACK_NBYTES = 16 << 20       # written back at a time, over all positions
 
 cdef struct Walk:
     # The plan and what it is about: set once
@@ -83,6 +84,7 @@ cdef struct Walk:
     bint in_order                     # slots of a position come in the order of its bytes
     int64_t window_nbytes
     int64_t piece_nbytes
+    int64_t backlog_nbytes            # behind the cursor, that may wait for the disk
     int64_t* memory_stop_nbytes       # per position: the most that may be in memory
     Array* arrays                     # the writer's
     int64_t** cursor                  # the writer's, and it may change where it is
@@ -220,30 +222,31 @@ cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept
 
 cdef void* _run_writeback(void* arg) noexcept nogil:
     cdef Walk* walk = <Walk*>arg
-    cdef int64_t nap_ns = NAP_NS
-    cdef int64_t cursor, position, stop
+    cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes
+    cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1
+    cdef int64_t target, position, stop
     cdef int64_t before = 0
+    sw_thread_yields_to_others()
     while True:
-        cursor = _cursor(walk)
-        if (cursor - before) * walk.frame_nbytes < WRITEBACK_NBYTES:
-            nap_ns = min(2 * nap_ns, LONGEST_NAP_NS)
-        else:
-            nap_ns = NAP_NS
-            before = cursor
-            for position in range(walk.num_positions):
-                stop = _head_nbytes(walk, position, cursor)
-                if not walk.in_order:
-                    stop = stop // walk.step_nbytes * walk.step_nbytes
-                if _in_file(walk.mappings[position]):
-                    start_writeback(
-                        walk.mappings[position], walk.written_back_nbytes[position], stop
-                    )
-                walk.written_back_nbytes[position] = stop
-                if sw_alarm_wait(&walk.alarm, 0):
-                    return NULL
-            sw_store_release(&walk.written_back, cursor)
-        if sw_alarm_wait(&walk.alarm, nap_ns):
-            return NULL
+        target = _cursor(walk) - backlog_frames
+        if target - before < piece_frames:
+            if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
+                return NULL
+            continue
+        # Piece by piece, so that the disk is never given much at once.
+        before = before + piece_frames if walk.num_positions == 1 else target
+        for position in range(walk.num_positions):
+            stop = _head_nbytes(walk, position, before)
+            if not walk.in_order:
+                stop = stop // walk.step_nbytes * walk.step_nbytes
+            if _in_file(walk.mappings[position]):
+                start_writeback(
+                    walk.mappings[position], walk.written_back_nbytes[position], stop
+                )
+            walk.written_back_nbytes[position] = stop
+            if sw_alarm_wait(&walk.alarm, 0):
+                return NULL
+        sw_store_release(&walk.written_back, before)
 
 
 # --------------------------------------------------------------------------- class
@@ -321,7 +324,9 @@ cdef class AheadThread:
     def frames_written_back(self):
         return sw_load_acquire(&self.walk.written_back)
 
-    def start_writeback(self):
+    def start_writeback(self, backlog_nbytes):
+        if not self.runs_writeback:
+            self.walk.backlog_nbytes = backlog_nbytes
         if not self.runs_writeback and self.pid == getpid():
             self.runs_writeback = (
                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0

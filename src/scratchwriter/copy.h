@@ -10,8 +10,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Measured: from about the size of the L2 cache on it pays. */
-#define SW_STREAM_NBYTES (1 << 20)
+/* Measured into memory that is in no cache (1 GiB, one after the other): from 32 KiB on
+ * about twice as fast as memcpy. Left larger for the sake of who reads the last frame. */
+#define SW_STREAM_NBYTES (128 << 10)
 
 #if defined(__x86_64__) && defined(__SSE2__)
 

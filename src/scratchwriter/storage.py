@@ -189,7 +189,7 @@ class Storage:
             window_nbytes,
         )
         if self.folder is not None:
-            self._ahead.start_writeback()
+            self._ahead.start_writeback(policy.backlog_nbytes())
 
     def _stop_ahead(self) -> None:
         if self._ahead is not None:
@@ -316,7 +316,7 @@ class Storage:
         self._attach(position)
         if self._ahead is not None:
             self._ahead.forget(position, start_nbytes)
-            self._ahead.start_writeback()
+            self._ahead.start_writeback(policy.backlog_nbytes())
         if all(region.path is not None for region in self.regions):
             self._saver = threading.Thread(target=self._try_save, name="scratchwriter")
             self._saver.start()

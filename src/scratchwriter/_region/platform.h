@@ -110,6 +110,7 @@ static inline int sw_pwrite(int fd, const char *data, size_t nbytes, int64_t off
 
 #include <sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 typedef pthread_t sw_thread;
 
@@ -124,6 +125,10 @@ static inline int sw_thread_start(sw_thread *thread, void *(*run)(void *), void 
     return code;
 }
 static inline void sw_thread_join(sw_thread thread) { pthread_join(thread, NULL); }
+/* Of the calling thread alone, on Linux. */
+static inline void sw_thread_yields_to_others(void) {
+    if (setpriority(PRIO_PROCESS, 0, 19) != 0) { /* as it is, then */ }
+}
 static inline void sw_yield(void) { sched_yield(); }
 
 /* Rings once and for all; who waits for it sleeps until then or for a time. */

@@ -37,6 +37,22 @@ def addresses_nbytes() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+def writeback_threshold_nbytes() -> int | None:
+    """Return how many bytes may wait for the disk before the kernel begins to write them.
+
+    None where the system does not say. (vm.dirty_background_bytes, or _ratio of the
+    memory that is available.)
+    """
+    vm = _PROC / "sys" / "vm"
+    nbytes = _number(vm / "dirty_background_bytes")
+    if nbytes:
+        return nbytes
+    percent, available = _number(vm / "dirty_background_ratio"), _machine_available()
+    if percent is None or available is None:
+        return None
+    return available * percent // 100
+
+
 def lock_file(fd: int) -> bool:
     """Lock an open file for as long as it is open; False if somebody else has.
 

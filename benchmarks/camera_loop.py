@@ -1,0 +1,145 @@
+"""A paced camera, and what becomes of its frames' time: writers side by side.
+
+    python benchmarks/camera_loop.py --size 512x512 --rate 2000 --frames 4000
+    python benchmarks/camera_loop.py --suite
+
+README.md says what is measured and how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from bars import ALL, OURS, ROWS
+from report import Figures, Measurement, draw, markdown_table
+from session import LIMIT, Camera, Session, describe_machine, open_session, run_in_turn
+from writers import WRITERS, Work, is_able
+
+
+def main() -> None:
+    options = parse()
+    with open_session(options.folder) as session:
+        machine = describe_machine(session.folder)
+        versions = {name: WRITERS[name].version for name in WRITERS}
+        print(describe(machine, versions), flush=True)
+        measurements: list[Measurement] = []
+        verdicts: list[list[str]] = []
+        for camera, writers, bars in plan(options, session.folder):
+            measurement = measure(session, camera, writers, options.repetitions)
+            print(measurement, flush=True)
+            measurements.append(measurement)
+            verdicts += [bar.judge(measurement) for bar in bars]
+    if verdicts:
+        print("\n".join(markdown_table(["work", "bar", "measured", "met"], verdicts)))
+    if options.json:
+        report = {
+            "machine": machine,
+            "versions": versions,
+            "measurements": [m.as_dict() for m in measurements],
+            "bars": verdicts,
+        }
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        draw(measurements, options.plot)
+
+
+def plan(
+    options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[Camera, Sequence[str], Sequence[Any]]]:
+    """Yield what to measure: a camera, the writers, and the bars."""
+    if options.suite is None:
+        for storage, length in product(options.storage, options.length):
+            work = Work(
+                *options.size,
+                options.frames,
+                storage == "disk",
+                length == "bounded",
+                options.metadata,
+            )
+            yield Camera(work, options.rate, options.batch), options.writers, ()
+        return
+    for name in options.suite or ROWS:
+        row = ROWS[name]
+        for camera in row.cameras(folder):
+            chosen = shortened(camera) if options.quick else camera
+            yield chosen, row.writers, row.bars(chosen)
+
+
+def shortened(camera: Camera) -> Camera:
+    """Return a tenth of it, to see that it runs."""
+    frames = camera.work.frames // 10 // camera.batch * camera.batch
+    work = Work(**{**asdict(camera.work), "frames": frames})
+    return Camera(work, camera.rate_hz, camera.batch)
+
+
+def measure(
+    session: Session, camera: Camera, writers: Sequence[str], repetitions: int
+) -> Measurement:
+    able = [writer for writer in writers if is_able(writer, camera.work)]
+    runs, variant = run_in_turn(session, camera, able, repetitions)
+    figures = {writer: Figures.of(found) for writer, found in runs.items()}
+    return Measurement(camera, figures, variant)
+
+
+def describe(machine: dict[str, Any], versions: dict[str, str]) -> str:
+    machine_text = ", ".join(f"{key} {value}" for key, value in machine.items())
+    versions_text = ", ".join(f"{key} {value}" for key, value in versions.items())
+    return f"{machine_text}\n{versions_text}\n"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    camera = parser.add_argument_group("camera")
+    camera.add_argument("--size", type=size, default=(512, 512), metavar="HEIGHTxWIDTH")
+    camera.add_argument(
+        "--rate", type=float, default=2000, metavar="HZ", help="0: as fast as it can"
+    )
+    camera.add_argument("--frames", type=int, default=4000)
+    camera.add_argument(
+        "--batch", type=int, default=1, help="frames timed together, at rate 0 only"
+    )
+    camera.add_argument(
+        "--storage", nargs="+", choices=("memory", "disk"), default=["memory"]
+    )
+    camera.add_argument(
+        "--length", nargs="+", choices=("bounded", "unbounded"), default=["bounded"]
+    )
+    camera.add_argument(
+        "--metadata", action="store_true", help="four plain values with each frame"
+    )
+    parser.add_argument("--writers", nargs="+", choices=ALL, default=list(ALL))
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--suite",
+        nargs="*",
+        choices=tuple(ROWS),
+        metavar="ROW",
+        help=f"instead: the bars of the project ({', '.join(ROWS)}; default: all)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a tenth of the suite once: not to be quoted"
+    )
+    parser.add_argument("--folder", type=Path, help="on a disk, for files")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    if options.quick:
+        options.repetitions = 1
+    if options.metadata:  # the limit has none
+        options.writers = [writer for writer in options.writers if writer != LIMIT]
+    return options
+
+
+def size(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
+if __name__ == "__main__":
+    main()

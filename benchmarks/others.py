@@ -1,0 +1,121 @@
+"""What else people keep frames in, for bandwidth.py: each used as fast as it goes.
+
+All store plain uint16, uncompressed, one frame per chunk where there are chunks, and may
+use as many threads as they like. `append` returns when the camera may have its buffer
+back; that is what all of them have in common.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from writers import Target, Work, Writer, assign_to
+
+
+def open_zarr(work: Work, folder: Path) -> Target:
+    import zarr
+
+    array = zarr.create_array(
+        str(folder / "frames.zarr") if work.on_disk else zarr.storage.MemoryStore(),
+        shape=work.shape,
+        chunks=(1, work.height, work.width),
+        dtype="uint16",
+        compressors=None,
+    )
+    return assign_to(array)
+
+
+def open_tensorstore(work: Work, folder: Path) -> Target:
+    import tensorstore
+
+    path = str(folder / "frames.zarr")
+    kvstore = {"driver": "file", "path": path} if work.on_disk else {"driver": "memory"}
+    chunk = {"chunk_shape": [1, work.height, work.width]}
+    metadata = {
+        "shape": list(work.shape),
+        "data_type": "uint16",
+        "chunk_grid": {"name": "regular", "configuration": chunk},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+    }
+    spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata, "create": True}
+    array = tensorstore.open(spec).result()
+    pending: list[Any] = []
+
+    def append(i: int, frame: Any) -> None:
+        write = array[i].write(frame)
+        write.copy.result()  # the frame may change from here on
+        pending.append(write)
+
+    return Target(
+        "for i, frame in enumerate(frames, first)",
+        "append(i, frame)",
+        {"append": append},
+        lambda: [write.result() for write in pending],
+        lambda i: array[i].read().result(),
+    )
+
+
+def open_h5py(work: Work, folder: Path) -> Target:
+    import h5py
+
+    where = {} if work.on_disk else {"driver": "core", "backing_store": False}
+    file = h5py.File(folder / "frames.h5", "w", libver="latest", **where)
+    array = file.create_dataset("frames", work.shape, "uint16")
+    # write_direct: `array[i] = frame` copies more.
+    return Target(
+        "for i, frame in enumerate(frames, first)",
+        "array.write_direct(frame, dest_sel=i)",
+        {"array": array},
+        file.flush,
+        lambda i: array[i],
+    )
+
+
+def open_tifffile(work: Work, folder: Path) -> Target:
+    import tifffile
+
+    path = folder / "frames.tif"
+    return assign_to(tifffile.memmap(path, shape=work.shape, dtype="uint16", bigtiff=True))
+
+
+def open_acquire_zarr(work: Work, folder: Path) -> Target:
+    import acquire_zarr
+    import zarr
+
+    path = str(folder / "frames.zarr")
+    sizes = {"t": (0, 1), "y": (work.height,) * 2, "x": (work.width,) * 2}
+    dimensions = [
+        acquire_zarr.Dimension(
+            name=name,
+            kind=getattr(acquire_zarr.DimensionType, "TIME" if name == "t" else "SPACE"),
+            array_size_px=size,
+            chunk_size_px=chunk,
+            shard_size_chunks=1,
+        )
+        for name, (size, chunk) in sizes.items()
+    ]
+    array = acquire_zarr.ArraySettings(
+        data_type=acquire_zarr.DataType.UINT16, dimensions=dimensions
+    )
+    stream = acquire_zarr.ZarrStream(
+        acquire_zarr.StreamSettings(store_path=path, arrays=[array], overwrite=True)
+    )
+    return Target(
+        "for frame in frames",
+        "append(frame)",
+        {"append": stream.append},
+        stream.close,
+        lambda i: np.asarray(zarr.open_array(path, mode="r")[i]),
+    )
+
+
+OTHERS = {
+    "zarr": Writer(open_zarr, "zarr", "zarr"),
+    "tensorstore": Writer(open_tensorstore, "tensorstore", "tensorstore"),
+    "h5py": Writer(open_h5py, "h5py", "h5py"),
+    "tifffile.memmap": Writer(open_tifffile, "tifffile", "tifffile"),
+    "acquire-zarr": Writer(open_acquire_zarr, "acquire_zarr", "acquire-zarr"),
+}
+DISK_ONLY = ("tifffile.memmap", "acquire-zarr")

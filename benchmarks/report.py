@@ -1,0 +1,234 @@
+"""What the runs come to: figures, tables, JSON, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from session import LIMIT, Camera, Run, Variant
+
+PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "max": 100.0}
+COLOURS = {
+    "scratchwriter": "#0072b2",
+    "ome-writers": "#d55e00",
+    "numpy": "#999999",
+    "numpy.memmap": "#999999",
+    LIMIT: "#009e73",
+}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The latencies of the repetitions of one writer, in microseconds."""
+
+    repetitions: list[npt.NDArray[np.float64]]
+    period_us: float
+
+    def percentile(self, name: str) -> float:
+        """Median over the repetitions."""
+        found = [exact_percentile(r, PERCENTILES[name]) for r in self.repetitions]
+        return float(np.median(found))
+
+    @property
+    def worst(self) -> float:
+        """Maximum over all repetitions."""
+        return float(max(r.max() for r in self.repetitions))
+
+    @property
+    def late(self) -> int:
+        """How many, in all repetitions, took longer than the period of the camera."""
+        if not self.period_us:
+            return 0
+        return sum(int((r > self.period_us).sum()) for r in self.repetitions)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **{name: self.percentile(name) for name in PERCENTILES},
+            "worst": self.worst,
+            "late": self.late,
+            "repetitions": [
+                {name: exact_percentile(r, q) for name, q in PERCENTILES.items()}
+                for r in self.repetitions
+            ],
+        }
+
+
+def exact_percentile(values: npt.NDArray[np.float64], q: float) -> float:
+    """Return the least value that at least `q` percent of the values do not exceed."""
+    return float(np.percentile(values, q, method="inverted_cdf"))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one writer did."""
+
+    inside: Latency
+    since_due: Latency | None  # without a rate nothing is ever due
+    frames_per_s: float
+    gb_per_s: float
+    facts: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Figures:
+        camera = runs[0].camera
+        period_us = camera.period_ns / 1e3
+        since_due = [run.since_due_us for run in runs] if period_us else []
+        return cls(
+            Latency([run.inside_us for run in runs], period_us),
+            Latency(since_due, period_us) if since_due else None,
+            float(np.median([run.frames_per_s for run in runs])),
+            float(np.median([run.gb_per_s for run in runs])),
+            [run.facts for run in runs],
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "inside_append_us": self.inside.as_dict(),
+            "since_due_us": self.since_due and self.since_due.as_dict(),
+            "frames_per_s": self.frames_per_s,
+            "gb_per_s": self.gb_per_s,
+            "runs": self.facts,
+        }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Writers side by side at one camera."""
+
+    camera: Camera
+    figures: Mapping[str, Figures]
+    variant: Variant | None
+
+    @property
+    def repetitions(self) -> int:
+        return len(next(iter(self.figures.values())).facts)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "camera": asdict(self.camera),
+            "limit": self.variant and str(self.variant),
+            "repetitions": self.repetitions,
+            "writers": {name: f.as_dict() for name, f in self.figures.items()},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"### {self.camera}; medians of {self.repetitions} repetitions", ""]
+        times = {"inside append": {n: f.inside for n, f in self.figures.items()}}
+        due = {n: f.since_due for n, f in self.figures.items() if f.since_due}
+        if due:
+            times["from due to done"] = due
+        for title, latencies in times.items():
+            lines += [*self._table(title, latencies), ""]
+        if self.variant is not None:
+            lines += [f"{LIMIT} is: {self.variant}.", ""]
+        return "\n".join(lines)
+
+    def _table(self, title: str, latencies: Mapping[str, Latency]) -> list[str]:
+        heads = [f"{title}, µs", *PERCENTILES, "worst max", "late", "frames/s", "GB/s"]
+        rows = []
+        for name, latency in latencies.items():
+            figures = self.figures[name]
+            late = f"{latency.late:,}" if latency.period_us else "-"
+            rows.append(
+                [
+                    name,
+                    *(number(latency.percentile(p)) for p in PERCENTILES),
+                    number(latency.worst),
+                    late,
+                    f"{figures.frames_per_s:,.0f}",
+                    f"{figures.gb_per_s:.2f}",
+                ]
+            )
+        return markdown_table(heads, rows)
+
+
+def number(value: float) -> str:
+    """Write a number with three digits that count."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table whose columns are as wide as their cells."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        return "| " + " | ".join([first.strip().ljust(widths[0]), *rest]) + " |"
+
+    dashes = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return [line(heads), line(dashes), *map(line, rows)]
+
+
+# ------------------------------------------------------------------------- picture
+
+
+def draw(measurements: Sequence[Measurement], path: Path) -> None:
+    """Draw latency against percentile, in the manner of HdrHistogram."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    columns = min(len(measurements), 2)
+    rows = -(-len(measurements) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(7 * columns, 4.5 * rows),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis in axes.flat[len(measurements) :]:
+        axis.remove()
+    for measurement, axis in zip(measurements, axes.flat, strict=False):
+        _draw_one(measurement, axis)
+    axes[0, 0].legend(frameon=False, loc="upper left")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_one(measurement: Measurement, axis: Any) -> None:
+    most = 0
+    for name, figures in measurement.figures.items():
+        colour = COLOURS.get(name)
+        main = figures.since_due or figures.inside
+        axis.plot(*_curve(main), color=colour, label=name, linewidth=1.8)
+        if figures.since_due:
+            axis.plot(*_curve(figures.inside), color=colour, linewidth=1, linestyle=":")
+        most = max(most, sum(map(len, main.repetitions)))
+    period_us = measurement.camera.period_ns / 1e3
+    if period_us:
+        axis.axhline(period_us, color="black", linewidth=0.8, linestyle="--")
+        axis.annotate(
+            "frame period", (1.1, period_us), xytext=(0, 3), textcoords="offset points"
+        )
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlim=(1, most),
+        xlabel="percentile",
+        ylabel="latency, µs" + (" (dotted: inside append)" if period_us else ""),
+        title=str(measurement.camera),
+    )
+    ticks = [10**n for n in range(len(str(most)))]
+    # One frame in so many took longer: 1 in 100 is the percentile 99.
+    axis.set_xticks(ticks, [f"{100 - 100 / t:.{max(len(str(t)) - 3, 0)}f}" for t in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+
+
+def _curve(latency: Latency) -> tuple[Any, Any]:
+    """Return 1/(1 - rank) and latency, of all repetitions together."""
+    values = np.sort(np.concatenate(latency.repetitions))
+    rest = len(values) / np.arange(len(values), 0, -1)
+    # More points than can be seen are left out, and never one of the tail.
+    shown = np.unique(np.searchsorted(rest, np.geomspace(1, len(values), 2000)))
+    shown = shown[shown < len(values)]
+    return rest[shown], values[shown]

@@ -1,0 +1,198 @@
+"""What is measured: the places to put frames, all behind one face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+NUM_SOURCES = 5  # distinct frames, in rotation; as in limit.c
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a camera gives, and where it is to go."""
+
+    height: int
+    width: int
+    frames: int
+    on_disk: bool = False
+    bounded: bool = True
+    with_metadata: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
+
+    @property
+    def frame_nbytes(self) -> int:
+        return 2 * self.height * self.width
+
+    @property
+    def nbytes(self) -> int:
+        return self.frames * self.frame_nbytes
+
+    def __str__(self) -> str:
+        return ", ".join(
+            [
+                f"{self.height}x{self.width} uint16",
+                "disk" if self.on_disk else "memory",
+                "bounded" if self.bounded else "unbounded",
+                *(["with metadata"] if self.with_metadata else []),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """An open place for frames.
+
+    Attributes
+    ----------
+    each, statement : str
+        Python source: the head of a loop over `frames` (and `records`, the metadata),
+        the first of which is number `first`; and what is done for one of them. They are
+        compiled into the measuring loop, so that nobody pays for a call that only the
+        benchmark makes.
+    names : dict
+        What the statement refers to.
+    close : callable
+        Makes it complete for readers.
+    read : callable
+        Gives a frame back by its number, after `close`.
+    read_metadata : callable
+        Gives the metadata of all frames back, after `close`.
+    """
+
+    each: str
+    statement: str
+    names: dict[str, Any]
+    close: Callable[[], object]
+    read: Callable[[int], npt.NDArray[np.uint16]]
+    read_metadata: Callable[[], list[dict[str, Any]]] = field(default=list)
+
+
+def make_sources(work: Work) -> list[npt.NDArray[np.uint16]]:
+    """Return the distinct frames; frame `i` is number `i % NUM_SOURCES` of them."""
+    rng = np.random.default_rng(0)
+    shape = (NUM_SOURCES, work.height, work.width)
+    return list(rng.integers(0, 2**16, shape, np.uint16))
+
+
+def make_records() -> list[dict[str, Any]]:
+    """Return metadata as a camera has it: four plain values, different for each frame."""
+    return [
+        {"index": i, "exposure_ms": 5.0, "elapsed_s": i / 2000, "camera": "Camera-1"}
+        for i in range(NUM_SOURCES)
+    ]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A place for frames that can be opened, and the package that it comes from."""
+
+    open: Callable[[Work, Path], Target]
+    module: str  # imported before anything is measured
+    distribution: str
+
+    @property
+    def version(self) -> str:
+        return version(self.distribution)
+
+
+# ------------------------------------------------------------------------- streams
+
+
+def _open_stream(
+    library: ModuleType, work: Work, folder: Path, get_array: Callable[[Any], Any]
+) -> Target:
+    sizes = {
+        "t": work.frames if work.bounded else None,
+        "y": work.height,
+        "x": work.width,
+    }
+    path = folder / "dataset"
+    stream = library.create_stream(
+        library.AcquisitionSettings(
+            root_path=str(path) if work.on_disk else "",
+            dimensions=library.dims_from_standard_axes(sizes),
+            dtype="uint16",
+            # What is to be measured in memory is not to go on in files.
+            format=library.ScratchFormat(max_memory_bytes=max(4 * GIB, 4 * work.nbytes)),
+        )
+    )
+
+    def read(i: int) -> npt.NDArray[np.uint16]:
+        return np.asarray(get_array(stream)[i])
+
+    def read_metadata() -> list[dict[str, Any]]:
+        lines = (path / "frame_metadata.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    if work.with_metadata:
+        each = "for frame, metadata in zip(frames, records)"
+        statement = "append(frame, frame_metadata=metadata)"
+    else:
+        each, statement = "for frame in frames", "append(frame)"
+    return Target(
+        each, statement, {"append": stream.append}, stream.close, read, read_metadata
+    )
+
+
+def open_scratchwriter(work: Work, folder: Path) -> Target:
+    import scratchwriter
+
+    return _open_stream(scratchwriter, work, folder, lambda stream: stream.arrays[0])
+
+
+def open_ome_writers(work: Work, folder: Path) -> Target:
+    import ome_writers
+
+    return _open_stream(ome_writers, work, folder, lambda stream: stream.view())
+
+
+# -------------------------------------------------------------------------- arrays
+
+
+def assign_to(array: Any, close: Callable[[], object] = lambda: None) -> Target:
+    """Return a target for anything that takes `array[i] = frame`."""
+    return Target(
+        "for i, frame in enumerate(frames, first)",
+        "array[i] = frame",
+        {"array": array},
+        close,
+        lambda i: np.asarray(array[i]),
+    )
+
+
+def open_numpy(work: Work, folder: Path) -> Target:
+    return assign_to(np.empty(work.shape, np.uint16))
+
+
+def open_memmap(work: Work, folder: Path) -> Target:
+    path = folder / "frames.dat"
+    return assign_to(np.memmap(path, np.uint16, mode="w+", shape=work.shape))
+
+
+WRITERS = {
+    "scratchwriter": Writer(open_scratchwriter, "scratchwriter", "scratchwriter"),
+    "ome-writers": Writer(open_ome_writers, "ome_writers", "ome-writers"),
+    "numpy": Writer(open_numpy, "numpy", "numpy"),
+    "numpy.memmap": Writer(open_memmap, "numpy", "numpy"),
+}
+ARRAYS = {"numpy": False, "numpy.memmap": True}  # whether it is on disk
+
+
+def is_able(writer: str, work: Work) -> bool:
+    """Whether a writer does this work: a plain array cannot grow or keep metadata."""
+    if writer in ARRAYS:
+        return work.bounded and not work.with_metadata and ARRAYS[writer] == work.on_disk
+    return True
