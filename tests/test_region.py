@@ -310,6 +310,16 @@ class TestSystem:
         )
         assert system.available_memory_nbytes() == 0
 
+    def test_the_kernel_writes_back_from_so_many_bytes_on(self):
+        assert system.writeback_threshold_nbytes() is None
+        vm = self.tmp_path / "proc" / "sys" / "vm"
+        vm.mkdir(parents=True)
+        (vm / "dirty_background_bytes").write_text("0\n")
+        (vm / "dirty_background_ratio").write_text("10\n")
+        assert system.writeback_threshold_nbytes() == 102_400
+        (vm / "dirty_background_bytes").write_text("5000\n")
+        assert system.writeback_threshold_nbytes() == 5000
+
     def test_a_folder_in_memory_is_told_by_its_mount(self):
         (self.tmp_path / "proc" / "self" / "mounts").write_text(
             "/dev/vda / ext4 rw 0 0\n"
@@ -319,6 +329,35 @@ class TestSystem:
         assert system.is_ram_backed(self.tmp_path / "ram disk" / "x")
         assert not system.is_ram_backed(self.tmp_path / "ram disk" / "inner" / "x")
         assert not system.is_ram_backed(self.tmp_path)
+
+
+def test_a_lock_is_for_one_and_ends_with_its_file(tmp_path):
+    with (tmp_path / "a").open("wb") as one, (tmp_path / "a").open("rb") as other:
+        assert system.lock_file(one.fileno())
+        assert not system.lock_file(other.fileno())
+        one.close()
+        assert system.lock_file(other.fileno())
+
+
+def test_a_file_system_without_locks_gives_them_to_everybody(tmp_path, monkeypatch):
+    def flock(fd, operation):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(system.fcntl, "flock", flock)
+    with (tmp_path / "a").open("wb") as one:
+        assert system.lock_file(one.fileno())
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="no such limit here")
+def test_a_limit_of_addresses_is_known():
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, -1));"
+        "from scratchwriter._region.system import addresses_nbytes;"
+        "print(addresses_nbytes())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.stdout == f"{8 << 30}\n"
+    assert system.addresses_nbytes() in (None, resource.getrlimit(resource.RLIMIT_AS)[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux")

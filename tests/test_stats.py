@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchwriter import ScratchFormat, create_stream
+from scratchwriter import ScratchFormat, create_stream, policy
 from scratchwriter._region import PortableRegion, make_region
 from scratchwriter.stats import bucket_stop_ns, percentile_us
 
@@ -99,7 +99,8 @@ def test_what_is_allocated_ahead_is_the_rest_of_a_bounded_acquisition(make_setti
         assert stream.stats().allocated_ahead_nbytes == 9 * 40
 
 
-def test_bytes_are_unwritten_until_the_disk_has_them(make_settings, tmp_path):
+def test_bytes_are_unwritten_until_the_disk_has_them(make_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(policy, "backlog_nbytes", lambda: 16 << 20)
     settings = make_settings({"t": None, "y": 512, "x": 512}, root_path=str(tmp_path / "d"))
     frame = np.ones((512, 512), "uint16")
     with create_stream(settings) as stream:
@@ -110,7 +111,7 @@ def test_bytes_are_unwritten_until_the_disk_has_them(make_settings, tmp_path):
         if type(make_region(1)) is PortableRegion:
             return  # it leaves that to the system, and cannot tell
         end_s = time.monotonic() + 60
-        while stream.stats().unwritten_nbytes > 32 << 20:
+        while stream.stats().unwritten_nbytes > 48 << 20:
             assert time.monotonic() < end_s, "it never came"
             time.sleep(0.01)
 
