@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bars import ALL, OURS, ROWS
+from bars import ALL, ROWS
 from report import Figures, Measurement, draw, markdown_table
 from session import LIMIT, Camera, Session, describe_machine, open_session, run_in_turn
 from writers import WRITERS, Work, is_able

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from writers import Target, Work, Writer, assign_to
 
 

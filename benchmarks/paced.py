@@ -18,6 +18,7 @@ from time import perf_counter_ns, sleep
 from typing import Any
 
 import numpy as np
+
 from others import OTHERS
 from writers import NUM_SOURCES, WRITERS, Target, Work, make_records, make_sources
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from session import LIMIT, Camera, Run, Variant
 
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "max": 100.0}
@@ -125,7 +126,16 @@ class Measurement:
             lines += [*self._table(title, latencies), ""]
         if self.variant is not None:
             lines += [f"{LIMIT} is: {self.variant}.", ""]
+        lines += [f"Disturbances: {self._disturbances()}.", ""]
         return "\n".join(lines)
+
+    def _disturbances(self) -> str:
+        """Tell what was not the writers' doing: how quiet the machine was."""
+        return "; ".join(
+            f"{name} preempted {sum(f['preempted'] for f in figures.facts)} times, "
+            f"{sum(f['stolen_s'] for f in figures.facts):.2f} s stolen by the host"
+            for name, figures in self.figures.items()
+        )
 
     def _table(self, title: str, latencies: Mapping[str, Latency]) -> list[str]:
         heads = [f"{title}, µs", *PERCENTILES, "worst max", "late", "frames/s", "GB/s"]

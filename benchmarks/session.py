@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from native import HERE, compile_c
 from writers import NUM_SOURCES, Work
 
@@ -125,7 +126,7 @@ class Ballast:
             self._chunks.append(chunk)
 
     def feed(self, process: subprocess.Popen[str], timeout_s: float) -> None:
-        """Let a process begin, and keep as much memory free as there is now until it ends."""
+        """Let a process begin, and keep as much memory free until it ends."""
         assert process.stdin is not None
         level_nbytes = _free_nbytes() + self.AHEAD_NBYTES
         self._keep_free(level_nbytes)

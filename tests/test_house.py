@@ -24,10 +24,22 @@ ALLOWED = {
     "metadata": set(),
     "policy": {"_region", "plan", "settings"},
     "manifest": {"_region", "_version", "plan", "settings"},
-    "storage": {
+    "folders": {"manifest", "policy", "settings"},
+    "growth": {
         "_ahead",
         "_core",
         "_region",
+        "manifest",
+        "metadata",
+        "plan",
+        "policy",
+        "settings",
+    },
+    "storage": {
+        "_core",
+        "_region",
+        "folders",
+        "growth",
         "manifest",
         "metadata",
         "plan",

@@ -187,7 +187,7 @@ def test_files_are_exactly_as_long_as_their_shapes(make_settings, tmp_path, fram
 
 def test_growth_in_small_windows_is_seamless(make_settings, place, frames, monkeypatch):
     for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
-        monkeypatch.setattr(f"scratchwriter.storage.{name}", 1)
+        monkeypatch.setattr(f"scratchwriter.growth.{name}", 1)
     settings = make_settings(UNBOUNDED, **place)
     model = Model(settings)
     with create_stream(settings) as stream:
@@ -282,7 +282,7 @@ def test_too_little_memory_left_in_the_machine_spills(
     fmt = ScratchFormat(spill_dir=str(tmp_path))
     settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
     for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
-        monkeypatch.setattr(f"scratchwriter.storage.{name}", 1)
+        monkeypatch.setattr(f"scratchwriter.growth.{name}", 1)
     with create_stream(settings) as stream:
         stream.append(frames[0])
         monkeypatch.setattr("scratchwriter.policy.available_memory_nbytes", lambda: 39)
@@ -625,8 +625,8 @@ def test_growth_after_close_does_nothing(make_settings, tmp_path, frames):
     stream.append(frames[0])
     stream.close()
     # As a thread does that asked for room when another one closed.
-    stream._storage._make_room(0, 1 << 20)
-    stream._storage._make_steps(1 << 20)
+    stream._storage.growth._make_room(0, 1 << 20)
+    stream._storage.growth._make_steps(1 << 20)
     assert (tmp_path / "d" / "pos_0.dat").stat().st_size == 40
 
 
@@ -771,7 +771,7 @@ def test_a_forked_child_leaves_temporary_folders_to_its_parent(
         pid = os.fork()
     if pid == 0:
         try:
-            from scratchwriter.storage import _remove_spill_folders
+            from scratchwriter.folders import _remove_spill_folders
 
             _remove_spill_folders()
         finally:

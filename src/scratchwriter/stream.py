@@ -122,9 +122,9 @@ class ScratchStream:
             self._writer.measured(),
             frames,
             storage.plan.frame_nbytes,
-            populated_ahead_nbytes=storage.populated_ahead_nbytes(),
-            allocated_ahead_nbytes=storage.allocated_ahead_nbytes(frames),
-            unwritten_nbytes=storage.unwritten_nbytes(frames),
+            populated_ahead_nbytes=storage.growth.populated_ahead_nbytes(),
+            allocated_ahead_nbytes=storage.growth.allocated_ahead_nbytes(frames),
+            unwritten_nbytes=storage.growth.unwritten_nbytes(frames),
         )
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:

@@ -1,0 +1,128 @@
+"""The folders of datasets: claimed, emptied, made for a time, and removed."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from scratchwriter import policy
+from scratchwriter.manifest import dataset_files, is_dataset, locked
+from scratchwriter.settings import ScratchFormat
+
+_SPILL_PREFIX = "scratchwriter_"
+
+
+def claim(folder: Path, needed_nbytes: int, overwrite: bool, undo: ExitStack) -> None:
+    """Make a folder, or empty it of the dataset that it holds.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+    needed_nbytes : int
+        What its disk must have free.
+    overwrite : bool
+        Whether a dataset in it may be deleted.
+    undo : contextlib.ExitStack
+        Gets what has to be done if the acquisition cannot begin.
+
+    Raises
+    ------
+    FileExistsError
+        If it holds something that must not be deleted, or is a file; nothing was.
+    OSError
+        If it cannot be made, or the disk is too small.
+    """
+    if folder.is_dir():
+        if not overwrite:
+            raise FileExistsError(
+                errno.EEXIST,
+                "The folder exists. Use overwrite=True to replace the scratch dataset "
+                "in it, or another root_path",
+                str(folder),
+            )
+        if any(folder.iterdir()) and not is_dataset(folder):
+            raise FileExistsError(
+                errno.EEXIST,
+                "The folder is not a scratch dataset and not empty: nothing is "
+                "deleted. Use another root_path",
+                str(folder),
+            )
+        with locked(folder) as writer_pid:
+            if writer_pid is not None:
+                raise FileExistsError(
+                    errno.EEXIST,
+                    f"The dataset is being recorded by process {writer_pid}. Close that "
+                    "stream first, or use another root_path",
+                    str(folder),
+                )
+            old_files = dataset_files(folder)
+            policy.require_disk(
+                needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files))
+            )
+            if others := [path.name for path in old_files if _is_folder(path)]:
+                raise FileExistsError(
+                    errno.EEXIST,
+                    f"{others} in it are folders, not files of a dataset: nothing is "
+                    "deleted. Use another root_path",
+                    str(folder),
+                )
+            for path in old_files:
+                path.unlink()
+    elif os.path.lexists(folder):
+        raise FileExistsError(
+            errno.EEXIST,
+            "root_path is not a folder. Use another root_path",
+            str(folder),
+        )
+    else:
+        parent = next((p for p in folder.parents if p.is_dir()), None)
+        if parent is not None:
+            policy.require_disk(needed_nbytes, parent)
+        folder.mkdir(parents=True)
+        undo.callback(folder.rmdir)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _disk_nbytes(path: Path) -> int:
+    status = path.lstat()
+    return getattr(status, "st_blocks", 0) * 512
+
+
+def remove_files(folder: Path) -> None:
+    """Remove the files of a dataset that could not begin."""
+    for path in dataset_files(folder):
+        path.unlink()
+
+
+_spill_folders: set[tuple[int, Path]] = set()  # with the process that made them
+
+
+def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
+    """Make a temporary folder that only this user can enter (mode 0700)."""
+    parent = policy.spill_parent(fmt)
+    parent.mkdir(parents=True, exist_ok=True)
+    policy.require_disk(needed_nbytes, parent)
+    folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
+    _spill_folders.add((os.getpid(), folder))
+    return folder
+
+
+def remove_spill_folder(folder: Path) -> None:
+    """Remove a temporary folder with all that is in it."""
+    _spill_folders.discard((os.getpid(), folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@atexit.register
+def _remove_spill_folders() -> None:
+    for pid, folder in list(_spill_folders):
+        if pid == os.getpid():
+            remove_spill_folder(folder)

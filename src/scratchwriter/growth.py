@@ -1,0 +1,307 @@
+"""The arrays of an acquisition: how they are made, and made longer while frames come.
+
+In memory they grow by grants: the limit and the machine are asked for many frames at a
+time. When one is reached the `Storage` is told, and the array goes on in a file. Files
+grow ahead of the frames on a thread of their own (`AheadThread`), or, with portable
+regions, in steps when a frame arrives at the end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from scratchwriter import policy
+from scratchwriter._core import FrameWriter
+from scratchwriter._region import Region, make_region, moves_when_it_grows
+from scratchwriter.manifest import array_name
+from scratchwriter.metadata import encode_frame_metadata
+from scratchwriter.plan import FramePlan
+from scratchwriter.settings import ScratchFormat
+
+if TYPE_CHECKING:
+    from scratchwriter._ahead import AheadThread
+    from scratchwriter._region._mapped import MappedRegion
+
+# How far ahead of the frames memory and files are made ready, over all positions.
+_MEMORY_WINDOW_NBYTES = 64 << 20
+_FILE_WINDOW_NBYTES = 256 << 20
+# For how much the machine is asked at a time, over all positions.
+_GRANT_NBYTES = 256 << 20
+# Memory of one position from which on huge pages (2 MiB) are no waste.
+_HUGE_FROM_NBYTES = 4 << 20
+
+
+class Growth:
+    """The arrays of an acquisition, and the writer that fills them.
+
+    Parameters
+    ----------
+    plan : FramePlan
+        Counts, strides and sizes.
+    fmt : ScratchFormat
+        Limits of memory, and casting.
+    folder : pathlib.Path or None
+        Where to make files; None for memory.
+    leave_memory : callable(position, step, limit)
+        Told that a step of a position would cross a limit (in words) of memory; lets the
+        array go on in a file (`continue_in_file`), or raises.
+
+    Attributes
+    ----------
+    writer : FrameWriter
+    regions : list of Region
+        One per position.
+
+    Raises
+    ------
+    MemoryError, OSError
+        If there is no room for them.
+    """
+
+    def __init__(
+        self,
+        plan: FramePlan,
+        fmt: ScratchFormat,
+        folder: Path | None,
+        leave_memory: Callable[[int, int, str], None],
+    ) -> None:
+        self._plan, self._format = plan, fmt
+        self._leave_memory = leave_memory
+        self._writable_steps = [0] * plan.num_positions  # in memory, or portable
+        self._granted_steps = 0  # what the machine was asked for
+        self._ahead: AheadThread | None = None
+        self.regions: list[Region] = []
+        self.writer = FrameWriter(
+            plan,
+            fmt.casting,
+            self._make_room,
+            self._make_steps,
+            encode_frame_metadata,
+            # Without a file they can only be wanted for a later one.
+            keep_metadata=plan.is_unbounded and fmt.spill_to_disk,
+        )
+        try:
+            self._make_arrays(folder)
+        except BaseException:
+            self.writer.close()  # it refers to self: break the circle
+            raise
+
+    def _make_arrays(self, folder: Path | None) -> None:
+        plan = self._plan
+        reserve_nbytes = huge_from_nbytes = plan.step_nbytes
+        if plan.is_unbounded:
+            most_nbytes = max(policy.reserve_nbytes(), 2 * plan.total_nbytes)
+            reserve_nbytes = most_nbytes // plan.num_positions
+            # As far ahead of the frames memory is made ready in any case.
+            huge_from_nbytes = _MEMORY_WINDOW_NBYTES // plan.num_positions
+        huge_pages = huge_from_nbytes >= _HUGE_FROM_NBYTES
+        for position in range(plan.num_positions):
+            path = folder and folder / array_name(position)
+            region = _reserve(reserve_nbytes, plan.step_nbytes, path, huge_pages)
+            self.regions.append(region)
+            if plan.is_unbounded:
+                region.extend(plan.step_nbytes)
+                if folder is not None or self._memory_shortage(position, 1) is not None:
+                    self._attach(position)  # with nothing writable yet
+            else:
+                region.allocate(0, plan.step_nbytes)
+                # In files the thread ahead opens slot by slot, if it can.
+                gated = folder and plan.is_in_order and not moves_when_it_grows(region)
+                self._writable_steps[position] = 0 if gated else 1
+                self._attach(position)
+
+    def start_ahead(self) -> None:
+        """Begin to make memory and files ready ahead of the frames."""
+        plan, fmt = self._plan, self._format
+        if any(map(moves_when_it_grows, self.regions)):
+            return
+        from scratchwriter._ahead import AheadThread  # is not built everywhere
+
+        path = self.regions[0].path
+        window_nbytes = _MEMORY_WINDOW_NBYTES
+        if path is not None:
+            window_nbytes = policy.file_window_nbytes(path.parent, _FILE_WINDOW_NBYTES)
+        memory_stops = [0] * plan.num_positions
+        if plan.is_unbounded and path is None:
+            reserved_nbytes = policy.reserve_nbytes() // plan.num_positions
+            for position, region in enumerate(self.regions):
+                stop = policy.memory_steps(plan, fmt, position) * plan.step_nbytes
+                memory_stops[position] = min(stop, reserved_nbytes)
+                # All at once: what is opened bit by bit makes the frames wait for it.
+                with suppress(MemoryError):  # it may also be opened bit by bit
+                    region.extend(memory_stops[position])
+        self._ahead = AheadThread(
+            plan,
+            self.writer,
+            cast("list[MappedRegion]", self.regions),
+            memory_stops,
+            window_nbytes,
+        )
+        if path is not None:
+            self._ahead.start_writeback(policy.backlog_nbytes())
+
+    def close(self) -> None:
+        """Refuse frames, and end what runs ahead of them. The arrays stay."""
+        self.writer.close()
+        self._leave_memory = _stay  # it refers to who has this: break the circle
+        if self._ahead is not None:
+            self._ahead.stop()
+
+    # ------------------------------------------------------- asked for by the writer
+
+    def _make_room(self, position: int, stop_nbytes: int) -> None:
+        """Make a slot writable. Called by the writer when it has arrived at the end."""
+        self.writer.exclusively(lambda: self._grow(position, stop_nbytes))
+
+    def _grow(self, position: int, stop_nbytes: int) -> None:
+        if self.writer.closed:
+            return  # by another thread; the writer will say so
+        step = -(-stop_nbytes // self._plan.step_nbytes)
+        if self.regions[position].path is None:
+            if step <= self._writable_steps[position]:
+                return  # another thread was here before
+            limit = self._memory_shortage(position, step)
+            if limit is None:
+                return
+            self._leave_memory(position, step, limit)
+        self._grow_file(position, step, stop_nbytes)
+
+    def _grow_file(self, position: int, step: int, stop_nbytes: int) -> None:
+        if self._ahead is None:
+            self._allocate(position, step, step - 1 + self._steps_in(_MEMORY_WINDOW_NBYTES))
+            return
+        code = self._ahead.prepare_now(position, stop_nbytes - self._plan.frame_nbytes)
+        if code in (-1, errno.ENOMEM):
+            raise MemoryError(
+                f"The addresses reserved for an array end at {stop_nbytes} bytes. Raise "
+                "the limit of addresses (ulimit -v), or begin a new dataset."
+            )
+        if code != 0:
+            raise OSError(code, os.strerror(code), str(self.regions[position].path))
+
+    def _memory_shortage(self, position: int, step: int) -> str | None:
+        """Grow in memory, or say which limit that would cross."""
+        most = policy.memory_steps(self._plan, self._format, position)
+        if step > most:
+            return policy.memory_limit(self._format)
+        if step > self._granted_steps:
+            window_steps = self._steps_in(_GRANT_NBYTES)
+            limit = policy.machine_shortage(window_steps * self._plan.total_nbytes)
+            if limit is not None:
+                return limit
+            self._granted_steps = step - 1 + window_steps
+        try:
+            self._allocate(position, step, min(self._granted_steps, most))
+        except MemoryError as error:
+            return f"the system gives ({error})"
+        return None
+
+    def _steps_in(self, nbytes: int) -> int:
+        return max(nbytes // self._plan.total_nbytes, 1)
+
+    def _allocate(self, position: int, step: int, last: int) -> None:
+        """Make a step writable, and more up to `last` if there is room for it."""
+        region, step_nbytes = self.regions[position], self._plan.step_nbytes
+        try:
+            region.allocate((step - 1) * step_nbytes, last * step_nbytes)
+        except (MemoryError, OSError):
+            if last == step:
+                raise
+            last = step
+            region.allocate((step - 1) * step_nbytes, last * step_nbytes)
+        self._writable_steps[position] = last
+        self._attach(position)
+
+    def _attach(self, position: int) -> None:
+        writable_nbytes = self._writable_steps[position] * self._plan.step_nbytes
+        self.writer.attach(position, self.regions[position], writable_nbytes)
+
+    def _make_steps(self, steps: int) -> None:
+        """Make all arrays readable up to `steps`. Called by the writer for a long skip."""
+        self.writer.exclusively(lambda: self._extend(steps))
+
+    def _extend(self, steps: int) -> None:
+        if self.writer.closed:
+            return
+        plan, fmt = self._plan, self._format
+        for position, region in enumerate(self.regions):
+            most = policy.memory_steps(plan, fmt, position)
+            if region.path is None and steps > most and not fmt.spill_to_disk:
+                needed_nbytes = steps * plan.total_nbytes
+                raise policy.memory_error(needed_nbytes, policy.memory_limit(fmt))
+        for position, region in enumerate(self.regions):
+            region.extend(steps * plan.step_nbytes)
+            if moves_when_it_grows(region):
+                self._attach(position)
+        self.writer.set_readable_steps(steps)
+
+    # -------------------------------------------------------- asked for by the storage
+
+    def continue_in_file(self, folder: Path, position: int) -> None:
+        """Let an array go on in a file, behind what it has in memory."""
+        start_nbytes = self._writable_steps[position] * self._plan.step_nbytes
+        region = self.regions[position]
+        region.continue_in_file(folder / array_name(position), start_nbytes)
+        self._attach(position)
+        if self._ahead is not None:
+            self._ahead.forget(position, start_nbytes)
+            self._ahead.start_writeback(policy.backlog_nbytes())
+
+    def finish_file(self, folder: Path, position: int, *, is_saved: bool) -> None:
+        """Give an array's file its exact size, and what it lacks. After `close`."""
+        region = self.regions[position]
+        nbytes = self._plan.file_nbytes(position, self.writer.frames_written)
+        if region.path is None:
+            region.continue_in_file(folder / array_name(position), nbytes)
+        region.trim(nbytes)  # first: it gives back room on the disk
+        if not is_saved:
+            region.save()
+
+    def is_in_files(self) -> bool:
+        """Tell whether all arrays go on in files."""
+        return all(region.path is not None for region in self.regions)
+
+    # --------------------------------------------------------------------------- stats
+
+    def populated_ahead_nbytes(self) -> int:
+        """Bytes ahead of the frames that can be stored to without a page fault."""
+        if self._ahead is None:
+            return 0
+        return self._ahead.frames_ahead * self._plan.frame_nbytes
+
+    def allocated_ahead_nbytes(self, cursor: int) -> int:
+        """Bytes ahead of the frames that have memory granted, or blocks on the disk."""
+        frames = self._plan.num_frames
+        if frames is None:
+            frames = min(self._writable_steps) * self._plan.step_frames
+        ahead_nbytes = max(frames - cursor, 0) * self._plan.frame_nbytes
+        return max(ahead_nbytes, self.populated_ahead_nbytes())
+
+    def unwritten_nbytes(self, cursor: int) -> int:
+        """Bytes in files that may not have been written to the disk yet."""
+        if not self.is_in_files():
+            return 0
+        written_back = 0 if self._ahead is None else self._ahead.frames_written_back
+        return (cursor - written_back) * self._plan.frame_nbytes
+
+
+def _stay(position: int, step: int, limit: str) -> None:
+    """Do nothing: after `close` nothing grows."""
+
+
+def _reserve(
+    most_nbytes: int, least_nbytes: int, path: Path | None, huge_pages: bool
+) -> Region:
+    """Make a region with as many addresses as can be had."""
+    while True:
+        try:
+            return make_region(most_nbytes, path, huge_pages=huge_pages)
+        except MemoryError:
+            if most_nbytes <= least_nbytes:
+                raise
+            most_nbytes = max(most_nbytes // 4, least_nbytes)
