@@ -42,18 +42,19 @@ def open_tensorstore(work: Work, folder: Path) -> Target:
     }
     spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata, "create": True}
     array = tensorstore.open(spec).result()
-    pending: list[Any] = []
+    writes: list[Any] = []
 
     def append(i: int, frame: Any) -> None:
         write = array[i].write(frame)
         write.copy.result()  # the frame may change from here on
-        pending.append(write)
+        writes.append(write)
 
+    # In memory it is fastest to wait for all of it, to files only for the copy.
     return Target(
         "for i, frame in enumerate(frames, first)",
-        "append(i, frame)",
-        {"append": append},
-        lambda: [write.result() for write in pending],
+        "append(i, frame)" if work.on_disk else "array[i].write(frame).result()",
+        {"array": array, "append": append},
+        lambda: [write.result() for write in writes],
         lambda i: array[i].read().result(),
     )
 
@@ -63,15 +64,7 @@ def open_h5py(work: Work, folder: Path) -> Target:
 
     where = {} if work.on_disk else {"driver": "core", "backing_store": False}
     file = h5py.File(folder / "frames.h5", "w", libver="latest", **where)
-    array = file.create_dataset("frames", work.shape, "uint16")
-    # write_direct: `array[i] = frame` copies more.
-    return Target(
-        "for i, frame in enumerate(frames, first)",
-        "array.write_direct(frame, dest_sel=i)",
-        {"array": array},
-        file.flush,
-        lambda i: array[i],
-    )
+    return assign_to(file.create_dataset("frames", work.shape, "uint16"), file.flush)
 
 
 def open_tifffile(work: Work, folder: Path) -> Target:

@@ -21,7 +21,7 @@ ALLOWED = {
     "_core": {"_odometer"},
     "_ahead": {"_core", "_odometer", "_region"},
     "_region": {"_region"},
-    "metadata": set(),
+    "metadata": {"_core"},
     "policy": {"_region", "plan", "settings"},
     "manifest": {"_region", "_version", "plan", "settings"},
     "folders": {"manifest", "policy", "settings"},

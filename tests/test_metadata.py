@@ -13,6 +13,7 @@ import pytest
 
 from reference import read_lines
 from scratchwriter import create_stream
+from scratchwriter._core import is_plain
 from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
 
 
@@ -54,6 +55,27 @@ def test_values_become_their_natural_json(value, expected):
     assert json.loads(body) == {"key": expected}
     assert b"\n" not in body
     assert body.isascii()
+
+
+class Name(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "plain"),
+    [
+        ({"a": 1, "b": 2.5, "c": "d", "e": True, "f": None}, True),
+        ({}, True),
+        ({1: 1}, False),
+        ({Name("a"): 1}, False),
+        ({"a": Name("b")}, False),
+        ({"a": np.float64(1)}, False),  # derives from float
+        ({"a": [1]}, False),
+        ({"a": 1, "b": b""}, False),
+    ],
+)
+def test_plain_values_are_told_by_their_exact_types(metadata, plain):
+    assert is_plain(metadata) == plain
 
 
 def test_nan_stays_nan():

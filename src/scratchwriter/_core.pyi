@@ -39,6 +39,12 @@ class _Memory(Protocol):
     @property
     def address(self) -> int: ...
 
+def is_plain(metadata: dict[Any, Any], /) -> bool:
+    """Tell whether all keys are text and all values text, numbers, bools or None.
+
+    Exactly those types: what derives from them may not be what it looks like.
+    """
+
 @final
 class FrameWriter:
     """Writes frames into the slots of a plan.

@@ -19,9 +19,14 @@ finds the frames before it whole.
 """
 
 cimport cython
+from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Next
+from cpython.float cimport PyFloat_CheckExact
+from cpython.long cimport PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -82,6 +87,26 @@ cdef inline char* put_number(char* at, int64_t number) noexcept nogil:
         number = number // 10
         if number == 0:
             return put_text(at, &digits[i], 20 - i)
+
+
+# --------------------------------------------------------------------- metadata
+
+def is_plain(dict metadata not None):
+    cdef PyObject* key
+    cdef PyObject* value
+    cdef Py_ssize_t at = 0
+    while PyDict_Next(metadata, &at, &key, &value):
+        if not PyUnicode_CheckExact(<object>key):
+            return False
+        if not (
+            PyUnicode_CheckExact(<object>value)
+            or PyLong_CheckExact(<object>value)
+            or PyFloat_CheckExact(<object>value)
+            or PyBool_Check(<object>value)
+            or <object>value is None
+        ):
+            return False
+    return True
 
 
 # --------------------------------------------------------------------------- class
