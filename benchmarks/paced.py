@@ -11,7 +11,6 @@ import resource
 import sys
 import warnings
 from array import array
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter_ns, sleep
@@ -27,8 +26,8 @@ LEAD_NS = 50_000_000  # between the start of a stream and of its camera; as in l
 SPIN_NS = 200_000
 NUM_VERIFIED = 64
 
-PACED_LOOP = """
-def loop({names}, sources, records, batch, starts, stops, t0, period_ns):
+LOOP = """
+def loop({names}, sources, records, starts, stops, t0, period_ns):
     for i in range(len(starts)):
         frame = sources[i % {num_sources}]
         metadata = records[i % {num_sources}]
@@ -41,20 +40,6 @@ def loop({names}, sources, records, batch, starts, stops, t0, period_ns):
         stops[i] = stop
 """
 
-BATCHED_LOOP = """
-def loop({names}, sources, records, batch, starts, stops, t0, period_ns):
-    frames = sources * (batch // {num_sources})
-    records = records * (batch // {num_sources})
-    for sample in range(len(starts)):
-        first = sample * batch
-        start = perf_counter_ns()
-        {each}:
-            {statement}
-        stop = perf_counter_ns()
-        starts[sample] = start
-        stops[sample] = stop
-"""
-
 
 def wait_until(due_ns: int) -> None:
     while (left_ns := due_ns - perf_counter_ns()) > 0:
@@ -62,17 +47,35 @@ def wait_until(due_ns: int) -> None:
             sleep((left_ns - SPIN_NS) / 1e9)
 
 
-def make_loop(target: Target, batch: int) -> Callable[..., None]:
-    """Compile the loop with the target's own statement in it."""
-    source = (PACED_LOOP if batch == 1 else BATCHED_LOOP).format(
+def run_single(target: Target, *arguments: object) -> None:
+    """Time every frame, with the target's own statement between the clocks."""
+    source = LOOP.format(
         names=", ".join(target.names),
         num_sources=NUM_SOURCES,
-        each=target.each,
         statement=target.statement,
     )
-    scope = {"perf_counter_ns": perf_counter_ns, "wait_until": wait_until}
+    scope: dict[str, Any] = {"perf_counter_ns": perf_counter_ns, "wait_until": wait_until}
     exec(source, scope)
-    return scope["loop"]  # type: ignore[return-value]
+    scope["loop"](*target.names.values(), *arguments)
+
+
+def run_batches(
+    target: Target,
+    sources: list[Any],
+    records: list[Any],
+    starts: array[int],
+    stops: array[int],
+    batch: int,
+) -> None:
+    store = target.compile()
+    frames = sources * (batch // NUM_SOURCES)
+    records = records * (batch // NUM_SOURCES)
+    for sample in range(len(starts)):
+        start = perf_counter_ns()
+        store(frames, records, sample * batch)
+        stop = perf_counter_ns()
+        starts[sample] = start
+        stops[sample] = stop
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -87,15 +90,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     print("ready", flush=True)
     sys.stdin.readline()  # see Ballast in session.py: memory is set free when wanted
     target = writer.open(work, Path(job["folder"]))
-    loop = make_loop(target, batch)
     gc.collect()
     gc.disable()
     t0 = perf_counter_ns() + LEAD_NS
     wait_until(t0)
     before = resource.getrusage(resource.RUSAGE_THREAD)
-    loop(
-        *target.names.values(), sources, records, batch, starts, stops, t0, job["period_ns"]
-    )
+    if batch > 1:
+        run_batches(target, sources, records, starts, stops, batch)
+    else:
+        run_single(target, sources, records, starts, stops, t0, job["period_ns"])
     after = resource.getrusage(resource.RUSAGE_THREAD)
     gc.enable()
     target.close()

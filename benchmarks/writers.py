@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -77,7 +77,19 @@ class Target:
     names: dict[str, Any]
     close: Callable[[], object]
     read: Callable[[int], npt.NDArray[np.uint16]]
-    read_metadata: Callable[[], list[dict[str, Any]]] = field(default=list)
+    read_metadata: Callable[[], list[dict[str, Any]]] = list
+
+    def compile(self) -> Callable[[list[Any], list[Any], int], None]:
+        """Return a function of (frames, records, first) that stores all of them."""
+        names = "".join(f", {name}={name}" for name in self.names)
+        source = (
+            f"def store(frames, records, first{names}):\n"
+            f"    {self.each}:\n"
+            f"        {self.statement}\n"
+        )
+        scope: dict[str, Any] = dict(self.names)
+        exec(source, scope)
+        return scope["store"]  # type: ignore[no-any-return]
 
 
 def make_sources(work: Work) -> list[npt.NDArray[np.uint16]]:

@@ -7,7 +7,6 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -35,9 +34,10 @@ def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
         if not metadata:
             return b""
         if "_pos" not in metadata and "_idx" not in metadata:
-            with suppress(PydanticSerializationError):  # lone surrogates
-                # Several times as fast as json, and takes more than it.
-                return to_json(metadata, ensure_ascii=True)
+            try:
+                return to_json(metadata, ensure_ascii=True)  # several times as fast as json
+            except PydanticSerializationError:
+                return _to_json(metadata)  # with lone surrogates
     if not isinstance(metadata, Mapping):
         raise TypeError(
             f"frame_metadata must be a dict, got {type(metadata).__name__}: "
