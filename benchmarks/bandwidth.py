@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from others import DISK_ONLY, OTHERS
-from report import markdown_table
+from report import describe, insert, markdown_table
 from session import Camera, Run, Session, describe_machine, open_session, run_in_turn
 from writers import WRITERS, Work, is_able
 
@@ -25,15 +25,16 @@ SIZES = (512, 2048)
 def main() -> None:
     options = parse()
     with open_session(options.folder) as session:
-        print(*describe_machine(session.folder).items(), "\n", flush=True)
+        machine = describe_machine(session.folder)
         columns = [
             measure(session, work, options.writers, options.repetitions)
             for work in works(int(options.gib * 2**30))
         ]
-    print("\n".join(table(options.writers, columns)))
-    if options.markdown:
-        lines = table(options.writers, columns)
-        options.markdown.write_text("\n".join(lines) + "\n")
+    lines = [describe(machine, {"repetitions": str(options.repetitions)}), ""]
+    text = "\n".join([*lines, *table(options.writers, columns)])
+    print(text)
+    if options.into:
+        insert(text, options.into, "bandwidth")
 
 
 def works(nbytes: int) -> list[Work]:
@@ -82,7 +83,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--writers", nargs="+", choices=tuple(ALL), default=list(ALL))
     parser.add_argument("--folder", type=Path, help="on a disk, for files")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="put the table between the marks in this Markdown file",
+    )
     return parser.parse_args()
 
 

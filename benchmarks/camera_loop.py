@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bars import ALL, ROWS
-from report import Figures, Measurement, draw, markdown_table
+from report import Figures, Measurement, describe, draw, insert, markdown_table
 from session import LIMIT, Camera, Session, describe_machine, open_session, run_in_turn
 from writers import WRITERS, Work, is_able
 
@@ -27,7 +27,7 @@ def main() -> None:
     with open_session(options.folder) as session:
         machine = describe_machine(session.folder)
         versions = {name: WRITERS[name].version for name in WRITERS}
-        print(describe(machine, versions), flush=True)
+        print(describe(machine, versions), end="\n\n", flush=True)
         measurements: list[Measurement] = []
         verdicts: list[list[str]] = []
         for camera, writers, bars in plan(options, session.folder):
@@ -35,8 +35,13 @@ def main() -> None:
             print(measurement, flush=True)
             measurements.append(measurement)
             verdicts += [bar.judge(measurement) for bar in bars]
+    judgement = "\n".join(markdown_table(["work", "bar", "measured", "met"], verdicts))
     if verdicts:
-        print("\n".join(markdown_table(["work", "bar", "measured", "met"], verdicts)))
+        print(judgement)
+    if options.into:
+        results = judgement if verdicts else "\n".join(map(str, measurements))
+        mark = "camera_loop" if options.suite is None else "suite"
+        insert(f"{describe(machine, versions)}\n\n{results}", options.into, mark)
     if options.json:
         report = {
             "machine": machine,
@@ -87,12 +92,6 @@ def measure(
     return Measurement(camera, figures, variant)
 
 
-def describe(machine: dict[str, Any], versions: dict[str, str]) -> str:
-    machine_text = ", ".join(f"{key} {value}" for key, value in machine.items())
-    versions_text = ", ".join(f"{key} {value}" for key, value in versions.items())
-    return f"{machine_text}\n{versions_text}\n"
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     camera = parser.add_argument_group("camera")
@@ -126,8 +125,14 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="a tenth of the suite once: not to be quoted"
     )
     parser.add_argument("--folder", type=Path, help="on a disk, for files")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="put the tables between the marks in this Markdown file",
+    )
     options = parser.parse_args()
     if options.quick:
         options.repetitions = 1

@@ -10,8 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from writers import Target, Work, Writer, assign_to
 
 
@@ -55,7 +53,7 @@ def open_tensorstore(work: Work, folder: Path) -> Target:
         "append(i, frame)" if work.on_disk else "array[i].write(frame).result()",
         {"array": array, "append": append},
         lambda: [write.result() for write in writes],
-        lambda i: array[i].read().result(),
+        lambda: array,
     )
 
 
@@ -101,7 +99,7 @@ def open_acquire_zarr(work: Work, folder: Path) -> Target:
         "append(frame)",
         {"append": stream.append},
         stream.close,
-        lambda i: np.asarray(zarr.open_array(path, mode="r")[i]),
+        lambda: zarr.open_array(path, mode="r"),
     )
 
 

@@ -11,6 +11,8 @@ import resource
 import sys
 import warnings
 from array import array
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter_ns, sleep
@@ -25,6 +27,8 @@ LEAD_NS = 50_000_000  # between the start of a stream and of its camera; as in l
 # Of a wait this much is not slept: waking up takes up to that long. As in limit.c.
 SPIN_NS = 200_000
 NUM_VERIFIED = 64
+
+Loop = Callable[..., None]  # of sources, records, starts, stops, t0, period_ns
 
 LOOP = """
 def loop({names}, sources, records, starts, stops, t0, period_ns):
@@ -47,8 +51,8 @@ def wait_until(due_ns: int) -> None:
             sleep((left_ns - SPIN_NS) / 1e9)
 
 
-def run_single(target: Target, *arguments: object) -> None:
-    """Time every frame, with the target's own statement between the clocks."""
+def make_loop(target: Target) -> Loop:
+    """Compile a loop with the target's own statement between the clocks."""
     source = LOOP.format(
         names=", ".join(target.names),
         num_sources=NUM_SOURCES,
@@ -56,26 +60,30 @@ def run_single(target: Target, *arguments: object) -> None:
     )
     scope: dict[str, Any] = {"perf_counter_ns": perf_counter_ns, "wait_until": wait_until}
     exec(source, scope)
-    scope["loop"](*target.names.values(), *arguments)
+    return partial(scope["loop"], *target.names.values())
 
 
-def run_batches(
-    target: Target,
-    sources: list[Any],
-    records: list[Any],
-    starts: array[int],
-    stops: array[int],
-    batch: int,
-) -> None:
+def make_batched_loop(target: Target, batch: int) -> Loop:
+    """Compile a loop that reads the clock once in a batch, and waits for nothing."""
     store = target.compile()
-    frames = sources * (batch // NUM_SOURCES)
-    records = records * (batch // NUM_SOURCES)
-    for sample in range(len(starts)):
-        start = perf_counter_ns()
-        store(frames, records, sample * batch)
-        stop = perf_counter_ns()
-        starts[sample] = start
-        stops[sample] = stop
+
+    def loop(
+        sources: list[Any],
+        records: list[Any],
+        starts: array[int],
+        stops: array[int],
+        *_: int,
+    ) -> None:
+        frames = sources * (batch // NUM_SOURCES)
+        records = records * (batch // NUM_SOURCES)
+        for sample in range(len(starts)):
+            start = perf_counter_ns()
+            store(frames, records, sample * batch)
+            stop = perf_counter_ns()
+            starts[sample] = start
+            stops[sample] = stop
+
+    return loop
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -90,15 +98,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     print("ready", flush=True)
     sys.stdin.readline()  # see Ballast in session.py: memory is set free when wanted
     target = writer.open(work, Path(job["folder"]))
+    loop = make_loop(target) if batch == 1 else make_batched_loop(target, batch)
     gc.collect()
     gc.disable()
     t0 = perf_counter_ns() + LEAD_NS
     wait_until(t0)
     before = resource.getrusage(resource.RUSAGE_THREAD)
-    if batch > 1:
-        run_batches(target, sources, records, starts, stops, batch)
-    else:
-        run_single(target, sources, records, starts, stops, t0, job["period_ns"])
+    loop(sources, records, starts, stops, t0, job["period_ns"])
     after = resource.getrusage(resource.RUSAGE_THREAD)
     gc.enable()
     target.close()
@@ -121,9 +127,8 @@ def count_wrong(
 ) -> int:
     """Compare frames spread over all, and all metadata, with what was stored."""
     numbers = np.linspace(0, work.frames - 1, NUM_VERIFIED).astype(int).tolist()
-    wrong = sum(
-        not np.array_equal(target.read(i), sources[i % NUM_SOURCES]) for i in numbers
-    )
+    stored = target.view()
+    wrong = sum(not np.array_equal(stored[i], sources[i % NUM_SOURCES]) for i in numbers)
     if work.with_metadata and work.on_disk:
         expected = [
             {"_pos": 0, "_idx": [i], **records[i % NUM_SOURCES]} for i in range(work.frames)

@@ -175,6 +175,24 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     return [line(heads), line(dashes), *map(line, rows)]
 
 
+def describe(machine: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """Say where the numbers come from, in a line of each."""
+    return "\n".join(
+        ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items()) + "  "
+        for facts in (machine, versions)
+    )
+
+
+def insert(text: str, path: Path, mark: str) -> None:
+    """Replace what is between two marks (HTML comments) in a Markdown file."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, found, rest = path.read_text().partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"{path} has no lines {begin!r} and {end!r}")
+    path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
+
+
 # ------------------------------------------------------------------------- picture
 
 

@@ -66,8 +66,8 @@ class Target:
         What the statement refers to.
     close : callable
         Makes it complete for readers.
-    read : callable
-        Gives a frame back by its number, after `close`.
+    view : callable
+        Returns the frames, to be indexed by their number; also before `close`.
     read_metadata : callable
         Gives the metadata of all frames back, after `close`.
     """
@@ -76,7 +76,7 @@ class Target:
     statement: str
     names: dict[str, Any]
     close: Callable[[], object]
-    read: Callable[[int], npt.NDArray[np.uint16]]
+    view: Callable[[], Any]
     read_metadata: Callable[[], list[dict[str, Any]]] = list
 
     def compile(self) -> Callable[[list[Any], list[Any], int], None]:
@@ -124,7 +124,7 @@ class Writer:
 
 
 def _open_stream(
-    library: ModuleType, work: Work, folder: Path, get_array: Callable[[Any], Any]
+    library: ModuleType, work: Work, folder: Path, view: Callable[[Any], Any]
 ) -> Target:
     sizes = {
         "t": work.frames if work.bounded else None,
@@ -142,9 +142,6 @@ def _open_stream(
         )
     )
 
-    def read(i: int) -> npt.NDArray[np.uint16]:
-        return np.asarray(get_array(stream)[i])
-
     def read_metadata() -> list[dict[str, Any]]:
         lines = (path / "frame_metadata.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
@@ -155,7 +152,12 @@ def _open_stream(
     else:
         each, statement = "for frame in frames", "append(frame)"
     return Target(
-        each, statement, {"append": stream.append}, stream.close, read, read_metadata
+        each,
+        statement,
+        {"append": stream.append},
+        stream.close,
+        lambda: view(stream),
+        read_metadata,
     )
 
 
@@ -181,7 +183,7 @@ def assign_to(array: Any, close: Callable[[], object] = lambda: None) -> Target:
         "array[i] = frame",
         {"array": array},
         close,
-        lambda i: np.asarray(array[i]),
+        lambda: array,
     )
 
 

@@ -100,7 +100,7 @@ def test_a_buffer_that_overflows_is_told(monkeypatch):
 
 def test_the_camera_can_be_opened_and_closed_again_and_again():
     # A camera that is unloaded while its thread still runs kills the process.
-    for _ in range(20):
+    for _ in range(8):
         camera = demo.DemoCamera()
         assert sum(1 for _ in camera.sequence(3)) == 3
         camera.close()

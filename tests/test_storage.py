@@ -742,7 +742,7 @@ def test_a_child_forked_while_a_thread_appends_can_exit(tmp_path):
             stream.append(frame)
     thread = threading.Thread(target=camera)
     thread.start()
-    for _ in range(10):
+    for _ in range(5):
         pid = os.fork()
         if pid == 0:
             sys.exit(0)
