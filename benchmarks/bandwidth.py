@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from others import DISK_ONLY, OTHERS
 from report import describe, insert, markdown_table
-from session import Camera, Run, Session, describe_machine, open_session, run_in_turn
+from session import (
+    Camera,
+    Run,
+    Session,
+    add_session_options,
+    describe_machine,
+    open_session,
+    run_in_turn,
+)
 from writers import WRITERS, Work, is_able
 
 ALL = {**WRITERS, **OTHERS}
@@ -24,7 +31,7 @@ SIZES = (512, 2048)
 
 def main() -> None:
     options = parse()
-    with open_session(options.folder) as session:
+    with open_session(options.folder, options.patience) as session:
         machine = describe_machine(session.folder)
         columns = [
             measure(session, work, options.writers, options.repetitions)
@@ -80,15 +87,8 @@ def cell(runs: Sequence[Run] | None) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=1, help="written by each, each time")
-    parser.add_argument("--repetitions", type=int, default=5)
+    add_session_options(parser)
     parser.add_argument("--writers", nargs="+", choices=tuple(ALL), default=list(ALL))
-    parser.add_argument("--folder", type=Path, help="on a disk, for files")
-    parser.add_argument(
-        "--into",
-        type=Path,
-        metavar="FILE",
-        help="put the table between the marks in this Markdown file",
-    )
     return parser.parse_args()
 
 

@@ -18,13 +18,21 @@ from typing import Any
 
 from bars import ALL, ROWS
 from report import Figures, Measurement, describe, draw, insert, markdown_table
-from session import LIMIT, Camera, Session, describe_machine, open_session, run_in_turn
+from session import (
+    LIMIT,
+    Camera,
+    Session,
+    add_session_options,
+    describe_machine,
+    open_session,
+    run_in_turn,
+)
 from writers import WRITERS, Work, is_able
 
 
 def main() -> None:
     options = parse()
-    with open_session(options.folder) as session:
+    with open_session(options.folder, options.patience) as session:
         machine = describe_machine(session.folder)
         versions = {name: WRITERS[name].version for name in WRITERS}
         print(describe(machine, versions), end="\n\n", flush=True)
@@ -113,7 +121,7 @@ def parse() -> argparse.Namespace:
         "--metadata", action="store_true", help="four plain values with each frame"
     )
     parser.add_argument("--writers", nargs="+", choices=ALL, default=list(ALL))
-    parser.add_argument("--repetitions", type=int, default=5)
+    add_session_options(parser)
     parser.add_argument(
         "--suite",
         nargs="*",
@@ -124,15 +132,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="a tenth of the suite once: not to be quoted"
     )
-    parser.add_argument("--folder", type=Path, help="on a disk, for files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture")
-    parser.add_argument(
-        "--into",
-        type=Path,
-        metavar="FILE",
-        help="put the tables between the marks in this Markdown file",
-    )
     options = parser.parse_args()
     if options.quick:
         options.repetitions = 1

@@ -24,7 +24,7 @@
 #endif
 
 #define NUM_SOURCES 5              /* as in writers.py */
-#define LEAD_NS 50000000           /* as in paced.py: between the start and the first frame */
+#define LEAD_NS 50000000           /* as in paced.py: from the start to a paced camera's */
 #define SPIN_NS 200000             /* as in paced.py: of a wait, what is not slept */
 #define PIECE_NBYTES (2 << 20)     /* prepared at a time: a huge page */
 #define WRITEBACK_NBYTES (16 << 20)
@@ -217,7 +217,7 @@ static int count_wrong(void) {
 }
 
 static int64_t run_loop(int64_t *starts, int64_t *stops) {
-    int64_t t0 = now_ns() + LEAD_NS;
+    int64_t t0 = now_ns() + (job.period_ns ? LEAD_NS : 0);
     wait_until(t0);
     for (int64_t sample = 0; sample < job.num_frames / job.batch; sample++) {
         if (job.period_ns) wait_until(t0 + sample * job.period_ns);

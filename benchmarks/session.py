@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -184,10 +185,13 @@ class Session:
     ----------
     folder : pathlib.Path
         Where files are made, and removed again.
+    patience_s : float
+        How long to wait, before each run, for a machine that is busy with other things.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience_s: float) -> None:
         self.folder = folder
+        self._patience_s = patience_s
         self._ballast = Ballast()
         self._limit_program = compile_c("limit.c", folder)
 
@@ -197,6 +201,7 @@ class Session:
         grows = not work.bounded and not work.on_disk
         # Growth by copying holds the old and the new at once.
         self._ballast.fill(int(work.nbytes * (3 if grows else 1.1)))
+        wait_until_quiet(self._patience_s)
         with _fresh_folder(self.folder, work) as folder:
             out = folder / "times"
             target = folder / "target"
@@ -274,10 +279,25 @@ def _fresh_folder(parent: Path, work: Work) -> Iterator[Path]:
         os.sync()  # the next writer does not wait for what this one left
 
 
+def _cpu_ticks() -> list[int]:
+    """Return what all cores did: user, nice, system, idle, iowait, irq, softirq, steal."""
+    return [int(field) for field in Path("/proc/stat").read_text().split()[1:9]]
+
+
 def _stolen_s() -> float:
     """Time for which the host gave this machine's processors to others."""
-    ticks = int(Path("/proc/stat").read_text().split()[8])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return _cpu_ticks()[7] / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_quiet(patience_s: float) -> None:
+    """Wait for others to leave the cores alone, for so long at the most."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        before = _cpu_ticks()
+        time.sleep(0.3)
+        spent = np.subtract(_cpu_ticks(), before)
+        if spent[3] + spent[4] > 0.9 * spent.sum():
+            return
 
 
 # -------------------------------------------------------------------- side by side
@@ -339,6 +359,25 @@ def _shortened(camera: Camera, seconds: float, nbytes: float) -> Camera:
     return Camera(Work(**short), camera.rate_hz, camera.batch)
 
 
+def add_session_options(parser: argparse.ArgumentParser) -> None:
+    """Add what all comparisons have."""
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="on a disk, for files")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=10,
+        metavar="SECONDS",
+        help="how long to wait, before each run, for a machine that is busy otherwise",
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="put the tables between the marks in this Markdown file",
+    )
+
+
 def progress(text: str) -> None:
     """Say what is being done, in a terminal only."""
     if sys.stderr.isatty():
@@ -349,13 +388,13 @@ def progress(text: str) -> None:
 
 
 @contextmanager
-def open_session(folder: Path | None) -> Iterator[Session]:
+def open_session(folder: Path | None, patience_s: float) -> Iterator[Session]:
     """Make a folder to work in, on a disk, and remove it afterwards."""
     parent = folder or Path(tempfile.gettempdir())
     if file_system(parent) in ("tmpfs", "ramfs"):
         raise SystemExit(f"{parent} is kept in memory: give a --folder on a disk")
     with tempfile.TemporaryDirectory(prefix="scratchwriter-bench-", dir=parent) as made:
-        yield Session(Path(made))
+        yield Session(Path(made), patience_s)
 
 
 def file_system(folder: Path) -> str:
