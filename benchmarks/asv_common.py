@@ -29,7 +29,7 @@ class Fresh:
     """
 
     number = 1
-    repeat = (3, 20, 5.0)
+    repeat: int | tuple[int, int, float] = (3, 20, 5.0)
     warmup_time = 0.0
 
     def setup(self, *_: Any) -> None:

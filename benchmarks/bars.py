@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from report import Figures, Measurement, number
-from session import LIMIT, Camera, device_rate_gb_per_s
-from writers import Work
+from report import Measurement, number
+from session import Camera, device_rate_gb_per_s
+from writers import LIMIT, Work
 
 OURS, PEER = "scratchwriter", "ome-writers"
 ALL = (OURS, PEER, "numpy", "numpy.memmap", LIMIT)
@@ -23,6 +23,10 @@ class Bar:
     limit: float
     measured: Callable[[Measurement], float]
     at_least: bool = False
+    against: str = OURS
+
+    def is_measured(self, measurement: Measurement) -> bool:
+        return {OURS, self.against} <= set(measurement.figures)
 
     def judge(self, measurement: Measurement) -> list[str]:
         value = self.measured(measurement)
@@ -56,14 +60,17 @@ def late(m: Measurement) -> float:
     return m.figures[OURS].inside.late
 
 
-def ratio(
-    value: Callable[[Figures], float], above: str, below: str
-) -> Callable[[Measurement], float]:
-    return lambda m: value(m.figures[above]) / value(m.figures[below])
+def times_better(percentile: str, times: float) -> Bar:
+    ours, theirs = inside(percentile), inside(percentile, PEER)
+    what = f"{percentile} of {PEER} / ours"
+    return Bar(what, times, lambda m: theirs(m) / ours(m), True, PEER)
 
 
-def gb_per_s(figures: Figures) -> float:
-    return figures.gb_per_s
+def times_the_rate(of: str, times: float) -> Bar:
+    def measured(m: Measurement) -> float:
+        return m.figures[OURS].gb_per_s / m.figures[of].gb_per_s
+
+    return Bar(f"GB/s of ours / {of}", times, measured, True, of)
 
 
 # ---------------------------------------------------------------------------- rows
@@ -84,7 +91,7 @@ def tiny_cameras(_: Path) -> list[Camera]:
 def tiny_bars(_: Camera) -> list[Bar]:
     return [
         Bar("p50, ns", 60, lambda m: 1e3 * inside("p50")(m)),
-        Bar("p50 of ome-writers / ours", 25, ratio(_p50, PEER, OURS), at_least=True),
+        times_better("p50", 25),
     ]
 
 
@@ -100,7 +107,7 @@ def fast_bars(c: Camera) -> list[Bar]:
     return [
         Bar("late", 0, late),
         Bar("p99.9, µs", 250 if c.work.on_disk else 150, inside("p99.9")),
-        Bar("p99.9 of ome-writers / ours", 50, ratio(_p999, PEER, OURS), at_least=True),
+        times_better("p99.9", 50),
     ]
 
 
@@ -134,12 +141,8 @@ def flood_cameras(where: str) -> Callable[[Path], list[Camera]]:
 
 
 def flood_bars(c: Camera) -> list[Bar]:
-    to_limit = ratio(gb_per_s, OURS, LIMIT)
-    bars = [Bar("GB/s of ours / c-limit", 0.85, to_limit, at_least=True)]
-    if c.work.on_disk:
-        to_peer = ratio(gb_per_s, OURS, PEER)
-        bars.append(Bar("GB/s of ours / ome-writers", 3, to_peer, at_least=True))
-    return bars
+    bars = [times_the_rate(LIMIT, 0.85)]
+    return [*bars, times_the_rate(PEER, 3)] if c.work.on_disk else bars
 
 
 def long_cameras(folder: Path) -> list[Camera]:
@@ -161,14 +164,6 @@ def metadata_cameras(_: Path) -> list[Camera]:
 
 def metadata_bars(c: Camera) -> list[Bar]:
     return [Bar("p50, µs", 2, inside("p50"))] if c.work.with_metadata else []
-
-
-def _p50(figures: Figures) -> float:
-    return figures.inside.percentile("p50")
-
-
-def _p999(figures: Figures) -> float:
-    return figures.inside.percentile("p99.9")
 
 
 ROWS = {

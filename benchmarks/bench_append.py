@@ -31,11 +31,12 @@ class Append(Fresh):
 
     def setup(self, writer: str, size: str, storage: str) -> None:
         super().setup()
-        frame = make_frame(SIZES[size])
+        height = width = SIZES[size]
+        frame = make_frame(height)
         if writer == "memcpy":
             self.append_all = self.floor(frame, NUM_FRAMES)
             return
-        work = Work(*frame.shape, NUM_FRAMES, storage == "disk")
+        work = Work(height, width, NUM_FRAMES, storage == "disk")
         target = WRITERS[writer].open(work, self.folder)
         self.append_all = self.appender(target, frame, NUM_FRAMES)
 

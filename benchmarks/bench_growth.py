@@ -40,7 +40,8 @@ def open_unbounded(writer: str, frame: Frame, folder: Path) -> Target:
             lambda: None,
             lambda: growing.array,
         )
-    work = Work(*frame.shape, NUM_FRAMES, bounded=False)
+    height, width = frame.shape
+    work = Work(height, width, NUM_FRAMES, bounded=False)
     return WRITERS[writer].open(work, folder)
 
 
@@ -69,7 +70,7 @@ class AfterMany(Fresh):
         for _ in range(frames_before // NUM_FRAMES):
             self.append_all()
 
-    def time_1000_appends(self, *_: object) -> None:
+    def time_1000_appends(self, *params: object) -> None:
         self.append_all()
 
 
@@ -96,7 +97,7 @@ class FromNothing(Fresh):
     def time_1000_appends(self, _: str) -> None:
         self.append_all()
 
-    def track_longest_append(self, _: str) -> float:
+    def track_longest_append(self, writer: str) -> float:
         longest_ns = 0
         for _ in range(NUM_FRAMES):
             start = perf_counter_ns()

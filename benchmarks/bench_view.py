@@ -26,28 +26,28 @@ class View(Fresh):
     def setup(self, writer: str, num_frames: int, length: str) -> None:
         super().setup()
         frame = make_frame(64)
-        work = Work(*frame.shape, num_frames, bounded=length == "bounded")
+        work = Work(64, 64, num_frames, bounded=length == "bounded")
         target = WRITERS[writer].open(work, self.folder)
         self.appender(target, frame, num_frames)()
         self.view: Any = target.view()
         self.last = num_frames - 1
 
-    def time_1000_shapes(self, *_: object) -> None:
+    def time_1000_shapes(self, *params: object) -> None:
         view = self.view
         for _ in range(NUM_LOOKS):
-            _ = view.shape
+            view.shape  # noqa: B018
 
-    def time_1000_latest_frames(self, *_: object) -> None:
+    def time_1000_latest_frames(self, *params: object) -> None:
         view, last = self.view, self.last
         for _ in range(NUM_LOOKS):
             view[last]
 
-    def time_1000_latest_copied(self, *_: object) -> None:
+    def time_1000_latest_copied(self, *params: object) -> None:
         view, last = self.view, self.last
         for _ in range(NUM_LOOKS):
             np.array(view[last])
 
-    def time_1000_slices(self, *_: object) -> None:
+    def time_1000_slices(self, *params: object) -> None:
         view = self.view
         for _ in range(NUM_LOOKS):
             view[2:8, ::2, ::2]

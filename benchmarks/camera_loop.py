@@ -14,12 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from bars import ALL, ROWS
+from bars import ALL, ROWS, Bar
 from report import Figures, Measurement, describe, draw, insert, markdown_table
 from session import (
-    LIMIT,
     Camera,
     Session,
     add_session_options,
@@ -32,50 +30,62 @@ from writers import WRITERS, Work, is_able
 
 def main() -> None:
     options = parse()
+    versions = {name: writer.version for name, writer in WRITERS.items()}
+    measurements: list[Measurement] = []
+    verdicts: list[list[str]] = []
     with open_session(options.folder, options.patience) as session:
         machine = describe_machine(session.folder)
-        versions = {name: WRITERS[name].version for name in WRITERS}
         print(describe(machine, versions), end="\n\n", flush=True)
-        measurements: list[Measurement] = []
-        verdicts: list[list[str]] = []
         for camera, writers, bars in plan(options, session.folder):
             measurement = measure(session, camera, writers, options.repetitions)
             print(measurement, flush=True)
             measurements.append(measurement)
-            verdicts += [bar.judge(measurement) for bar in bars]
-    judgement = "\n".join(markdown_table(["work", "bar", "measured", "met"], verdicts))
+            judged = [bar for bar in bars if bar.is_measured(measurement)]
+            verdicts += [bar.judge(measurement) for bar in judged]
+    tables = "\n".join(map(str, measurements))
     if verdicts:
-        print(judgement)
+        tables = "\n".join(markdown_table(["work", "bar", "measured", "met"], verdicts))
+        print(tables)
     if options.into:
-        results = judgement if verdicts else "\n".join(map(str, measurements))
         mark = "camera_loop" if options.suite is None else "suite"
-        insert(f"{describe(machine, versions)}\n\n{results}", options.into, mark)
+        insert(f"{describe(machine, versions)}\n\n{tables}", options.into, mark)
     if options.json:
-        report = {
+        everything = {
             "machine": machine,
             "versions": versions,
             "measurements": [m.as_dict() for m in measurements],
             "bars": verdicts,
         }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(everything, indent=1) + "\n")
     if options.plot:
         draw(measurements, options.plot)
 
 
 def plan(
     options: argparse.Namespace, folder: Path
-) -> Iterator[tuple[Camera, Sequence[str], Sequence[Any]]]:
-    """Yield what to measure: a camera, the writers, and the bars."""
+) -> Iterator[tuple[Camera, list[str], Sequence[Bar]]]:
+    """Yield what to measure: a camera, the writers that can do it, and the bars."""
+    for camera, writers, bars in cameras(options, folder):
+        able = [w for w in writers if w in options.writers and is_able(w, camera.work)]
+        if able:
+            yield camera, able, bars
+
+
+def cameras(
+    options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[Camera, Sequence[str], Sequence[Bar]]]:
     if options.suite is None:
+        height, width = options.size
         for storage, length in product(options.storage, options.length):
             work = Work(
-                *options.size,
+                height,
+                width,
                 options.frames,
-                storage == "disk",
-                length == "bounded",
-                options.metadata,
+                on_disk=storage == "disk",
+                bounded=length == "bounded",
+                with_metadata=options.metadata,
             )
-            yield Camera(work, options.rate, options.batch), options.writers, ()
+            yield Camera(work, options.rate, options.batch), ALL, ()
         return
     for name in options.suite or ROWS:
         row = ROWS[name]
@@ -94,8 +104,7 @@ def shortened(camera: Camera) -> Camera:
 def measure(
     session: Session, camera: Camera, writers: Sequence[str], repetitions: int
 ) -> Measurement:
-    able = [writer for writer in writers if is_able(writer, camera.work)]
-    runs, variant = run_in_turn(session, camera, able, repetitions)
+    runs, variant = run_in_turn(session, camera, writers, repetitions)
     figures = {writer: Figures.of(found) for writer, found in runs.items()}
     return Measurement(camera, figures, variant)
 
@@ -137,8 +146,6 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.repetitions = 1
-    if options.metadata:  # the limit has none
-        options.writers = [writer for writer in options.writers if writer != LIMIT]
     return options
 
 

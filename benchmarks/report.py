@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from session import LIMIT, Camera, Run, Variant
+from session import Camera, Run, Variant
+from writers import LIMIT
 
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "max": 100.0}
 COLOURS = {

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from native import HERE, compile_c
-from writers import NUM_SOURCES, Work
+from writers import LIMIT, NUM_SOURCES, Work
 
-LIMIT = "c-limit"
 MIB = 2**20
 
 
@@ -73,17 +73,19 @@ class Run:
     @property
     def inside_us(self) -> npt.NDArray[np.float64]:
         """Time inside append; the mean of a batch if there are batches."""
-        return (self.stops_ns - self.starts_ns) / self.camera.batch / 1e3
+        times_ns: npt.NDArray[np.int64] = self.stops_ns - self.starts_ns
+        return times_ns / (self.camera.batch * 1e3)
 
     @property
     def since_due_us(self) -> npt.NDArray[np.float64]:
         """Time from the moment that a frame was due until its append returned."""
         due_ns = self.facts["t0_ns"] + self.camera.period_ns * np.arange(len(self.stops_ns))
-        return (self.stops_ns - due_ns) / 1e3
+        times_ns: npt.NDArray[np.int64] = self.stops_ns - due_ns
+        return times_ns / 1e3
 
     @property
     def frames_per_s(self) -> float:
-        return self.camera.work.frames / (self.stops_ns[-1] - self.starts_ns[0]) * 1e9
+        return self.camera.work.frames / int(self.stops_ns[-1] - self.starts_ns[0]) * 1e9
 
     @property
     def gb_per_s(self) -> float:
@@ -91,7 +93,8 @@ class Run:
 
     @property
     def gb_per_s_until_closed(self) -> float:
-        return self.camera.work.nbytes / (self.facts["closed_ns"] - self.starts_ns[0])
+        took_ns = int(self.facts["closed_ns"]) - int(self.starts_ns[0])
+        return self.camera.work.nbytes / took_ns
 
 
 # -------------------------------------------------------------------------- memory
@@ -138,7 +141,7 @@ class Ballast:
             self._keep_free(level_nbytes)
             time.sleep(self.POLL_S)
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{process.args} took longer than {timeout_s:.0f} s")
+                raise TimeoutError(f"{process.args!r} took longer than {timeout_s:.0f} s")
 
     def _keep_free(self, level_nbytes: int) -> None:
         missing = -(-(level_nbytes - _free_nbytes()) // self.CHUNK_NBYTES)
@@ -393,6 +396,8 @@ def open_session(folder: Path | None, patience_s: float) -> Iterator[Session]:
     parent = folder or Path(tempfile.gettempdir())
     if file_system(parent) in ("tmpfs", "ramfs"):
         raise SystemExit(f"{parent} is kept in memory: give a --folder on a disk")
+    # So that a `timeout` leaves neither files nor processes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="scratchwriter-bench-", dir=parent) as made:
         yield Session(Path(made), patience_s)
 

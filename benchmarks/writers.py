@@ -202,11 +202,14 @@ WRITERS = {
     "numpy": Writer(open_numpy, "numpy", "numpy"),
     "numpy.memmap": Writer(open_memmap, "numpy", "numpy"),
 }
+LIMIT = "c-limit"  # no Python: see limit.c and session.py
 ARRAYS = {"numpy": False, "numpy.memmap": True}  # whether it is on disk
 
 
 def is_able(writer: str, work: Work) -> bool:
-    """Whether a writer does this work: a plain array cannot grow or keep metadata."""
+    """Whether a writer does this work: plain arrays cannot grow or keep metadata."""
+    if writer == LIMIT:
+        return not work.with_metadata
     if writer in ARRAYS:
         return work.bounded and not work.with_metadata and ARRAYS[writer] == work.on_disk
     return True

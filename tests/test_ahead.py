@@ -48,11 +48,13 @@ def test_no_append_takes_a_page_fault(make_settings, place, count, sizes_and_ord
     with create_stream(settings) as stream:
         stream.append(FRAME)
         for _ in range(3):
-            wait_for_populated(stream, 20 * FRAME.nbytes)
+            wait_for_populated(stream, 80 * FRAME.nbytes)
             before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-            for _ in itertools.repeat(None, 20):
+            for _ in itertools.repeat(None, 80):
                 stream.append(FRAME)
-            assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt == before
+            after = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            # At least 10 if it did (of huge pages); Python's own memory may take one.
+            assert after - before <= 2
 
 
 @needs_thread

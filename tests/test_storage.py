@@ -283,8 +283,9 @@ def test_too_little_memory_left_in_the_machine_spills(
     settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
     for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
         monkeypatch.setattr(f"scratchwriter.growth.{name}", 1)
+    monkeypatch.setattr("scratchwriter.policy.available_memory_nbytes", lambda: 2 * 40)
     with create_stream(settings) as stream:
-        stream.append(frames[0])
+        stream.append(frames[0])  # half of that, and then the machine is asked again
         monkeypatch.setattr("scratchwriter.policy.available_memory_nbytes", lambda: 39)
         with pytest.warns(UserWarning, match="available"):
             stream.append(frames[1])

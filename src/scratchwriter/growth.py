@@ -1,7 +1,6 @@
 """The arrays of an acquisition: how they are made, and made longer while frames come.
 
-In memory they grow by grants: the limit and the machine are asked for many frames at a
-time. When one is reached the `Storage` is told, and the array goes on in a file. Files
+In memory they grow by grants: the machine is asked for many frames at a time. When one is reached the `Storage` is told, and the array goes on in a file. Files
 grow ahead of the frames on a thread of their own (`AheadThread`), or, with portable
 regions, in steps when a frame arrives at the end.
 """
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 # How far ahead of the frames memory and files are made ready, over all positions.
 _MEMORY_WINDOW_NBYTES = 64 << 20
 _FILE_WINDOW_NBYTES = 256 << 20
-# For how much the machine is asked at a time, over all positions.
+# The least for which the machine is asked at a time, over all positions.
 _GRANT_NBYTES = 256 << 20
 # Memory of one position from which on huge pages (2 MiB) are no waste.
 _HUGE_FROM_NBYTES = 4 << 20
@@ -190,11 +189,12 @@ class Growth:
         if step > most:
             return policy.memory_limit(self._format)
         if step > self._granted_steps:
-            window_steps = self._steps_in(_GRANT_NBYTES)
-            limit = policy.machine_shortage(window_steps * self._plan.total_nbytes)
-            if limit is not None:
-                return limit
-            self._granted_steps = step - 1 + window_steps
+            # Asking takes a millisecond: once for half of what there is.
+            available = policy.available_nbytes()
+            if self._steps_in(_GRANT_NBYTES) * self._plan.total_nbytes > available:
+                return policy.machine_limit(available)
+            most_nbytes = max(available // 2, _GRANT_NBYTES)
+            self._granted_steps = step - 1 + self._steps_in(most_nbytes)
         try:
             self._allocate(position, step, min(self._granted_steps, most))
         except MemoryError as error:

@@ -35,14 +35,21 @@ def memory_limit(fmt: ScratchFormat) -> str:
     return f"max_memory_bytes={fmt.max_memory_bytes} ({size(fmt.max_memory_bytes)})"
 
 
+def available_nbytes() -> int:
+    """Return the memory that the machine has available; all there is if it is unknown."""
+    available = available_memory_nbytes()
+    return _ADDRESSES_NBYTES if available is None else available
+
+
 def machine_shortage(needed_nbytes: int) -> str | None:
     """Say how much memory the machine has if it is less than needed, else None."""
-    available = available_memory_nbytes()
-    if available is None:
-        available = _ADDRESSES_NBYTES
-    if needed_nbytes > available:
-        return f"the memory that this machine has available ({size(available)})"
-    return None
+    available = available_nbytes()
+    return machine_limit(available) if needed_nbytes > available else None
+
+
+def machine_limit(available: int) -> str:
+    """Name the limit that the machine sets."""
+    return f"the memory that this machine has available ({size(available)})"
 
 
 def memory_steps(plan: FramePlan, fmt: ScratchFormat, position: int) -> int:
