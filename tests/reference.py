@@ -12,6 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
+# Properties that settings derive from their fields.
+PROPERTIES = [
+    "output_path",
+    "shape",
+    "is_unbounded",
+    "num_frames",
+    "positions",
+    "position_dimension_index",
+    "frame_dimensions",
+    "index_dimensions",
+    "array_dimensions",
+    "storage_index_dimensions",
+    "storage_index_permutation",
+    "array_storage_dimensions",
+]
+
 
 class Model:
     """What the arrays of an acquisition must hold, frame by frame."""

@@ -12,26 +12,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 import scratchwriter
+from reference import PROPERTIES
 
 ome_writers = pytest.importorskip("ome_writers")
 
 LIBRARIES = [ome_writers, scratchwriter]
 OWN_FORMAT_FIELDS = {"spill_dir", "casting"}
 MODELS = ["AcquisitionSettings", "Dimension", "Channel", "Position", "Plate"]
-PROPERTIES = [
-    "output_path",
-    "shape",
-    "is_unbounded",
-    "num_frames",
-    "positions",
-    "position_dimension_index",
-    "frame_dimensions",
-    "index_dimensions",
-    "array_dimensions",
-    "storage_index_dimensions",
-    "storage_index_permutation",
-    "array_storage_dimensions",
-]
 
 
 def plain(value):

@@ -244,20 +244,6 @@ def test_what_cannot_be_saved_stays_in_memory(new, small_disk):
     assert region.array(U8, (50 << 20,)).min() == ord("x")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_the_kind_can_be_chosen_by_environment(monkeypatch):
     monkeypatch.setenv("SCRATCHWRITER_REGION", "portable")
     assert type(make_region(8192)) is PortableRegion

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from reference import PROPERTIES
 from scratchwriter import (
     AcquisitionSettings,
     Channel,
@@ -29,21 +30,6 @@ TWO_WELLS = [
 ]
 WELLS = Dimension(name="p", coords=TWO_WELLS)
 SIX_WELLS = Plate.from_standard_wells(6)
-
-PROPERTIES = [
-    "output_path",
-    "shape",
-    "is_unbounded",
-    "num_frames",
-    "positions",
-    "position_dimension_index",
-    "frame_dimensions",
-    "index_dimensions",
-    "array_dimensions",
-    "storage_index_dimensions",
-    "storage_index_permutation",
-    "array_storage_dimensions",
-]
 
 
 def dim(name, count=1, kind=None, **fields):

@@ -369,19 +369,6 @@ def test_a_skip_beyond_all_bounds_is_refused_and_consumes_nothing(
 # ------------------------------------------------------------------- full disks
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_disk_that_fills_up_is_an_error_and_what_came_before_is_whole(
     make_settings, small_disk
 ):

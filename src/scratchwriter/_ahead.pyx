@@ -31,6 +31,26 @@ from libc.stdlib cimport calloc, free
 
 from scratchwriter._core cimport Array, FrameWriter
 from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
+from scratchwriter._platform cimport (
+    sw_add,
+    sw_alarm,
+    sw_alarm_destroy,
+    sw_alarm_init,
+    sw_alarm_ring,
+    sw_alarm_wait,
+    sw_load_acquire,
+    sw_mutex,
+    sw_mutex_destroy,
+    sw_mutex_init,
+    sw_mutex_lock,
+    sw_mutex_unlock,
+    sw_store_release,
+    sw_thread,
+    sw_thread_join,
+    sw_thread_start,
+    sw_thread_yields_to_others,
+    sw_yield,
+)
 from scratchwriter._region._mapped cimport (
     MappedRegion,
     Mapping,
@@ -40,29 +60,6 @@ from scratchwriter._region._mapped cimport (
     reserve_blocks,
     start_writeback,
 )
-
-cdef extern from "platform.h" nogil:
-    ctypedef struct sw_mutex:
-        pass
-    ctypedef struct sw_thread:
-        pass
-    ctypedef struct sw_alarm:
-        pass
-    void sw_mutex_init(sw_mutex* m)
-    void sw_mutex_destroy(sw_mutex* m)
-    void sw_mutex_lock(sw_mutex* m)
-    void sw_mutex_unlock(sw_mutex* m)
-    int64_t sw_load_acquire(const int64_t* p)
-    void sw_store_release(int64_t* p, int64_t value)
-    int sw_thread_start(sw_thread* thread, void* (*run)(void*) noexcept nogil, void* arg)
-    void sw_thread_join(sw_thread thread)
-    void sw_thread_yields_to_others()
-    void sw_alarm_init(sw_alarm* alarm)
-    void sw_alarm_destroy(sw_alarm* alarm)
-    bint sw_alarm_wait(sw_alarm* alarm, int64_t timeout_ns)
-    void sw_alarm_ring(sw_alarm* alarm)
-    void sw_add(int64_t* p, int64_t value)
-    void sw_yield()
 
 cdef enum:
     PIECE_NBYTES = 2 << 20            # prepared at a time

@@ -1,23 +1,7 @@
 from libc.stdint cimport int64_t, uintptr_t
 
 from scratchwriter._odometer cimport MAX_AXES, Odometer
-
-cdef extern from "platform.h" nogil:
-    ctypedef struct sw_mutex:
-        pass
-    uintptr_t SW_NO_THREAD
-    uintptr_t sw_this_thread()
-    void sw_mutex_init(sw_mutex* m)
-    void sw_mutex_destroy(sw_mutex* m)
-    bint sw_mutex_try(sw_mutex* m)
-    void sw_mutex_lock(sw_mutex* m)
-    void sw_mutex_unlock(sw_mutex* m)
-    int64_t sw_load_acquire(const int64_t* p)
-    void sw_store_release(int64_t* p, int64_t value)
-    int sw_pwrite(int fd, const char* data, size_t nbytes, int64_t offset)
-    void sw_store_16(char* p, const char* data)
-    void sw_add(int64_t* p, int64_t value)
-    int64_t sw_now_ns()
+from scratchwriter._platform cimport sw_mutex
 
 cdef extern from "copy.h" nogil:
     void sw_copy(char* to, const char* data, int64_t nbytes)

@@ -35,6 +35,21 @@ from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from scratchwriter._odometer cimport MAX_AXES, advance, jump
+from scratchwriter._platform cimport (
+    SW_NO_THREAD,
+    sw_add,
+    sw_load_acquire,
+    sw_mutex_destroy,
+    sw_mutex_init,
+    sw_mutex_lock,
+    sw_mutex_try,
+    sw_mutex_unlock,
+    sw_now_ns,
+    sw_pwrite,
+    sw_store_16,
+    sw_store_release,
+    sw_this_thread,
+)
 
 import os
 

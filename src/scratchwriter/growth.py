@@ -1,8 +1,9 @@
 """The arrays of an acquisition: how they are made, and made longer while frames come.
 
-In memory they grow by grants: the machine is asked for many frames at a time. When one is reached the `Storage` is told, and the array goes on in a file. Files
-grow ahead of the frames on a thread of their own (`AheadThread`), or, with portable
-regions, in steps when a frame arrives at the end.
+In memory they grow by grants: the machine is asked for many frames at a time. When a
+limit is reached the `Storage` is told, and the array goes on in a file. Files grow ahead
+of the frames on a thread of their own (`AheadThread`), or, with portable regions, in
+steps when a frame arrives at the end.
 """
 
 from __future__ import annotations

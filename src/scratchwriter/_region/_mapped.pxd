@@ -1,8 +1,6 @@
 from libc.stdint cimport int64_t
 
-cdef extern from "platform.h" nogil:
-    ctypedef struct sw_mutex:
-        pass
+from scratchwriter._platform cimport sw_mutex
 
 cdef struct Mapping:
     char* base

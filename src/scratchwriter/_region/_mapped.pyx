@@ -41,16 +41,17 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.errno cimport EINTR, ENOMEM, EOPNOTSUPP, errno
 from libc.stdint cimport uintptr_t
 
-import numpy as np
+from scratchwriter._platform cimport (
+    sw_load_acquire,
+    sw_mutex_destroy,
+    sw_mutex_init,
+    sw_mutex_lock,
+    sw_mutex_unlock,
+    sw_pwrite,
+    sw_store_release,
+)
 
-cdef extern from "platform.h" nogil:
-    void sw_mutex_init(sw_mutex* m)
-    void sw_mutex_destroy(sw_mutex* m)
-    void sw_mutex_lock(sw_mutex* m)
-    void sw_mutex_unlock(sw_mutex* m)
-    int64_t sw_load_acquire(const int64_t* p)
-    void sw_store_release(int64_t* p, int64_t value)
-    int sw_pwrite(int fd, const char* data, size_t nbytes, int64_t offset)
+import numpy as np
 
 cdef extern from * nogil:
     """
