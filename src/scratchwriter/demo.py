@@ -27,6 +27,7 @@ from scratchwriter.stream import ScratchStream, create_stream
 
 FRAME_SHAPE = (512, 512)
 _ENDLESS = 2**31 - 1  # frames
+_PATIENCE_S = 20.0  # with a camera that gives no frame
 _THUMBNAIL = 128  # pixels
 _SHEET_COLUMNS, _SHEET_ROWS = 5, 4
 
@@ -93,8 +94,10 @@ class DemoCamera:
         core.startSequenceAcquisition(_ENDLESS, 0, True)
         try:
             for _ in range(num_frames):
+                end_s = time.monotonic() + _PATIENCE_S
                 while not core.getRemainingImageCount():
-                    if core.isBufferOverflowed() or not core.isSequenceRunning():
+                    is_over = core.isBufferOverflowed() or not core.isSequenceRunning()
+                    if is_over or time.monotonic() > end_s:
                         raise RuntimeError(
                             "The camera stopped early; if the buffer of MMCore overflowed, "
                             "frames were taken out too slowly."
