@@ -340,7 +340,7 @@ def find_limit(session: Session, camera: Camera, repetitions: int = 3) -> Varian
 
 
 def _variants(work: Work) -> list[Variant]:
-    copies = (True, False) if work.frame_nbytes >= 64 * 1024 else (False,)
+    copies = (True, False) if work.frame_nbytes >= 4096 else (False,)
     methods = ("populate", "zeros") if work.on_disk else ("populate",)
     # More than the kernel lets be dirty: then only what is written back in time counts.
     long = work.on_disk and work.nbytes > _available_nbytes() // 5

@@ -129,13 +129,12 @@ def file_window_nbytes(folder: Path, most_nbytes: int) -> int:
 def backlog_nbytes() -> int:
     """Return how many bytes of files may wait before they are written back.
 
-    Less than the kernel allows, or it would do it itself, and all at once, and make those
-    wait who fill pages. Not much less: a disk at work disturbs the camera (measured, on 2
-    cores: the copy of a frame took three times as long, and had stalls of 10-50 ms), and
-    an acquisition that fits needs it only when it is over.
+    With what is made ready ahead of the frames they stay well below the kernel's own
+    threshold. Beyond it the kernel writes by itself, all at once, and has the cores to
+    itself meanwhile (measured, on 2 cores: stalls of 8-60 ms just there).
     """
     threshold_nbytes = writeback_threshold_nbytes()
-    return _BACKLOG_NBYTES if threshold_nbytes is None else threshold_nbytes * 4 // 5
+    return _BACKLOG_NBYTES if threshold_nbytes is None else threshold_nbytes * 2 // 5
 
 
 def size(nbytes: int) -> str:
