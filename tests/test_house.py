@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,13 +107,40 @@ def test_the_rule_has_no_circle():
             del rooms[room]
 
 
-def test_importing_the_package_loads_no_optional_dependency():
-    import subprocess
-    import sys
+def _modules_loaded_by(code):
+    printed = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return set(printed.split())
 
-    code = "import scratchwriter, sys; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+
+def test_importing_the_package_loads_nothing_heavy():
+    loaded = _modules_loaded_by("import scratchwriter")
+    assert not {"numpy", "pydantic", "scratchwriter.stream"} & loaded
+
+
+def test_importing_the_names_loads_no_optional_dependency():
+    loaded = _modules_loaded_by("from scratchwriter import *")
+    assert {"numpy", "pydantic", "scratchwriter.stream"} <= loaded
     optional = {"rich", "PIL", "pymmcore", "mm_test_adapters", "ome_writers", "argparse"}
-    assert not optional & set(loaded)
+    assert not optional & loaded
+
+
+@pytest.mark.parametrize("name", scratchwriter.__all__)
+def test_the_face_gives_the_name_that_it_declares(name):
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    home = next(
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and name in [a.name for a in node.names]
+    )
+    assert getattr(scratchwriter, name) is getattr(sys.modules[home], name)
+    assert name in dir(scratchwriter)
+
+
+def test_the_face_has_no_other_names():
+    with pytest.raises(AttributeError, match=r"no attribute 'Storage'"):
+        _ = scratchwriter.Storage

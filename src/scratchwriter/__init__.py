@@ -1,18 +1,25 @@
-"""The fastest and safest place for a Python camera loop to put its frames."""
+"""The fastest and safest place for a Python camera loop to put its frames.
+
+The rooms behind these names are imported when the first of them is asked for (as in SPEC 1
+of Scientific Python): `import scratchwriter` alone costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from scratchwriter._version import __version__
-from scratchwriter.dimensions import (
-    Channel,
-    Dimension,
-    Plate,
-    Position,
-    StandardAxis,
-    dims_from_standard_axes,
-)
-from scratchwriter.settings import AcquisitionSettings, ScratchFormat
-from scratchwriter.stream import ScratchStream, create_stream
 
-OMEStream = ScratchStream  # the name in ome-writers
+if TYPE_CHECKING:
+    from scratchwriter.dimensions import (
+        Channel,
+        Dimension,
+        Plate,
+        Position,
+        StandardAxis,
+        dims_from_standard_axes,
+    )
+    from scratchwriter.settings import AcquisitionSettings, ScratchFormat
+    from scratchwriter.stream import OMEStream, ScratchStream, create_stream
 
 __all__ = [
     "AcquisitionSettings",
@@ -28,3 +35,18 @@ __all__ = [
     "create_stream",
     "dims_from_standard_axes",
 ]
+
+_ROOMS = ("dimensions", "settings", "stream")  # from the bottom
+
+
+def __getattr__(name: str) -> object:
+    for room in _ROOMS if name in __all__ else ():
+        module = import_module(f"scratchwriter.{room}")
+        if hasattr(module, name):
+            globals()[name] = value = getattr(module, name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -43,7 +44,12 @@ def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
             f"frame_metadata must be a dict, got {type(metadata).__name__}: "
             "{'name': value, ...}."
         )
-    return _to_json(dict(_writable_items(metadata))) if metadata else b""
+    if not metadata:
+        return b""
+    if all(type(key) is str and key not in RESERVED_KEYS for key in metadata):
+        with suppress(*_NOT_JSON):
+            return _to_json(metadata)
+    return _to_json(dict(_writable_items(metadata)))  # without what cannot be written
 
 
 def encode_global_metadata(namespace: str, metadata: Mapping[str, Any]) -> bytes:
@@ -73,7 +79,7 @@ def encode_global_metadata(namespace: str, metadata: Mapping[str, Any]) -> bytes
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 
 
-def _to_json(value: dict[Any, Any]) -> bytes:
+def _to_json(value: Mapping[Any, Any]) -> bytes:
     # NaN and infinity stay what they are, as Python's own json reads them.
     return json.dumps(value, default=_natural).encode("ascii")
 

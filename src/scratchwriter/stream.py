@@ -183,6 +183,9 @@ class ScratchStream:
         return f"<ScratchStream {state}, {self.frames_written} frames, in {where}>"
 
 
+OMEStream = ScratchStream  # the name in ome-writers
+
+
 def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     """Make a stream that stores frames as the settings say.
 
