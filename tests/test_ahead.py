@@ -3,7 +3,10 @@
 import contextlib
 import ctypes
 import itertools
+import re
 import resource
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import numpy as np
 import pytest
 
 from reference import Model, read_plain
-from scratchwriter import ScratchFormat, create_stream
+from scratchwriter import ScratchFormat, create_stream, policy
 from scratchwriter._region import PortableRegion, make_region
+from scratchwriter._region.system import is_ram_backed
 
 PORTABLE = type(make_region(1)) is PortableRegion
 needs_thread = pytest.mark.skipif(PORTABLE, reason="the portable region has none")
@@ -214,3 +218,37 @@ def test_its_threads_end_with_the_stream(make_settings, place):
     with create_stream(make_settings({"t": None, "y": 4, "x": 5}, **place)):
         assert _count_threads() > before
     assert _count_threads() == before
+
+
+def rss_file_nbytes():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) * 1024
+
+
+def cached_nbytes(path):
+    command = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+@needs_thread
+@pytest.mark.skipif(shutil.which("fincore") is None, reason="asks fincore (util-linux)")
+def test_what_the_disk_has_leaves_memory_and_is_still_read(
+    make_settings, tmp_path, monkeypatch
+):
+    if is_ram_backed(tmp_path):
+        pytest.skip("files in memory stay there")
+    monkeypatch.setattr(policy, "backlog_nbytes", lambda: 16 << 20)
+    monkeypatch.setattr(policy, "cached_nbytes", lambda: 32 << 20)
+    folder = tmp_path / "d"
+    settings = make_settings({"t": 400, "y": 256, "x": 512}, root_path=str(folder))
+    model = Model(settings)
+    before_nbytes = rss_file_nbytes()
+    with create_stream(settings) as stream:
+        for i in range(400):
+            stream.append(FRAME + i)
+            model.append(FRAME + i)
+        # Backlog and cache, with what the last piece of 16 MiB has not filled.
+        wait_until(lambda: rss_file_nbytes() - before_nbytes < 48 << 20)
+        wait_until(lambda: cached_nbytes(folder / "pos_0.dat") < 80 << 20)
+        assert np.array_equal(stream.arrays[0][:], model.array(0))
+    assert np.array_equal(read_plain(folder)[0], model.array(0))

@@ -43,8 +43,11 @@ class AheadThread:
     def frames_written_back(self) -> int:
         """Frames that the disk has, with all before them."""
 
-    def start_writeback(self, backlog_nbytes: int) -> None:
-        """Begin to write back what is more than so many bytes behind the frames."""
+    def start_writeback(self, backlog_nbytes: int, cached_nbytes: int) -> None:
+        """Begin to write back what is more than so many bytes behind the frames.
+
+        What is more than `cached_nbytes` behind that need not stay in memory.
+        """
 
     def prepare_now(self, position: int, start_nbytes: int) -> int:
         """Prepare the slot at `start_nbytes`; return 0, an errno, or -1 past the end."""

@@ -6,7 +6,9 @@ filled with zeros and mapped. An append then takes no page fault and makes no sy
 (The idea of a pre-toucher is Chronicle Queue's.)
 
 A second thread, for files only, writes back what is far behind the cursor, evenly, before
-the kernel finds that there is too much of it and makes those wait who fill pages.
+the kernel finds that there is too much of it and makes those wait who fill pages. What is
+much farther behind it drops from memory: the pages are filled again at once, and nobody
+has to search for free ones when an acquisition is longer than memory.
 
 Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
 writer therefore goes no further than `writable_nbytes`, which this thread stores when it
@@ -54,6 +56,7 @@ from scratchwriter._platform cimport (
 from scratchwriter._region._mapped cimport (
     MappedRegion,
     Mapping,
+    drop_cached,
     make_readable,
     populate,
     prepare,
@@ -82,6 +85,7 @@ cdef struct Walk:
     int64_t window_nbytes
     int64_t piece_nbytes
     int64_t backlog_nbytes            # behind the cursor, that may wait for the disk
+    int64_t cached_nbytes             # behind that, that stay in memory too
     int64_t* memory_stop_nbytes       # per position: the most that may be in memory
     Array* arrays                     # the writer's
     int64_t** cursor                  # the writer's, and it may change where it is
@@ -99,6 +103,7 @@ cdef struct Walk:
     sw_alarm alarm
     int64_t written_back              # frames behind which all is; atomic
     int64_t* written_back_nbytes      # per position; of the write-back thread alone
+    int64_t* dropped_nbytes           # likewise
 
 
 # ------------------------------------------------------------------- without the GIL
@@ -217,12 +222,20 @@ cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept
     return (cursor // round_frames * walk.visit_frames + rest) * walk.frame_nbytes
 
 
+cdef int64_t _complete_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept nogil:
+    """Bytes of a position that no frame from the cursor on will change."""
+    cdef int64_t head = _head_nbytes(walk, position, max(cursor, 0))
+    return head if walk.in_order else head // walk.step_nbytes * walk.step_nbytes
+
+
 cdef void* _run_writeback(void* arg) noexcept nogil:
     cdef Walk* walk = <Walk*>arg
     cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes
+    cdef int64_t cached_frames = walk.cached_nbytes // walk.frame_nbytes
     cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1
     cdef int64_t target, position, stop
     cdef int64_t before = 0
+    cdef Mapping* mapping
     sw_thread_yields_to_others()
     while True:
         target = _cursor(walk) - backlog_frames
@@ -233,14 +246,14 @@ cdef void* _run_writeback(void* arg) noexcept nogil:
         # Piece by piece, so that the disk is never given much at once.
         before = before + piece_frames if walk.num_positions == 1 else target
         for position in range(walk.num_positions):
-            stop = _head_nbytes(walk, position, before)
-            if not walk.in_order:
-                stop = stop // walk.step_nbytes * walk.step_nbytes
-            if _in_file(walk.mappings[position]):
-                start_writeback(
-                    walk.mappings[position], walk.written_back_nbytes[position], stop
-                )
-            walk.written_back_nbytes[position] = stop
+            mapping = walk.mappings[position]
+            if _in_file(mapping):
+                stop = _complete_nbytes(walk, position, before)
+                start_writeback(mapping, walk.written_back_nbytes[position], stop)
+                walk.written_back_nbytes[position] = stop
+                stop = _complete_nbytes(walk, position, before - cached_frames)
+                drop_cached(mapping, walk.dropped_nbytes[position], stop)
+                walk.dropped_nbytes[position] = stop
             if sw_alarm_wait(&walk.alarm, 0):
                 return NULL
         sw_store_release(&walk.written_back, before)
@@ -289,9 +302,11 @@ cdef class AheadThread:
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.written_back_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
+        walk.dropped_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         if (
             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
             or walk.prepared_nbytes == NULL or walk.written_back_nbytes == NULL
+            or walk.dropped_nbytes == NULL
         ):
             raise MemoryError(f"tables of {n} positions")
         for position in range(n):
@@ -310,6 +325,7 @@ cdef class AheadThread:
         free(self.walk.memory_stop_nbytes)
         free(self.walk.prepared_nbytes)
         free(self.walk.written_back_nbytes)
+        free(self.walk.dropped_nbytes)
 
     @property
     def frames_ahead(self):
@@ -321,9 +337,10 @@ cdef class AheadThread:
     def frames_written_back(self):
         return sw_load_acquire(&self.walk.written_back)
 
-    def start_writeback(self, backlog_nbytes):
+    def start_writeback(self, backlog_nbytes, cached_nbytes):
         if not self.runs_writeback:
             self.walk.backlog_nbytes = backlog_nbytes
+            self.walk.cached_nbytes = cached_nbytes
         if not self.runs_writeback and self.pid == getpid():
             self.runs_writeback = (
                 sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0

@@ -143,7 +143,7 @@ class Growth:
             window_nbytes,
         )
         if path is not None:
-            self._ahead.start_writeback(policy.backlog_nbytes())
+            self._ahead.start_writeback(policy.backlog_nbytes(), policy.cached_nbytes())
 
     def close(self) -> None:
         """Refuse frames, and end what runs ahead of them. The arrays stay."""
@@ -251,7 +251,7 @@ class Growth:
         self._attach(position)
         if self._ahead is not None:
             self._ahead.forget(position, start_nbytes)
-            self._ahead.start_writeback(policy.backlog_nbytes())
+            self._ahead.start_writeback(policy.backlog_nbytes(), policy.cached_nbytes())
 
     def finish_file(self, folder: Path, position: int, *, is_saved: bool) -> None:
         """Give an array's file its exact size, and what it lacks. After `close`."""

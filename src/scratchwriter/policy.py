@@ -137,6 +137,15 @@ def backlog_nbytes() -> int:
     return _BACKLOG_NBYTES if threshold_nbytes is None else threshold_nbytes * 2 // 5
 
 
+def cached_nbytes() -> int:
+    """Return how much of the files stays in memory when the disk has it: half of what is.
+
+    The page cache takes all memory otherwise, from everybody, and the next frames wait
+    until the kernel has found pages to give up.
+    """
+    return available_nbytes() // 2
+
+
 def size(nbytes: int) -> str:
     """Return a number of bytes for people; exact integers, however large."""
     if nbytes < 1_000_000:

@@ -70,6 +70,8 @@ cdef extern from * nogil:
     const char* sw_zeros
     int open(const char* path, int flags)
     int fallocate(int fd, int mode, int64_t offset, int64_t nbytes)
+    int posix_fadvise(int fd, int64_t offset, int64_t nbytes, int advice)
+    int POSIX_FADV_DONTNEED
     int sync_file_range(int fd, int64_t offset, int64_t nbytes, unsigned int flags)
     unsigned int SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE
     unsigned int SYNC_FILE_RANGE_WAIT_AFTER
@@ -325,6 +327,24 @@ cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept
         SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER,
     ) != 0:
         code = errno
+    close(fd)
+    return code
+
+
+cdef int drop_cached(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
+    """Give back the memory that caches bytes of the file that have been written back.
+
+    Only advice: what is mapped, because somebody reads it, stays.
+    """
+    cdef int code, fd
+    start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
+    stop = stop // PAGE_NBYTES * PAGE_NBYTES
+    if start >= stop:
+        return 0
+    fd = _open(mapping.path)
+    if fd < 0:
+        return errno
+    code = posix_fadvise(fd, start, stop - start, POSIX_FADV_DONTNEED)
     close(fd)
     return code
 
