@@ -77,8 +77,9 @@ def test_info_prints_what_a_dataset_holds(dataset, capsys):
     assert lines == {
         "dataset": str(dataset),
         "written by": f"version {scratchwriter.__version__}",
+        "state": "closed",
         "pixels": "uint16, 280 bytes",
-        "frames": "7 (closed)",
+        "frames": "7",
         "position 0": "left: t=4, y=4, x=5",
         "position 1": "right: t=3, y=4, x=5",
         "frame metadata": "1 lines",
@@ -92,7 +93,8 @@ def test_info_says_when_a_dataset_is_still_open(make_settings, tmp_path, frames,
         stream.append(frames[0])
         assert main(["info", str(tmp_path / "data")]) == 0
     out = capsys.readouterr().out
-    assert "1 (not closed" in out
+    assert "being recorded" in out
+    assert "1 of 9" in out
     assert "t=9, y=4, x=5" in out
 
 
@@ -110,9 +112,9 @@ def test_info_reads_a_dataset_of_ome_writers(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "uint8, 80 bytes" in out
     assert "position 1" in out
-    assert "2, 4, 5" in out
+    assert "t=2, y=4, x=5" in out
     assert "4 lines" in out
-    assert "not written by scratchwriter" in out
+    assert "version 0.3.2" in out
 
 
 def test_info_reads_a_dataset_whose_format_has_fields_of_ours(

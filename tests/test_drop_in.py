@@ -48,9 +48,12 @@ def make(library, spec):
 # ------------------------------------------------------------------ names and defaults
 
 
-@pytest.mark.parametrize("name", scratchwriter.__all__)
+OURS = {"DatasetError", "ScratchDataset", "ScratchStream", "open_scratch"}
+
+
+@pytest.mark.parametrize("name", sorted({*scratchwriter.__all__} - OURS))
 def test_public_names_are_those_of_ome_writers(name):
-    assert name == "ScratchStream" or hasattr(ome_writers, name)
+    assert hasattr(ome_writers, name)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -63,9 +66,14 @@ def test_fields_are_those_of_ome_writers(model):
             assert ours[name].get_default() == field.get_default()
 
 
-def test_fields_of_the_format_are_those_of_ome_writers_and_two_more():
+def test_fields_of_the_format_are_those_of_ome_writers_and_some_more():
     theirs, ours = (dict(library.ScratchFormat()) for library in LIBRARIES)
-    assert ours == theirs | {"spill_dir": None, "casting": "safe"}
+    assert ours == theirs | {
+        "spill_dir": None,
+        "casting": "safe",
+        "durability": "process",
+        "sync_interval_s": 1.0,
+    }
 
 
 @pytest.mark.parametrize("model", [*MODELS, "ScratchFormat", "StandardAxis"])

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from scratchwriter import AcquisitionSettings, ScratchFormat, __version__, create_stream
-from scratchwriter.manifest import read_cursor, read_manifest
+from scratchwriter.errors import DatasetError
+from scratchwriter.manifest import ProgressView, read_manifest
 
 
 @pytest.fixture
@@ -101,8 +102,7 @@ def test_no_draft_is_left_behind(make_settings, folder):
     settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
     with create_stream(settings) as stream:
         stream.set_global_metadata("mine", {})
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"manifest.json", "pos_0.dat", "frame_metadata.jsonl", "progress.bin"}
+    assert list(folder.glob("*manifest*")) == [folder / "manifest.json"]
 
 
 def test_a_manifest_is_replaced_atomically(make_settings, folder, monkeypatch):
@@ -131,30 +131,43 @@ def test_progress_is_as_documented(make_settings, folder):
     def page():
         data = (folder / "progress.bin").read_bytes()
         assert len(data) == 4096
-        magic, version, state, pid = struct.unpack_from("=8sIIQ", data)
-        return magic, version, state, pid, *struct.unpack_from("=q", data, 64)
+        magic, version, state, pid, boot = struct.unpack_from("=8sIIQ36s", data)
+        return magic, version, state, pid, boot, *struct.unpack_from("=qq", data, 64)
 
-    import os
-
+    start = (b"scratchw", 1)
+    owner = (os.getpid(), Path("/proc/sys/kernel/random/boot_id").read_bytes()[:36])
     with create_stream(settings) as stream:
-        assert page() == (b"scratchw", 1, 1, os.getpid(), 0)
+        assert page() == (*start, 1, *owner, 0, 0)
         stream.append(np.zeros((4, 5), "uint16"))
-        assert page()[4] == 1
+        assert page()[5:] == (1, 0)
         stream.skip(frames=5)
-        assert page()[4] == 6
-    assert page() == (b"scratchw", 1, 2, os.getpid(), 6)
-    assert read_cursor(folder) == (6, True)
+        assert page()[5:] == (6, 0)
+        stream.flush()
+        assert page()[5:] == (6, 6)
+    assert page() == (*start, 2, *owner, 6, 6)
+    progress = ProgressView(folder)
+    assert (progress.cursor, progress.synced, progress.is_closed) == (6, 6, True)
+    assert progress.writer_pid == os.getpid()
+    assert progress.is_of_this_boot
+    assert progress.has_writer is False
 
 
-def test_a_dataset_without_progress_has_an_unknown_cursor(tmp_path):
-    assert read_cursor(tmp_path) is None
+def test_skips_are_as_documented(make_settings, folder):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
+    with create_stream(settings) as stream:
+        stream.skip()
+        stream.skip(frames=2)  # together with the one before
+        stream.append(np.zeros((4, 5), "uint16"))
+        stream.skip(frames=10**6)
+        pairs = np.fromfile(folder / "skips.bin", "i8").reshape(-1, 2)
+        assert pairs.tolist() == [[0, 3], [4, 10**6 + 4]]
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"x" * 4096, b"scratchw" + b"\0" * 4088])
 def test_a_progress_file_that_is_none_is_refused_by_name(tmp_path, data):
     (tmp_path / "progress.bin").write_bytes(data)
-    with pytest.raises(ValueError, match=r"progress\.bin"):
-        read_cursor(tmp_path)
+    with pytest.raises(DatasetError, match=r"progress\.bin"):
+        ProgressView(tmp_path)
 
 
 def test_a_negative_cursor_is_refused(make_settings, folder):
@@ -162,19 +175,24 @@ def test_a_negative_cursor_is_refused(make_settings, folder):
     data = bytearray((folder / "progress.bin").read_bytes())
     data[64:72] = struct.pack("=q", -5)
     (folder / "progress.bin").write_bytes(data)
-    with pytest.raises(ValueError, match=r"progress\.bin"):
-        read_cursor(folder)
+    with pytest.raises(DatasetError, match=r"progress\.bin"):
+        ProgressView(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
 @pytest.mark.parametrize("name", ["manifest.json", "progress.bin"])
 def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match="regular"):
-        (read_manifest if name == "manifest.json" else read_cursor)(tmp_path)
+    with pytest.raises(DatasetError, match="regular"):
+        (read_manifest if name == "manifest.json" else ProgressView)(tmp_path)
 
 
-GOOD = {"version": "1", "dtype": "u1", "position_shapes": [[1, 2]], "dimensions": []}
+GOOD = {
+    "version": "1",
+    "dtype": "u1",
+    "position_shapes": [[1, 2]],
+    "dimensions": [{"name": "y", "count": 1}, {"name": "x", "count": 2}],
+}
 
 
 @pytest.mark.parametrize(
@@ -193,14 +211,14 @@ GOOD = {"version": "1", "dtype": "u1", "position_shapes": [[1, 2]], "dimensions"
 )
 def test_a_manifest_that_is_none_is_refused_by_name(tmp_path, change):
     (tmp_path / "manifest.json").write_text(json.dumps(GOOD))
-    assert read_manifest(tmp_path).position_shapes == [(1, 2)]
+    assert read_manifest(tmp_path)[0].position_shapes == [(1, 2)]
     (tmp_path / "manifest.json").write_text(json.dumps(GOOD | change))
-    with pytest.raises(ValueError, match=r"manifest\.json"):
+    with pytest.raises(DatasetError, match=r"manifest\.json"):
         read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00" * 100, "[" * 100_000])
 def test_text_that_is_no_manifest_is_refused_by_name(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(ValueError, match=r"manifest\.json"):
+    with pytest.raises(DatasetError, match=r"manifest\.json"):
         read_manifest(tmp_path)

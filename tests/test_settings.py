@@ -65,6 +65,8 @@ def test_the_scratch_format_has_these_defaults():
         "spill_to_disk": True,
         "spill_dir": None,
         "casting": "safe",
+        "durability": "process",
+        "sync_interval_s": 1.0,
     }
 
 

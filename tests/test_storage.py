@@ -17,10 +17,15 @@ import numpy as np
 import pytest
 
 from reference import Model, read_lines, read_plain
-from scratchwriter import ScratchFormat, create_stream
-from scratchwriter.manifest import read_cursor
+from scratchwriter import ScratchFormat, create_stream, open_scratch
 
-FILES = {"manifest.json", "pos_0.dat", "frame_metadata.jsonl", "progress.bin"}
+FILES = {
+    "manifest.json",
+    "pos_0.dat",
+    "frame_metadata.jsonl",
+    "progress.bin",
+    "skips.bin",
+}
 SIZES = {"t": 3, "y": 4, "x": 5}
 
 
@@ -151,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(make_settings):
 def test_what_fails_half_way_leaves_no_folder(make_settings, tmp_path, monkeypatch):
     import scratchwriter.storage as storage
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(storage, "ManifestDraft", fail)
@@ -653,7 +658,8 @@ def test_closing_can_be_tried_again_after_it_failed(make_settings, small_disk, f
     assert error.value.errno == errno.ENOSPC
     ballast.unlink()
     stream.close()
-    assert read_cursor(small_disk / "d") == (1, True)
+    with open_scratch(small_disk / "d") as dataset:
+        assert (dataset.frames_written, dataset.state) == (1, "closed")
 
 
 def test_a_skip_past_the_memory_limit_is_a_memory_error(make_settings, frames):

@@ -18,25 +18,30 @@ if TYPE_CHECKING:
         StandardAxis,
         dims_from_standard_axes,
     )
+    from scratchwriter.errors import DatasetError
+    from scratchwriter.reader import ScratchDataset, open_scratch
     from scratchwriter.settings import AcquisitionSettings, ScratchFormat
     from scratchwriter.stream import OMEStream, ScratchStream, create_stream
 
 __all__ = [
     "AcquisitionSettings",
     "Channel",
+    "DatasetError",
     "Dimension",
     "OMEStream",
     "Plate",
     "Position",
+    "ScratchDataset",
     "ScratchFormat",
     "ScratchStream",
     "StandardAxis",
     "__version__",
     "create_stream",
     "dims_from_standard_axes",
+    "open_scratch",
 ]
 
-_ROOMS = ("dimensions", "settings", "stream")  # from the bottom
+_ROOMS = ("dimensions", "settings", "errors", "stream", "reader")  # from the bottom
 
 
 def __getattr__(name: str) -> object:

@@ -43,6 +43,10 @@ class AheadThread:
     def frames_written_back(self) -> int:
         """Frames that the disk has, with all before them."""
 
+    @property
+    def lost(self) -> tuple[int, int] | None:
+        """Errno and position of the first failure to write back; the data may be lost."""
+
     def start_writeback(self, backlog_nbytes: int, cached_nbytes: int) -> None:
         """Begin to write back what is more than so many bytes behind the frames.
 

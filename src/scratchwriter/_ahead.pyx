@@ -104,6 +104,8 @@ cdef struct Walk:
     int64_t written_back              # frames behind which all is; atomic
     int64_t* written_back_nbytes      # per position; of the write-back thread alone
     int64_t* dropped_nbytes           # likewise
+    int64_t lost_code                 # errno of the first failure to write back; atomic
+    int64_t lost_position             # where; written before
 
 
 # ------------------------------------------------------------------- without the GIL
@@ -235,6 +237,7 @@ cdef void* _run_writeback(void* arg) noexcept nogil:
     cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1
     cdef int64_t target, position, stop
     cdef int64_t before = 0
+    cdef int code
     cdef Mapping* mapping
     sw_thread_yields_to_others()
     while True:
@@ -249,7 +252,10 @@ cdef void* _run_writeback(void* arg) noexcept nogil:
             mapping = walk.mappings[position]
             if _in_file(mapping):
                 stop = _complete_nbytes(walk, position, before)
-                start_writeback(mapping, walk.written_back_nbytes[position], stop)
+                code = start_writeback(mapping, walk.written_back_nbytes[position], stop)
+                if code and not walk.lost_code:
+                    walk.lost_position = position
+                    sw_store_release(&walk.lost_code, code)
                 walk.written_back_nbytes[position] = stop
                 stop = _complete_nbytes(walk, position, before - cached_frames)
                 drop_cached(mapping, walk.dropped_nbytes[position], stop)
@@ -336,6 +342,11 @@ cdef class AheadThread:
     @property
     def frames_written_back(self):
         return sw_load_acquire(&self.walk.written_back)
+
+    @property
+    def lost(self):
+        cdef int64_t code = sw_load_acquire(&self.walk.lost_code)
+        return (code, self.walk.lost_position) if code else None
 
     def start_writeback(self, backlog_nbytes, cached_nbytes):
         if not self.runs_writeback:

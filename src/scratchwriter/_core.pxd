@@ -20,6 +20,7 @@ cdef enum Status:
     NEED_ROOM      # the next slot is not allocated yet
     NEED_STEPS     # a skip goes past what can be read
     LOG_FAILED     # the metadata line could not be written
+    SKIP_FAILED    # the skip could not be recorded
 
 cdef struct Array:
     char* base                 # first byte of the position's array
@@ -42,11 +43,18 @@ cdef struct MetadataLog:
     char* line                 # the line being made
     size_t line_capacity_nbytes
 
+cdef struct SkipLog:           # ranges of frames that were skipped
+    int fd                     # -1: there is no file (yet)
+    int64_t* ranges            # start and stop of each, in order, none touching the next
+    int64_t count
+    int64_t capacity
+
 cdef struct Request:           # what a refused call lacks, for the one who provides it
     int64_t position
     int64_t stop_nbytes
     int64_t steps
     int errno_code
+    int64_t needed_nbytes
 
 cdef class FrameWriter:
     # The plan: set once, read without a lock
@@ -76,6 +84,7 @@ cdef class FrameWriter:
     cdef int64_t _skipped                    # of the frames before the cursor
     cdef int64_t _readable_steps             # steps that every array can be read to
     cdef MetadataLog _log
+    cdef SkipLog _skips
 
     # How long appends took: added to atomically, by any thread, without a lock
     cdef int64_t _append_counts[NUM_BUCKETS]
@@ -90,7 +99,8 @@ cdef class FrameWriter:
     # Owners of the memory above, and who to ask for more of it
     cdef list _array_owners
     cdef object _cursor_owner, _digits_owner
-    cdef object _make_room, _make_steps, _encode_metadata, _log_path
+    cdef object _make_room, _make_steps, _encode_metadata, _disk_error
+    cdef object _log_path, _skips_path
 
     cdef int put(self, object frame, object frame_metadata) except -1
     cdef object _as_frame(self, object frame)
@@ -106,5 +116,9 @@ cdef class FrameWriter:
     cdef bint _keep_line(self, const char* line, size_t nbytes) noexcept nogil
     cdef int _copy_first_block(self, int fd) noexcept nogil
     cdef void _drop_first_block(self) noexcept nogil
+    cdef int _note_skip(self, int64_t start, int64_t stop) noexcept nogil
     cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil
-    cdef int _raise(self, Status status, str what, object frames, int code) except -1
+    cdef int _raise(
+        self, Status status, str what, object frames, Request* request
+    ) except -1
+    cdef int _check(self, int code, object path, int64_t needed_nbytes) except -1

@@ -64,6 +64,8 @@ class FrameWriter:
         Makes all arrays readable up to `steps`, by `set_readable_steps`, or raises.
     encode_metadata : callable(mapping) -> bytes
         Returns a JSON object on one line, or nothing.
+    disk_error : callable(code, path, needed_nbytes) -> OSError
+        Words an error of a file.
     keep_metadata : bool
         Whether lines that come before `log_to` are kept for it.
     """
@@ -75,6 +77,7 @@ class FrameWriter:
         make_room: Callable[[int, int], object],
         make_steps: Callable[[int], object],
         encode_metadata: Callable[[Mapping[str, Any]], bytes],
+        disk_error: Callable[[int, Path, int], OSError],
         *,
         keep_metadata: bool,
     ) -> FrameWriter: ...
@@ -88,6 +91,9 @@ class FrameWriter:
     @property
     def closed(self) -> bool:
         """Whether frames are refused."""
+
+    def skipped(self) -> npt.NDArray[np.int64]:
+        """Return start and stop, in frames, of each range that was skipped."""
 
     def measured(self) -> dict[str, Any]:
         """Return the fields of `AppendStats` that the writer knows."""
@@ -112,6 +118,9 @@ class FrameWriter:
 
     def log_to(self, fd: int, path: Path) -> None:
         """Write metadata lines to a file from now on, and first those that are kept."""
+
+    def log_skips_to(self, fd: int, path: Path) -> None:
+        """Write what is skipped to a file from now on, and first what was."""
 
     def close(self) -> None:
         """Refuse frames from now on; an append under way in another thread ends first."""

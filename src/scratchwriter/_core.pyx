@@ -51,8 +51,6 @@ from scratchwriter._platform cimport (
     sw_this_thread,
 )
 
-import os
-
 import numpy as np
 
 cnp.import_array()
@@ -131,7 +129,8 @@ cdef class FrameWriter:
     """Writes frames into the slots of a plan. See `_core.pyi` for its methods."""
 
     def __cinit__(
-        self, plan, casting, make_room, make_steps, encode_metadata, *, keep_metadata
+        self, plan, casting, make_room, make_steps, encode_metadata, disk_error, *,
+        keep_metadata,
     ):
         cdef int64_t position
         cdef int i
@@ -139,6 +138,7 @@ cdef class FrameWriter:
         self._exclusive_thread = SW_NO_THREAD
         self._log.fd = -1
         self._log.keep = keep_metadata
+        self._skips.fd = -1
         self._own_cursor = 0
         self._cursor = &self._own_cursor
 
@@ -172,9 +172,11 @@ cdef class FrameWriter:
         self._make_room = make_room
         self._make_steps = make_steps
         self._encode_metadata = encode_metadata
+        self._disk_error = disk_error
 
     def __dealloc__(self):
         free(self._arrays)
+        free(self._skips.ranges)
         while self._log.first != NULL:
             self._drop_first_block()
         free(self._log.line)
@@ -231,7 +233,7 @@ cdef class FrameWriter:
             if status == NEED_ROOM and make_room is not None:
                 make_room(request.position, request.stop_nbytes)
             elif status != NEED_ROOM:
-                self._raise(status, "append", 1, request.errno_code)
+                self._raise(status, "append", 1, &request)
 
     def skip(self, *, frames=1):
         cdef Status status
@@ -253,7 +255,7 @@ cdef class FrameWriter:
             if status == NEED_STEPS and make_steps is not None:
                 make_steps(request.steps)
             elif status != NEED_STEPS:
-                self._raise(status, "skip", wanted, 0)
+                self._raise(status, "skip", wanted, &request)
 
     @property
     def frames_written(self):
@@ -262,6 +264,23 @@ cdef class FrameWriter:
     @property
     def closed(self):
         return self._closed
+
+    def skipped(self):
+        cdef cnp.ndarray ranges
+        cdef int64_t count
+        cdef Status status
+        cdef bint complete
+        while True:
+            count = self._skips.count
+            ranges = np.empty((count, 2), np.int64)  # under the mutex nothing is made
+            status = self._acquire()
+            complete = self._skips.count == count
+            if complete and count:
+                memcpy(cnp.PyArray_DATA(ranges), self._skips.ranges, 16 * count)
+            if status == OK:
+                sw_mutex_unlock(&self._mutex)
+            if complete:
+                return ranges
 
     def measured(self):
         cdef cnp.ndarray counts = np.empty(NUM_BUCKETS, np.int64)
@@ -328,14 +347,20 @@ cdef class FrameWriter:
                     sw_mutex_lock(&self._mutex)
                     self._drop_first_block()
                     sw_mutex_unlock(&self._mutex)
-        _check(code, path)
+        self._check(code, path, 0)
 
     def log_to(self, fd, path):
         while self._log.first != NULL:
-            _check(self._copy_first_block(fd), path)
+            self._check(self._copy_first_block(fd), path, 0)
             self._drop_first_block()
         self._log.fd = fd
         self._log_path = path
+
+    def log_skips_to(self, fd, path):
+        cdef int64_t nbytes = 16 * self._skips.count
+        self._check(sw_pwrite(fd, <char*>self._skips.ranges, nbytes, 0), path, nbytes)
+        self._skips.fd = fd
+        self._skips_path = path
 
     def close(self):
         """Refuse frames from now on; an append under way in another thread ends first."""
@@ -343,7 +368,7 @@ cdef class FrameWriter:
         if status == CLOSED:
             return
         if status != OK:
-            self._raise(status, "close", 0, 0)
+            self._raise(status, "close", 0, NULL)
         self._closed = True
         # Nothing outside is written from here on, and its owners may go.
         self._own_cursor = self._cursor[0]
@@ -437,6 +462,7 @@ cdef class FrameWriter:
         if body_nbytes:
             request.errno_code = self._write_line(position, body, body_nbytes)
             if request.errno_code:
+                request.needed_nbytes = PREFIX_NBYTES + body_nbytes
                 return LOG_FAILED
         sw_copy(array.base + self._next.offset_nbytes, frame, self._frame_nbytes)
         if self._num_frames < 0 and self._next.index[0] >= array.steps:
@@ -457,6 +483,11 @@ cdef class FrameWriter:
             if steps > self._readable_steps:
                 request.steps = steps
                 return NEED_STEPS
+        request.errno_code = self._note_skip(cursor, cursor + frames)
+        if request.errno_code:
+            request.needed_nbytes = 16
+            return SKIP_FAILED
+        if self._num_frames < 0:
             for position in range(self._num_positions):
                 steps = steps_after(
                     cursor + frames, position, self._step_frames, self._visit_frames
@@ -550,6 +581,31 @@ cdef class FrameWriter:
             self._log.last = NULL
         free(block)
 
+    cdef int _note_skip(self, int64_t start, int64_t stop) noexcept nogil:
+        """Record a range of frames that are skipped, or more of the range before."""
+        cdef SkipLog* log = &self._skips
+        cdef int64_t pair[2]
+        cdef int64_t at = log.count
+        cdef int64_t capacity = 2 * log.capacity + 64
+        cdef int64_t* memory
+        cdef int code
+        pair[0], pair[1] = start, stop
+        if at and log.ranges[2 * at - 1] == start:
+            at -= 1
+            pair[0] = log.ranges[2 * at]
+        elif at == log.capacity:
+            memory = <int64_t*>realloc(log.ranges, capacity * sizeof(pair))
+            if memory == NULL:
+                return ENOMEM
+            log.ranges, log.capacity = memory, capacity
+        if log.fd >= 0:
+            code = sw_pwrite(log.fd, <const char*>pair, sizeof(pair), at * sizeof(pair))
+            if code:
+                return code
+        log.ranges[2 * at], log.ranges[2 * at + 1] = pair[0], pair[1]
+        log.count = at + 1
+        return 0
+
     cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil:
         """Note how far an array reaches, in the manifest too (before the commit)."""
         cdef char text[DIGITS]
@@ -563,7 +619,9 @@ cdef class FrameWriter:
                 steps = steps // 10
             sw_store_16(array.shape_digits, text)
 
-    cdef int _raise(self, Status status, str what, object frames, int code) except -1:
+    cdef int _raise(
+        self, Status status, str what, object frames, Request* request
+    ) except -1:
         """The one place where a `Status` becomes an exception."""
         if status == CLOSED and self._disowned:
             raise ValueError(
@@ -587,17 +645,16 @@ cdef class FrameWriter:
                 f"{self._num_frames - self.frames_written} are left. Enlarge them, or "
                 "make the first dimension unbounded (count=None)."
             )
-        if status == LOG_FAILED:
-            if code == ENOMEM:
-                raise MemoryError("no memory for a line of frame metadata")
-            _check(code, self._log_path)
+        if request.errno_code == ENOMEM:
+            raise MemoryError(f"no memory to note what came with {what}")
+        path = self._log_path if status == LOG_FAILED else self._skips_path
+        self._check(request.errno_code, path, request.needed_nbytes)
         raise AssertionError(f"unknown status {status}")
 
-
-cdef int _check(int code, object path) except -1:
-    if code != 0:
-        raise OSError(code, os.strerror(code), os.fspath(path))
-    return 0
+    cdef int _check(self, int code, object path, int64_t needed_nbytes) except -1:
+        if code != 0:
+            raise self._disk_error(code, path, needed_nbytes)
+        return 0
 
 
 @cython.final

@@ -1,9 +1,8 @@
-"""The command line: `scratchwriter demo` and `scratchwriter info`."""
+"""The command line: `scratchwriter demo`, `info`, `verify`, `recover`, `clean`."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -14,31 +13,32 @@ from pathlib import Path
 import numpy as np
 
 from scratchwriter._version import __version__
-from scratchwriter.manifest import (
-    FRAME_METADATA,
-    Manifest,
-    array_name,
-    read_cursor,
-    read_manifest,
-)
-from scratchwriter.policy import size
+from scratchwriter.folders import reclaim_spill_folders
+from scratchwriter.policy import size, spill_parent
+from scratchwriter.reader import ScratchDataset, open_scratch
+from scratchwriter.repair import find_faults, recover
+from scratchwriter.settings import ScratchFormat
 
 _DEMO_EXTRA = ("mm_test_adapters", "PIL", "pymmcore", "rich")
 _REDRAW_S = 0.2
+_STATES = {
+    "closed": "closed",
+    "recording": "being recorded",
+    "killed": "not closed, its writer was killed",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, 1 if it failed."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (OSError, ValueError, MemoryError, ImportError, RuntimeError) as error:
         print(f"scratchwriter: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("scratchwriter: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +85,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     info.set_defaults(run=_info)
+
+    verify = commands.add_parser(
+        "verify",
+        help="tell what is whole in a dataset, and what is missing",
+        description="Check a scratch dataset: its manifest, the sizes of its files, its "
+        "frame metadata. Exit status 0 if it is whole, 1 if not.",
+        epilog="example: scratchwriter verify run1",
+    )
+    verify.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    verify.set_defaults(run=_verify)
+
+    recover = commands.add_parser(
+        "recover",
+        help="finish a dataset whose writer was killed",
+        description="Finish a scratch dataset whose writer was killed: exact shapes in "
+        "the manifest, files cut to their size, marked as closed. Frames are not touched.",
+        epilog="example: scratchwriter recover run1",
+    )
+    recover.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    recover.set_defaults(run=_recover)
+
+    clean = commands.add_parser(
+        "clean",
+        help="remove temporary folders that killed processes have left",
+        description="Remove the temporary folders of this user that processes have left "
+        "which were killed. Those of running processes are not touched.",
+        epilog="example: scratchwriter clean /scratch/tmp",
+    )
+    clean.add_argument(
+        "path",
+        type=_path,
+        nargs="?",
+        metavar="PATH",
+        help="folder to look in (default: where temporary folders are made)",
+    )
+    clean.set_defaults(run=_clean)
     return parser
 
 
@@ -150,49 +186,57 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    folder: Path = args.path
-    manifest = read_manifest(folder)
-    _check_files(folder, manifest)
-    progress = read_cursor(folder)
-    if progress is None:
-        frames = "unknown: not written by scratchwriter"
-    else:
-        cursor, closed = progress
-        state = "closed" if closed else "not closed: being recorded, or cut short"
-        frames = f"{cursor} ({state})"
-    lines = {
-        "dataset": str(folder),
-        "written by": f"version {manifest.version}",
-        "pixels": f"{manifest.dtype}, {size(manifest.nbytes)}",
-        "frames": frames,
-    }
-    dims = manifest.position_dims
-    for i, shape in enumerate(manifest.position_shapes):
-        axes = [f"{axis}=" for axis in dims[i]] if dims else [""] * len(shape)
-        sizes = ", ".join(f"{a}{n}" for a, n in zip(axes, shape, strict=True))
-        lines[f"position {i}"] = f"{manifest.position_names[i]}: {sizes}"
-    lines["frame metadata"] = f"{_count_lines(folder / FRAME_METADATA)} lines"
-    lines["global metadata"] = ", ".join(manifest.global_metadata) or "none"
+    with open_scratch(args.path) as dataset:
+        settings, arrays = dataset.settings, dataset.arrays
+        nbytes = sum(array[...].nbytes for array in arrays)
+        skipped = sum(map(len, dataset.skipped))
+        lines = {
+            "dataset": str(dataset.path),
+            "written by": f"version {dataset.version}",
+            "state": _STATES[dataset.state],
+            "pixels": f"{settings.dtype}, {size(nbytes)}",
+            "frames": _frames(dataset)
+            + (f", {skipped} of them skipped" if skipped else ""),
+        }
+        dims = [dim.name for dim in settings.array_storage_dimensions]
+        for i, array in enumerate(arrays):
+            sizes = ", ".join(f"{a}={n}" for a, n in zip(dims, array.shape, strict=True))
+            lines[f"position {i}"] = f"{settings.positions[i].name}: {sizes}"
+        lines["frame metadata"] = f"{len(dataset.frame_metadata)} lines"
+        lines["global metadata"] = ", ".join(dataset.global_metadata) or "none"
     for name, text in lines.items():
-        # What others wrote goes to a terminal: nothing that it would obey.
-        print(f"{name:<16} {''.join(c if c.isprintable() else '?' for c in text)}")
+        _print(f"{name:<16} {text}")
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    for i, shape in enumerate(manifest.position_shapes):
-        path = folder / array_name(i)
-        expected_nbytes = math.prod(shape) * np.dtype(manifest.dtype).itemsize
-        nbytes = path.stat().st_size
-        if nbytes < expected_nbytes:
-            raise ValueError(
-                f"{path} has {nbytes} bytes, the manifest says at least {expected_nbytes}"
-            )
+def _frames(dataset: ScratchDataset) -> str:
+    expected = dataset.settings.num_frames
+    return f"{dataset.frames_written}" + (f" of {expected}" if expected else "")
 
 
-def _count_lines(path: Path) -> int:
-    if not path.exists():
-        return 0
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+def _verify(args: argparse.Namespace) -> int:
+    with open_scratch(args.path) as dataset:
+        faults = find_faults(dataset)
+        _print(f"{dataset.path}: {_STATES[dataset.state]}, {_frames(dataset)} frames")
+    for fault in faults:
+        _print(f"fault: {fault}")
+    print("damaged or not finished" if faults else "whole")
+    return 1 if faults else 0
+
+
+def _recover(args: argparse.Namespace) -> None:
+    done = recover(args.path)
+    for what in done or ["nothing to do"]:
+        _print(what)
+
+
+def _clean(args: argparse.Namespace) -> None:
+    parent = args.path or spill_parent(ScratchFormat())
+    removed = reclaim_spill_folders(parent)
+    for folder in removed:
+        _print(f"{folder}: removed")
+    print(f"{len(removed)} temporary folders of killed processes removed")
+
+
+def _print(text: str) -> None:
+    # What others wrote goes to a terminal: nothing that it would obey.
+    print("".join(c if c.isprintable() else "?" for c in text))

@@ -6,12 +6,14 @@ import atexit
 import errno
 import os
 import shutil
+import stat
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from scratchwriter import policy
-from scratchwriter.manifest import dataset_files, is_dataset, locked
+from scratchwriter._region.system import lock_folder
+from scratchwriter.manifest import dataset_files, is_dataset, is_dataset_name, locked
 from scratchwriter.settings import ScratchFormat
 
 _SPILL_PREFIX = "scratchwriter_"
@@ -102,27 +104,77 @@ def remove_files(folder: Path) -> None:
         path.unlink()
 
 
-_spill_folders: set[tuple[int, Path]] = set()  # with the process that made them
+_spill_folders: dict[Path, int] = {}  # of this process; the descriptor holds the lock
 
 
 def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
-    """Make a temporary folder that only this user can enter (mode 0700)."""
+    """Make a temporary folder that only this user can enter (mode 0700), and lock it."""
     parent = policy.spill_parent(fmt)
     parent.mkdir(parents=True, exist_ok=True)
+    reclaim_spill_folders(parent)
     policy.require_disk(needed_nbytes, parent)
-    folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
-    _spill_folders.add((os.getpid(), folder))
-    return folder
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
+        # Somebody who reclaims may find it before it is locked.
+        with suppress(FileNotFoundError):
+            fd, is_locked = lock_folder(folder)
+            if is_locked is not False and folder.exists():
+                _spill_folders[folder] = fd
+                return folder
+            os.close(fd)
 
 
 def remove_spill_folder(folder: Path) -> None:
     """Remove a temporary folder with all that is in it."""
-    _spill_folders.discard((os.getpid(), folder))
     shutil.rmtree(folder, ignore_errors=True)
+    _close(_spill_folders.pop(folder, -1))
+
+
+def reclaim_spill_folders(parent: Path) -> list[Path]:
+    """Remove the temporary folders of processes that were killed; return which.
+
+    Only those of this user, that hold nothing but files of a dataset, and whose lock is
+    free: its owner is dead.
+    """
+    removed = []
+    for folder in sorted(parent.glob(f"{_SPILL_PREFIX}*")):
+        with suppress(OSError):
+            fd, is_free = lock_folder(folder)
+            try:
+                if is_free and _is_own_spill_folder(fd):
+                    for name in os.listdir(fd):  # noqa: PTH208
+                        os.unlink(name, dir_fd=fd)
+                    folder.rmdir()
+                    removed.append(folder)
+            finally:
+                os.close(fd)
+    return removed
+
+
+def _is_own_spill_folder(fd: int) -> bool:
+    status = os.fstat(fd)
+    return (
+        status.st_uid == os.getuid()
+        and stat.S_IMODE(status.st_mode) == 0o700
+        and all(map(is_dataset_name, os.listdir(fd)))
+    )
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
 
 
 @atexit.register
 def _remove_spill_folders() -> None:
-    for pid, folder in list(_spill_folders):
-        if pid == os.getpid():
-            remove_spill_folder(folder)
+    for folder in list(_spill_folders):
+        remove_spill_folder(folder)
+
+
+def _leave_to_parent() -> None:
+    while _spill_folders:
+        _close(_spill_folders.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -9,7 +9,6 @@ steps when a frame arrives at the end.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 from scratchwriter import policy
 from scratchwriter._core import FrameWriter
 from scratchwriter._region import Region, make_region, moves_when_it_grows
+from scratchwriter._region.system import disk_error
 from scratchwriter.manifest import array_name
 from scratchwriter.metadata import encode_frame_metadata
 from scratchwriter.plan import FramePlan
@@ -82,6 +82,7 @@ class Growth:
             self._make_room,
             self._make_steps,
             encode_frame_metadata,
+            disk_error,
             # Without a file they can only be wanted for a later one.
             keep_metadata=plan.is_unbounded and fmt.spill_to_disk,
         )
@@ -182,7 +183,8 @@ class Growth:
                 "the limit of addresses (ulimit -v), or begin a new dataset."
             )
         if code != 0:
-            raise OSError(code, os.strerror(code), str(self.regions[position].path))
+            path = cast("Path", self.regions[position].path)
+            raise disk_error(code, path, self._plan.frame_nbytes)
 
     def _memory_shortage(self, position: int, step: int) -> str | None:
         """Grow in memory, or say which limit that would cross."""
@@ -266,6 +268,12 @@ class Growth:
     def is_in_files(self) -> bool:
         """Tell whether all arrays go on in files."""
         return all(region.path is not None for region in self.regions)
+
+    def check_written_back(self) -> None:
+        """Raise OSError if the disk has failed to take what was written back."""
+        if self._ahead is not None and self._ahead.lost is not None:
+            code, position = self._ahead.lost
+            raise disk_error(code, cast("Path", self.regions[position].path))
 
     # --------------------------------------------------------------------------- stats
 

@@ -1,4 +1,4 @@
-"""The files beside the arrays: manifest.json and progress.bin.
+"""The files beside the arrays: manifest.json, progress.bin and skips.bin.
 
 manifest.json describes the dataset for any reader. While an unbounded dataset is being
 recorded, the length of each array stands in it as digits of fixed width, right-aligned in
@@ -14,28 +14,33 @@ offset type   meaning
 8      uint32 version, 1 (in native byte order, as all that follows)
 12     uint32 state: 1 recording, 2 closed
 16     uint64 process id of the writer
+24     36s    boot id: which start of the machine it ran in
 64     int64  cursor: frames appended and skipped so far
+72     int64  frames that are on the device, whatever happens to the machine
 ====== ====== =====================================================
+
+skips.bin has two int64 per range of frames that were skipped: the first, and the one
+behind the last.
+
+Everything read here may have been written by anybody.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import mmap
 import os
 import re
-import stat
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     NonNegativeInt,
@@ -43,28 +48,38 @@ from pydantic import (
     model_validator,
 )
 
-from scratchwriter._region.system import errors_name, lock_file
+from scratchwriter._region import view_file
+from scratchwriter._region.system import (
+    boot_id,
+    errors_name,
+    lock_file,
+    open_regular,
+    sync_file,
+)
 from scratchwriter._version import __version__
+from scratchwriter.errors import DatasetError
 from scratchwriter.plan import FramePlan
-from scratchwriter.settings import EVERY_FIELD, PIXEL_KINDS, AcquisitionSettings
+from scratchwriter.settings import EVERY_FIELD, AcquisitionSettings
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.bin"
+SKIPS = "skips.bin"
 FRAME_METADATA = "frame_metadata.jsonl"
 
+_MOST_NBYTES = 1 << 28  # of a manifest: more than ten thousand positions need
 _DIGITS = 16  # width of a length that is renewed in place, and its alignment
 _PROGRESS_NBYTES = 4096
 _PROGRESS_HEADER = np.dtype(
     {
-        "names": ["magic", "version", "state", "pid", "cursor"],
-        "formats": ["S8", "u4", "u4", "u8", "i8"],
-        "offsets": [0, 8, 12, 16, 64],
+        "names": ["magic", "version", "state", "pid", "boot_id", "cursor", "synced"],
+        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8"],
+        "offsets": [0, 8, 12, 16, 24, 64, 72],
         "itemsize": _PROGRESS_NBYTES,
     }
 )
 _RECORDING, _CLOSED = 1, 2
 _DATASET_FILE = re.compile(
-    r"manifest\.json|\.manifest\.json\.\d+|progress\.bin|frame_metadata\.jsonl"
+    r"manifest\.json|\.manifest\.json\.\d+|progress\.bin|skips\.bin|frame_metadata\.jsonl"
     r"|pos_\d+\.dat"
 )
 
@@ -95,6 +110,13 @@ class MappedFile:
 class Progress:
     """progress.bin of a dataset that is being recorded, locked while it is.
 
+    Attributes
+    ----------
+    file : MappedFile
+        It, mapped.
+    is_locked : bool
+        False where the file system has no locks.
+
     Raises
     ------
     OSError
@@ -107,11 +129,13 @@ class Progress:
         header["version"] = 1
         header["state"] = _RECORDING
         header["pid"] = os.getpid()
+        header["boot_id"] = boot_id().encode()
+        self._path = path
         self._locked_file = path.open("xb", buffering=0)
         with ExitStack() as undo:
             undo.callback(self.release)
-            with errors_name(path):
-                lock_file(self._locked_file.fileno())
+            with errors_name(path, _PROGRESS_NBYTES):
+                self.is_locked = bool(lock_file(self._locked_file.fileno()))
                 self._locked_file.write(header.tobytes())
                 status = os.fstat(self._locked_file.fileno())
                 self.file = MappedFile(path)
@@ -121,6 +145,11 @@ class Progress:
     @property
     def cursor_address(self) -> int:
         return self.file.address + _PROGRESS_HEADER.fields["cursor"][1]  # type: ignore[index]
+
+    def mark_synced(self, frames: int) -> None:
+        """Tell that so many frames are on the device, and have that there, too."""
+        self.file.record(_PROGRESS_HEADER)["synced"] = frames
+        sync_file(self._path)
 
     def mark_closed(self) -> None:
         self.file.record(_PROGRESS_HEADER)["state"] = _CLOSED
@@ -149,11 +178,69 @@ def locked(folder: Path) -> Iterator[int | None]:
         yield None
         return
     with file:
-        if lock_file(file.fileno()):
-            yield None
+        if lock_file(file.fileno()) is False:
+            data = file.read(_PROGRESS_NBYTES).ljust(_PROGRESS_NBYTES, b"\0")
+            yield int(np.frombuffer(data, _PROGRESS_HEADER)["pid"][0])
         else:
-            header = np.frombuffer(file.read(_PROGRESS_NBYTES), _PROGRESS_HEADER)
-            yield int(header["pid"][0])
+            yield None
+
+
+class ProgressView:
+    """progress.bin as a reader sees it, while its writer goes on.
+
+    Raises
+    ------
+    DatasetError
+        If it is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / PROGRESS
+        with faults_of(path):
+            data = view_file(path)
+            if len(data) != _PROGRESS_NBYTES:
+                raise ValueError(f"it has {len(data)} bytes, not {_PROGRESS_NBYTES}")
+            self._header = np.frombuffer(data, _PROGRESS_HEADER)
+            if (
+                self._header["magic"][0] != b"scratchw"
+                or self._header["version"][0] != 1
+                or self._header["state"][0] not in (_RECORDING, _CLOSED)
+                or self._header["cursor"][0] < 0
+            ):
+                raise ValueError("it is not the progress of a scratch dataset")
+        self._path = path
+
+    @property
+    def cursor(self) -> int:
+        """Frames appended and skipped so far."""
+        return int(self._header["cursor"][0])
+
+    @property
+    def synced(self) -> int:
+        """Frames that are certain to be on the device."""
+        return int(self._header["synced"][0])
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the writer has finished the dataset."""
+        return bool(self._header["state"][0] == _CLOSED)
+
+    @property
+    def has_writer(self) -> bool | None:
+        """Whether somebody records it, told by the lock; None where there are no locks."""
+        with faults_of(self._path), open_regular(self._path) as file:
+            is_free = lock_file(file.fileno(), shared=True)
+        return None if is_free is None else not is_free
+
+    @property
+    def writer_pid(self) -> int:
+        """Process id of the writer."""
+        return int(self._header["pid"][0])
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether the machine has not been started anew since it was made."""
+        return bool(self._header["boot_id"][0] in (b"", boot_id().encode()))
 
 
 class ManifestDraft:
@@ -174,13 +261,17 @@ class ManifestDraft:
         plan: FramePlan,
         cursor: int,
         global_metadata: Mapping[str, Any],
+        *,
+        durable: bool = False,
     ) -> None:
         text, offsets = _manifest_text(settings, plan, cursor, global_metadata)
         self._folder = folder
         self._path = folder / f".{MANIFEST}.{os.getpid()}"
         try:
-            with errors_name(self._path):
+            with errors_name(self._path, len(text)):
                 self._path.write_bytes(text)
+                if durable:
+                    sync_file(self._path)
             self.file = MappedFile(self._path)
         except BaseException:
             self.discard()
@@ -229,31 +320,17 @@ def _manifest_text(
     return "".join(lines).encode("ascii"), offsets
 
 
-def _pixel_dtype(name: str) -> str:
-    try:
-        dtype = np.dtype(name)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name!r} is not a dtype") from None
-    if dtype.kind not in PIXEL_KINDS:
-        raise ValueError(f"{name!r} is not a dtype of pixels")
-    return name
-
-
 class Manifest(BaseModel):
-    """What a reader needs of a manifest, checked; also of those of ome-writers.
+    """What a reader needs of a manifest besides the settings, checked.
 
     Attributes
     ----------
     version : str
         Version of the library that wrote it.
-    dtype : str
-        dtype of the pixels.
     position_shapes : list of tuple of int
         Shape of each position's file.
     position_dims : list of tuple of str, or None
         Names of its axes; manifests of ome-writers have none.
-    dimensions : list of dict
-        As in the settings.
     global_metadata : dict
         Metadata of the acquisition by namespace.
     """
@@ -261,10 +338,8 @@ class Manifest(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
     version: str
-    dtype: Annotated[str, AfterValidator(_pixel_dtype)]
     position_shapes: list[tuple[NonNegativeInt, ...]]
     position_dims: list[tuple[str, ...]] | None = None
-    dimensions: list[dict[str, Any]]
     global_metadata: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -275,93 +350,124 @@ class Manifest(BaseModel):
                 raise ValueError("position_dims does not fit position_shapes")
         return self
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all positions together."""
-        itemsize = np.dtype(self.dtype).itemsize
-        return itemsize * sum(math.prod(shape) for shape in self.position_shapes)
 
-    @property
-    def position_names(self) -> list[str]:
-        """Names of the positions; their numbers where it has none."""
-        names = [str(i) for i in range(len(self.position_shapes))]
-        for dim in self.dimensions:
-            coords = dim.get("coords")
-            if dim.get("type") == "position" and isinstance(coords, list):
-                for i, coord in enumerate(coords[: len(names)]):
-                    names[i] = str(coord.get("name") if isinstance(coord, dict) else coord)
-        return names
+@contextmanager
+def faults_of(path: Path) -> Iterator[None]:
+    """Have whatever is wrong with a file be told as one kind of error."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "content"
+        raise DatasetError(f"{path}: {where}: {fault['msg']}") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        # The wording may be as long as what is wrong.
+        raise DatasetError(f"{path}: {str(error)[:200] or type(error).__name__}") from None
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
     """Read the manifest of a scratch dataset, of this library or of ome-writers.
 
     Raises
     ------
-    OSError
-        If the folder has none, or it cannot be read.
-    ValueError
-        If it is not one, naming the file and the fault.
+    FileNotFoundError
+        If there is no such folder.
+    DatasetError
+        If it has none, or one that is not valid.
     """
     path = folder / MANIFEST
-    if folder.is_dir() and not path.exists():
-        raise FileNotFoundError(
-            errno.ENOENT, "The folder is not a scratch dataset: no manifest", str(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(folder))
+    if not os.path.lexists(path):
+        raise DatasetError(f"{folder} is not a scratch dataset: it has no {MANIFEST}")
+    with faults_of(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # told to who made the settings
+        with open_regular(path) as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            if nbytes > _MOST_NBYTES:
+                raise ValueError(f"it has {nbytes} bytes, the most is {_MOST_NBYTES}")
+            fields = json.loads(file.read())
+        if not isinstance(fields, dict):
+            raise ValueError("content: it is not a JSON object")
+        manifest = Manifest.model_validate(fields)
+        settings = AcquisitionSettings.model_validate(
+            {k: v for k, v in fields.items() if k in AcquisitionSettings.model_fields}
         )
+        settings.validate_stream_ready()
+    return manifest, settings
+
+
+def read_skips(folder: Path, cursor: int) -> list[range]:
+    """Return which of the first `cursor` frames were skipped.
+
+    Raises
+    ------
+    DatasetError
+        If the file is damaged.
+    """
+    path = folder / SKIPS
+    if not os.path.lexists(path):
+        return []
+    with faults_of(path):
+        with open_regular(path) as file:
+            data = file.read()
+        # Half a pair is what a killed writer did not get to the end of.
+        pairs = np.frombuffer(data[: len(data) // 16 * 16], np.int64).reshape(-1, 2)
+        # What a killed writer has recorded but not done.
+        pairs = np.minimum(pairs[pairs[:, 0] < cursor], cursor)
+        if (np.diff(pairs.ravel()) <= 0).any() or (pairs < 0).any():
+            raise ValueError("its ranges are not in order")
+    return [range(start, stop) for start, stop in pairs.tolist()]
+
+
+def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
+    """Put other shapes into a manifest that nobody else writes, atomically."""
+    path = folder / MANIFEST
+    with faults_of(path), open_regular(path) as file:
+        fields = json.loads(file.read())
+    draft = folder / f".{MANIFEST}.{os.getpid()}"
     try:
-        return Manifest.model_validate_json(read_regular_file(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "content"
-        raise ValueError(
-            f"{path} is not the manifest of a scratch dataset: {where}: {fault['msg']}"
-        ) from None
+        draft.write_text(json.dumps({**fields, "position_shapes": shapes}, indent=1))
+        sync_file(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def read_cursor(folder: Path) -> tuple[int, bool] | None:
-    """Return the frame cursor of a dataset and whether it was closed, None if unknown.
-
-    Raises
-    ------
-    OSError, ValueError
-        If there is a progress file that is none.
-    """
+def mark_closed(folder: Path) -> bool:
+    """Mark a dataset that nobody writes as closed; tell whether it was not."""
     path = folder / PROGRESS
-    if not path.exists():
-        return None
-    data = read_regular_file(path)
-    if len(data) != _PROGRESS_NBYTES:
-        raise ValueError(f"{path} has {len(data)} bytes, not {_PROGRESS_NBYTES}")
-    header = np.frombuffer(data, _PROGRESS_HEADER)[0]
-    if header["magic"] != b"scratchw" or header["version"] != 1 or header["cursor"] < 0:
-        raise ValueError(f"{path} is not the progress of a scratch dataset")
-    return int(header["cursor"]), bool(header["state"] == _CLOSED)
-
-
-def read_regular_file(path: Path) -> bytes:
-    """Read a file that somebody else made: no pipe and no device, which may never end.
-
-    Raises
-    ------
-    OSError, ValueError
-        If it cannot be read, or is something else.
-    """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(fd, "rb") as file:  # noqa: PTH123
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError(f"{path} is not a regular file")
-        return file.read()
+    if not path.exists() or ProgressView(folder).is_closed:
+        return False
+    with open_regular(path, writable=True) as file:
+        file.seek(_PROGRESS_HEADER.fields["state"][1])  # type: ignore[index]
+        file.write(np.uint32(_CLOSED).tobytes())
+    return True
 
 
 def is_dataset(folder: Path) -> bool:
     """Tell whether a folder is a scratch dataset, of this library or of ome-writers."""
     try:
         read_manifest(folder)
-    except (OSError, ValueError):
+    except (OSError, DatasetError):
         return False
     return True
 
 
 def dataset_files(folder: Path) -> list[Path]:
     """Return the files in a folder that belong to a scratch dataset, by their names."""
-    return [path for path in folder.iterdir() if _DATASET_FILE.fullmatch(path.name)]
+    return [path for path in folder.iterdir() if is_dataset_name(path.name)]
+
+
+def is_dataset_name(name: str) -> bool:
+    """Tell whether a file of a scratch dataset may be called so."""
+    return _DATASET_FILE.fullmatch(name) is not None
+
+
+def is_draft_name(name: str) -> bool:
+    """Tell whether a file is a manifest that was to replace the one there is."""
+    return name.startswith(f".{MANIFEST}.")

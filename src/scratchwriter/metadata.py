@@ -6,15 +6,22 @@ import datetime
 import json
 import os
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, cast, overload
 
 import numpy as np
+import numpy.typing as npt
 from pydantic_core import PydanticSerializationError, to_json
 
 from scratchwriter._core import is_plain
+from scratchwriter._region.system import open_regular
+from scratchwriter.errors import DatasetError
+
+_CHUNK_NBYTES = 1 << 24
+_CHUNK_LINES = 10_000
 
 RESERVED_KEYS = ("_pos", "_idx")  # where a frame is; written by us
 
@@ -128,3 +135,141 @@ def _warn(key: Any, why: str) -> None:
         "are.",
         stacklevel=4,
     )
+
+
+class FrameMetadata(Sequence[dict[str, Any]]):
+    """The metadata of frames, one dict each in acquisition order, read when asked for.
+
+    Each has what `append` was given, and where its frame is: `_pos`, the number of the
+    position, and `_idx`, the index in that position's file. Frames that came without
+    metadata are not among them. While the dataset is recorded it grows.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        frame_metadata.jsonl; none is as good as an empty one.
+    is_counted : callable(position, index) -> bool
+        Tells whether the frame of the last line has been stored.
+
+    Raises
+    ------
+    DatasetError
+        When something is asked for that is in a damaged line.
+    """
+
+    def __init__(
+        self, path: Path, is_counted: Callable[[int, Sequence[int]], bool]
+    ) -> None:
+        self._path, self._is_counted = path, is_counted
+        self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of lines, and the end
+        self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # of a line
+        self._num_indexed = 0
+
+    def __len__(self) -> int:
+        """Return the number of frames with metadata."""
+        self._scan()
+        last = len(self._starts) - 2
+        if last < 0:
+            return 0
+        # A line is written before its frame is: it may be there alone.
+        with self._faults():
+            position, index = where(self._line(last))
+        return last + self._is_counted(position, index)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._read(0, len(self))
+
+    @overload
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, i: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return the metadata of the i-th frame that has some."""
+        numbers = range(len(self))[i]
+        if isinstance(numbers, int):
+            return self._line(numbers)
+        return [self._line(number) for number in numbers]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file that hold them."""
+        count = len(self)
+        return int(self._starts[count])
+
+    def at(self, position: int, *index: int) -> dict[str, Any] | None:
+        """Return the metadata of the frame at an index of a position's file, or None."""
+        for line in self._read(self._num_indexed, len(self)):
+            with self._faults():
+                self._number_of[where(line)] = self._num_indexed
+            self._num_indexed += 1
+        number = self._number_of.get((position, index))
+        return None if number is None else self._line(number)
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Return an array per key, one item per frame; what `pandas.DataFrame` takes.
+
+        Of bool, int64 or float64 where every frame has such a value, else of objects,
+        None where a frame has none.
+        """
+        rows = list(self)
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: _column([row.get(name) for row in rows]) for name in names}
+
+    def _scan(self) -> None:
+        """Find the lines that came since the last time; half a line is none."""
+        if not os.path.lexists(self._path):
+            return
+        with self._faults(), open_regular(self._path) as file:
+            at = file.seek(int(self._starts[-1]))
+            while data := file.read(_CHUNK_NBYTES):
+                ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+                self._starts = np.append(self._starts, at + ends + 1)
+                at += len(data)
+
+    def _line(self, number: int) -> dict[str, Any]:
+        return next(self._read(number, number + 1))
+
+    def _read(self, first: int, stop: int) -> Iterator[dict[str, Any]]:
+        for number in range(first, stop, _CHUNK_LINES):
+            last = min(number + _CHUNK_LINES, stop)
+            start, end = self._starts[[number, last]].tolist()
+            with self._faults():
+                with open_regular(self._path) as file:
+                    data = os.pread(file.fileno(), end - start, start)
+                lines = [json.loads(line) for line in data.split(b"\n")[:-1]]
+                if len(lines) != last - number:
+                    raise ValueError("it has become shorter")
+                if not all(isinstance(line, dict) for line in lines):
+                    raise ValueError("a line is not a JSON object")
+            yield from lines
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, *_NOT_JSON) as error:
+            raise DatasetError(f"{self._path}: {str(error)[:200]}") from None
+
+
+def where(line: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
+    """Return the position, and the index in its file, of the frame of a line.
+
+    Raises
+    ------
+    ValueError
+        If the line does not say.
+    """
+    position, index = line.get("_pos"), line.get("_idx")
+    if not isinstance(index, list) or not all(type(n) is int for n in [position, *index]):
+        raise ValueError("a line does not say which frame it is of")
+    return cast("int", position), tuple(index)
+
+
+def _column(values: list[Any]) -> npt.NDArray[Any]:
+    for types, dtype in (({bool}, np.bool_), ({int}, np.int64), ({int, float}, np.float64)):
+        if {type(value) for value in values} <= types:
+            with suppress(OverflowError):
+                return np.array(values, dtype)
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column

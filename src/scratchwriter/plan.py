@@ -8,11 +8,15 @@ All sizes are exact Python integers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from scratchwriter.settings import AcquisitionSettings
+
+_CHUNK_FRAMES = 1 << 20  # looked at together
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,53 @@ class FramePlan:
         if self.position_axis is None:
             return self.step_frames
         return math.prod(count or 1 for count in self.counts[self.position_axis + 1 :])
+
+    def frame_number(self, position: int, index: Sequence[int]) -> int:
+        """Return which frame, in acquisition order, has an index in a position's file.
+
+        Raises
+        ------
+        IndexError
+            If there is no such slot.
+        """
+        slot = [position] * len(self.counts)
+        if len(index) != len(self.file_axes) or not 0 <= position < self.num_positions:
+            raise IndexError(f"no slot {tuple(index)} in position {position}")
+        for axis, i in zip(self.file_axes, index, strict=True):
+            slot[axis] = i
+        number = 0
+        for i, count in zip(slot, self.counts, strict=True):
+            if i < 0 or (count is not None and i >= count):
+                raise IndexError(f"no slot {tuple(index)} in position {position}")
+            number = number * (count or 1) + i
+        return number
+
+    def written(
+        self, position: int, cursor: int, skipped: Sequence[range]
+    ) -> npt.NDArray[np.bool_]:
+        """Tell which frames of a position were written.
+
+        Returns
+        -------
+        numpy.ndarray of bool
+            One per frame, in the shape of the file without the frame's axes.
+        """
+        written = np.zeros(self.file_shape(position, cursor)[:-2], np.bool_)
+        starts = [0, *(r.stop for r in skipped)]
+        stops = [*(r.start for r in skipped), cursor]
+        for start, stop in zip(starts, stops, strict=True):
+            for first in range(start, stop, _CHUNK_FRAMES):
+                rest = np.arange(first, min(first + _CHUNK_FRAMES, stop))
+                slot = []
+                for count in reversed(self.counts):
+                    rest, index = (rest, rest) if count is None else divmod(rest, count)
+                    slot.append(index)
+                slot.reverse()
+                if self.position_axis is not None:
+                    here = slot[self.position_axis] == position
+                    slot = [index[here] for index in slot]
+                written[tuple(slot[axis] for axis in self.file_axes)] = True
+        return written
 
 
 def make_plan(settings: AcquisitionSettings) -> FramePlan:

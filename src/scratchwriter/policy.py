@@ -85,6 +85,15 @@ def warn_of_spill(needed_nbytes: int, limit: str, folder: Path, *, stacklevel: i
     )
 
 
+def warn_of_no_lock(folder: Path, *, stacklevel: int) -> None:
+    """Tell the user that nothing keeps a second writer out."""
+    warnings.warn(
+        f"{folder} cannot be locked, its file system has no locks: nothing keeps another "
+        "program from recording into it, or readers from taking it for a killed one.",
+        stacklevel=stacklevel,
+    )
+
+
 def _or_raise(limit: str) -> str:
     return ", or raise max_memory_bytes" if "max_memory_bytes" in limit else ""
 

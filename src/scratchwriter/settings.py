@@ -33,7 +33,8 @@ PIXEL_KINDS = "biufc"  # numpy's letters: bool, integers, float, complex
 # Serialization context that keeps every field of ScratchFormat (see _hide_extensions).
 EVERY_FIELD = {"every_field": True}
 
-_OWN_FIELDS = ("spill_dir", "casting")  # ScratchFormat fields that ome-writers lacks
+# ScratchFormat fields that ome-writers lacks
+_OWN_FIELDS = ("spill_dir", "casting", "durability", "sync_interval_s")
 _FOREIGN_FORMATS = {
     "ome-tiff": "OME-TIFF",
     "tiff": "OME-TIFF",
@@ -69,6 +70,11 @@ class ScratchFormat(StrictModel):
         Where that temporary folder is made; `TMPDIR`, else a folder on a disk.
     casting : {'safe', 'same_kind', 'unsafe'}
         Which conversions of a frame's dtype `append` accepts, as in `numpy.can_cast`.
+    durability : {'process', 'system'}
+        What files outlive: the death of the process, or also a power cut, up to what
+        came in the last `sync_interval_s`. `ScratchStream.flush` does it at any time.
+    sync_interval_s : float
+        How often files are brought to the device with durability 'system', in seconds.
     """
 
     name: Literal["scratch"] = "scratch"
@@ -78,6 +84,8 @@ class ScratchFormat(StrictModel):
     spill_to_disk: bool = True
     spill_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
     casting: Casting = "safe"
+    durability: Literal["process", "system"] = "process"
+    sync_interval_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
     def get_output_path(self, root_path: str, *, num_positions: int = 1) -> str:
         """Return the folder of the dataset: `root_path` as it is."""

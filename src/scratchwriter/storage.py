@@ -20,6 +20,7 @@ from typing import Any
 from scratchwriter import policy
 from scratchwriter._core import FrameWriter
 from scratchwriter._region import Region
+from scratchwriter._region.system import sync_file
 from scratchwriter.folders import (
     claim,
     make_spill_folder,
@@ -31,12 +32,15 @@ from scratchwriter.manifest import (
     FRAME_METADATA,
     MANIFEST,
     PROGRESS,
+    SKIPS,
     ManifestDraft,
     Progress,
+    array_name,
 )
 from scratchwriter.metadata import encode_global_metadata
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.syncer import Syncer
 
 _O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 
@@ -77,7 +81,8 @@ class Storage:
         self._lock = threading.RLock()  # of the manifest and of the end
         self._progress: Progress | None = None
         self._manifest: ManifestDraft | None = None
-        self._log_fd = -1
+        self._syncer: Syncer | None = None
+        self._fds: dict[str, int] = {}  # of files that only grow, by name
         with ExitStack() as undo:
             limit = policy.memory_shortage(plan.total_nbytes, settings.format)
             if settings.root_path:
@@ -90,6 +95,8 @@ class Storage:
                 self._begin_in_spill_folder(limit, undo)
             self.growth.start_ahead()
             undo.pop_all()
+        if settings.format.durability == "system":
+            self._syncer = Syncer(self.flush, settings.format.sync_interval_s)
 
     # ----------------------------------------------------------------------- begin
 
@@ -100,6 +107,8 @@ class Storage:
         self._make_arrays(folder, undo)
         undo.callback(self._release)
         self._publish(folder)
+        if self._progress is not None and not self._progress.is_locked:
+            policy.warn_of_no_lock(folder, stacklevel=5)
 
     def _begin_in_spill_folder(self, limit: str, undo: ExitStack) -> None:
         needed_nbytes = self.plan.total_nbytes
@@ -132,16 +141,17 @@ class Storage:
             undo.callback(progress.release)
             self.writer.publish_cursor(progress.cursor_address, progress.file)
             self._write_manifest(folder)
-            self.writer.log_to(*self._open_log(folder))
+            self.writer.log_to(*self._open(folder, FRAME_METADATA))
+            self.writer.log_skips_to(*self._open(folder, SKIPS))
             undo.pop_all()
         self._progress, self.folder = progress, folder
 
-    def _open_log(self, folder: Path) -> tuple[int, Path]:
-        path = folder / FRAME_METADATA
-        if self._log_fd < 0:
+    def _open(self, folder: Path, name: str) -> tuple[int, Path]:
+        path = folder / name
+        if name not in self._fds:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY
-            self._log_fd = os.open(path, flags, 0o666)
-        return self._log_fd, path
+            self._fds[name] = os.open(path, flags, 0o666)
+        return self._fds[name], path
 
     # ------------------------------------------------------------------ out of memory
 
@@ -162,26 +172,57 @@ class Storage:
 
     def _try_save(self) -> None:
         """Complete the files of a dataset that began in memory, and publish it."""
-        # On a thread of its own. What fails is tried again, and told, by `finish`.
-        folder = self.folder
-        with suppress(Exception):
-            for region in self.regions:
-                region.save()
-            if folder is not None:
-                # What is proportional to the frames so far is done while they come.
-                self.writer.copy_log(*self._open_log(folder))
-                with self._lock:
-                    self.writer.exclusively(lambda: self._publish(folder))
+        # On a thread of its own. What fails is tried again, and told, by `flush`, `finish`.
+        if self.folder is not None:
+            with suppress(Exception):
+                self._save(self.folder)
+
+    def _save(self, folder: Path) -> None:
+        for region in self.regions:
+            region.save()
+        # What is proportional to the frames so far is done while they come.
+        self.writer.copy_log(*self._open(folder, FRAME_METADATA))
+        with self._lock:
+            self.writer.exclusively(lambda: self._publish(folder))
+
+    # ---------------------------------------------------------------- to the device
+
+    def flush(self) -> None:
+        """Return when everything so far is on the device; see `ScratchStream.flush`."""
+        self._need_owner("flush")
+        if self._saver is not None:
+            self._saver.join()
+        with self._lock:
+            if self.folder is None or not self.growth.is_in_files():
+                return
+            self._need_own_folder(self.folder)
+            if self._progress is None:
+                self._save(self.folder)
+            self._sync(self.folder)
+
+    def _sync(self, folder: Path) -> None:
+        frames = self.writer.frames_written
+        for position in range(self.plan.num_positions):
+            sync_file(folder / array_name(position))
+        for name in (FRAME_METADATA, SKIPS, MANIFEST):
+            sync_file(folder / name)
+        sync_file(folder)
+        self.growth.check_written_back()
+        if self._progress is not None:
+            self._progress.mark_synced(frames)
+
+    def _need_owner(self, what: str) -> None:
+        if self._disowned:
+            raise ValueError(
+                f"Cannot {what}: the stream belongs to the process that this one was "
+                "forked from."
+            )
 
     # -------------------------------------------------------------------- metadata
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
         """Keep metadata of the acquisition; in the manifest, if there is one."""
-        if self._disowned:
-            raise ValueError(
-                "Cannot set metadata: the stream belongs to the process that this one was "
-                "forked from."
-            )
+        self._need_owner("set metadata")
         value = json.loads(encode_global_metadata(namespace, metadata))
         with self._lock:
             before = self._global_metadata
@@ -201,6 +242,7 @@ class Storage:
             self.plan,
             self.writer.frames_written,
             self._global_metadata,
+            durable=self.settings.format.durability == "system",
         )
         try:
             if self.writer.closed or not self.plan.is_unbounded:
@@ -235,6 +277,8 @@ class Storage:
             failed is tried again by the next call.
         """
         self.growth.close()
+        if self._syncer is not None:
+            self._syncer.stop()
         if self._saver is not None:
             self._saver.join()
         with self._lock:
@@ -255,6 +299,7 @@ class Storage:
                             is_saved=is_saved,
                         )
             self.finished = True
+        self.growth.check_written_back()
 
     def _need_own_folder(self, folder: Path) -> None:
         if self._progress is not None and not self._progress.is_in(folder):
@@ -275,18 +320,22 @@ class Storage:
     def _release(self) -> None:
         if self._progress is not None:
             self._progress.release()
-        self._close_log()
+        self._close_files()
 
-    def _close_log(self) -> None:
-        fd, self._log_fd = self._log_fd, -1
-        if fd >= 0:
-            os.close(fd)
+    def _close_files(self) -> None:
+        while self._fds:
+            os.close(self._fds.popitem()[1])
 
     def _finish_dataset(self, folder: Path) -> None:
+        is_durable = self.settings.format.durability == "system"
         if self._progress is None:
             self._publish(folder)
-        self._close_log()
+        self._close_files()
         self._write_manifest(folder)
+        if is_durable:
+            self._sync(folder)
         if self._progress is not None:
             self._progress.mark_closed()
+        if is_durable:
+            sync_file(folder / PROGRESS)
         self._manifest = None

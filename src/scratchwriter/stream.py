@@ -97,6 +97,11 @@ class ScratchStream:
         return self._writer.frames_written
 
     @property
+    def skipped(self) -> list[range]:
+        """Which frames, numbered in acquisition order, were skipped."""
+        return [range(start, stop) for start, stop in self._writer.skipped().tolist()]
+
+    @property
     def arrays(self) -> tuple[ArrayView, ...]:
         """One live, read-only array per position, also after close."""
         return tuple(
@@ -153,6 +158,19 @@ class ScratchStream:
 
     def update_metadata(self, metadata: Any) -> None:
         """Accept metadata for other formats; of no effect on this one."""
+
+    def flush(self) -> None:
+        """Return when everything so far is on the device, and outlives a power cut.
+
+        Frames may come meanwhile. What is in memory stays there: without `root_path`
+        only a stream that has gone on in files has something to bring to a device.
+
+        Raises
+        ------
+        OSError
+            If the device does not take it.
+        """
+        self._storage.flush()
 
     @property
     def closed(self) -> bool:

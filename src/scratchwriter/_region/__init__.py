@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from scratchwriter._region import portable
 from scratchwriter._region.portable import PortableRegion
 
 
@@ -105,3 +106,20 @@ def make_region(
     from scratchwriter._region._mapped import MappedRegion
 
     return MappedRegion(reserve_nbytes, path, huge_pages=huge_pages)
+
+
+def view_file(path: Path) -> memoryview:
+    """Return the bytes of a file as they are now, read-only, without reading them.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened; a symbolic link is not followed.
+    ValueError
+        If it is not a regular file, or empty.
+    """
+    if _use_portable():
+        return portable.map_file(path)
+    from scratchwriter._region._mapped import map_file
+
+    return map_file(path)

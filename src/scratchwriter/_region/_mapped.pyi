@@ -43,3 +43,6 @@ class MappedRegion:
     def array(
         self, dtype: np.dtype[np.generic], shape: tuple[int, ...]
     ) -> npt.NDArray[Any]: ...
+
+def map_file(path: Path) -> memoryview:
+    """See `view_file`; keeps no file open."""

@@ -55,6 +55,8 @@ from scratchwriter._platform cimport (
 
 import numpy as np
 
+from scratchwriter._region.system import disk_error, open_regular
+
 cdef extern from * nogil:
     """
     #include <fcntl.h>
@@ -171,7 +173,7 @@ cdef class MappedRegion:
             return
         fd = _open(mapping.path)
         if fd < 0:
-            raise _os_error(errno, self._path)
+            raise disk_error(errno, self._path)
         try:
             while at < stop:
                 nbytes = min(ZEROS_NBYTES, stop - at)
@@ -225,7 +227,7 @@ cdef class MappedRegion:
             os.unlink(path)
             if code == ENOMEM:
                 raise MemoryError(f"no room to map {path}")
-            raise _os_error(code, path)
+            raise disk_error(code, path, nbytes - page_start)
         self._path, self._encoded_path = path, encoded
 
     cdef int _check_reserve(self, nbytes) except -1:
@@ -240,7 +242,7 @@ cdef class MappedRegion:
         if code == ENOMEM:
             raise MemoryError(f"the system refuses {nbytes} bytes of memory")
         if code != 0:
-            raise _os_error(code, self._path)
+            raise disk_error(code, self._path, nbytes - self.nbytes)
         return 0
 
 
@@ -451,5 +453,30 @@ cdef int64_t _whole_pages(int64_t nbytes) noexcept nogil:
     return (nbytes + PAGE_NBYTES - 1) // PAGE_NBYTES * PAGE_NBYTES
 
 
-def _os_error(code, path):
-    return OSError(code, os.strerror(code), os.fspath(path))
+def map_file(path):
+    return memoryview(_FileView(path))
+
+
+@cython.final
+cdef class _FileView:
+    """The bytes of a file as they are when it is made, read-only, without a descriptor."""
+
+    cdef char* _base
+    cdef int64_t _nbytes
+
+    def __cinit__(self, path):
+        with open_regular(path) as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            if nbytes == 0:
+                raise ValueError("the file is empty")
+            base = mmap(NULL, nbytes, PROT_READ, MAP_SHARED, file.fileno(), 0)
+            if base == MAP_FAILED:
+                raise disk_error(errno, path)
+            self._base, self._nbytes = <char*>base, nbytes
+
+    def __dealloc__(self):
+        if self._base != NULL:
+            munmap(self._base, self._nbytes)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self._base, self._nbytes, True, flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._region.system import errors_name
+from scratchwriter._region.system import errors_name, open_regular
 
 _ZEROS = bytes(1 << 20)
 
@@ -82,6 +83,12 @@ class PortableRegion:
         # A buffer that is read-only by itself: no flag of the array can undo that.
         buffer = np.frombuffer(self._buffer.data.toreadonly(), np.uint8)
         return np.ndarray(shape, dtype, buffer=buffer)
+
+
+def map_file(path: Path) -> memoryview:
+    """See `view_file`."""
+    with open_regular(path) as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _map(path: Path, nbytes: int) -> npt.NDArray[np.uint8]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import stat
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 try:
@@ -17,6 +21,7 @@ except ImportError:  # Windows
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
+_LOOK_S = 0.1  # more than anybody takes who only looks at a lock
 
 
 def available_memory_nbytes() -> int | None:
@@ -53,32 +58,104 @@ def writeback_threshold_nbytes() -> int | None:
     return available * percent // 100
 
 
-def lock_file(fd: int) -> bool:
-    """Lock an open file for as long as it is open; False if somebody else has.
+def lock_file(fd: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file, or folder, for as long as it is open.
 
-    The lock goes with the process, and binds only those who ask for it. Where there are
-    no locks (some network file systems, Windows) everybody gets it.
+    The lock goes with the process, and binds only those who ask for it. Those who only
+    look (by a shared lock) have it for a moment: it is asked for again until then.
+
+    Returns
+    -------
+    bool or None
+        False if somebody else has it. None where there are no locks (some network file
+        systems, Windows).
     """
     if fcntl is None:
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+        return None
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    deadline_s = time.monotonic() + (0 if shared else _LOOK_S)
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(_LOOK_S / 50)
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                return None
             raise
-    return True
+        else:
+            return True
+
+
+def lock_folder(path: Path) -> tuple[int, bool | None]:
+    """Open a folder and lock it: the descriptor, and what `lock_file` says.
+
+    Without locks the descriptor is -1 where folders cannot be opened.
+    """
+    if fcntl is None:
+        return -1, None
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return fd, lock_file(fd)
+
+
+def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
+    """Return an OSError that names the path and, if there is no room, how much there is."""
+    text = os.strerror(code)
+    if code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        with suppress(OSError):
+            free_nbytes = shutil.disk_usage(path.parent).free
+            text += (
+                f": {max(needed_nbytes, 1):,} bytes more are needed, {free_nbytes:,} are "
+                "free. Free some space and go on; what was stored is safe"
+            )
+    elif code == errno.EFBIG:
+        text += f": {needed_nbytes:,} bytes more are past the limit (ulimit -f)"
+    return OSError(code, text, str(path))
 
 
 @contextmanager
-def errors_name(path: Path) -> Iterator[None]:
-    """Have every OSError name a path: those of an open file do not."""
+def errors_name(path: Path, needed_nbytes: int = 0) -> Iterator[None]:
+    """Have every OSError name a path, and the room that is missing (see `disk_error`)."""
     try:
         yield
     except OSError as error:
-        code = error.errno or 0
-        raise OSError(code, os.strerror(code), str(path)) from None
+        raise disk_error(error.errno or 0, path, needed_nbytes) from None
+
+
+def open_regular(path: Path, *, writable: bool = False) -> FileIO:
+    """Open a file that somebody else made, without a buffer.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened; a symbolic link is not followed.
+    ValueError
+        If it is something else: a pipe and a device may never end.
+    """
+    flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+    access = os.O_RDWR if writable else os.O_RDONLY
+    fd = os.open(path, access | sum(getattr(os, flag, 0) for flag in flags))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError("not a regular file")
+    return FileIO(fd, "r+b" if writable else "rb")
+
+
+def sync_file(path: Path) -> None:
+    """Return when a file, or the list of names in a folder, is on the device."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        with errors_name(path):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    """Return a text that differs each time the machine is started; empty if unknown."""
+    return "".join(_lines(_PROC / "sys" / "kernel" / "random" / "boot_id"))
 
 
 def is_ram_backed(folder: Path) -> bool:

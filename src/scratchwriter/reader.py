@@ -1,0 +1,328 @@
+"""open_scratch: datasets as they are on disk, closed, killed, or still being recorded."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter._region import view_file
+from scratchwriter.errors import DatasetError
+from scratchwriter.manifest import (
+    FRAME_METADATA,
+    MANIFEST,
+    PROGRESS,
+    Manifest,
+    ProgressView,
+    array_name,
+    faults_of,
+    read_manifest,
+    read_skips,
+)
+from scratchwriter.metadata import FrameMetadata
+from scratchwriter.plan import make_plan
+from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.views import ArrayView
+
+State = Literal["closed", "recording", "killed"]
+
+
+class ScratchDataset:
+    """A dataset on disk; made by `open_scratch`. A context manager.
+
+    Nothing of it is read before it is asked for. While it is being recorded, what it
+    tells grows with the frames.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._closed = False
+        self._maps: dict[int, memoryview] = {}
+        self._progress: ProgressView | None = None
+        if os.path.lexists(path / PROGRESS):
+            self._progress = ProgressView(path)
+        # First: what is closed has its last manifest.
+        was_closed = self._progress is not None and self._progress.is_closed
+        self._manifest, self._settings = read_manifest(path)
+        with faults_of(path / MANIFEST):
+            self._plan = make_plan(self._settings)
+            if len(self._manifest.position_shapes) != self._plan.num_positions:
+                raise ValueError("position_shapes does not fit the dimensions")
+        self._their_shapes: list[tuple[int, ...]] = []
+        if self._progress is not None:
+            self._check_ours(self._progress.cursor, is_exact=was_closed)
+        elif self._manifest.position_dims is not None:
+            raise DatasetError(f"{path / PROGRESS}: it is missing")
+        else:
+            self._their_shapes = _shapes_of_ome_writers(
+                path, self._manifest, self._settings
+            )
+        self._frame_metadata = FrameMetadata(path / FRAME_METADATA, self._is_counted)
+
+    def _check_ours(self, cursor: int, *, is_exact: bool) -> None:
+        plan = self._plan
+        with faults_of(self._path / PROGRESS):
+            if plan.num_frames is not None and cursor > plan.num_frames:
+                raise ValueError(f"it tells of {cursor} frames of {plan.num_frames}")
+        for position, told in enumerate(self._manifest.position_shapes):
+            found = plan.file_shape(position, cursor)
+            with faults_of(self._path / MANIFEST):
+                if told[1:] != found[1:] or (is_exact and told != found):
+                    raise ValueError(
+                        f"position {position} has shape {_shown(told)}, {found} is expected"
+                    )
+            _need_nbytes(
+                self._path / array_name(position), plan.file_nbytes(position, cursor)
+            )
+
+    # ------------------------------------------------------------------- the dataset
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self._path
+
+    @property
+    def version(self) -> str:
+        """Version of the library that wrote it."""
+        return self._manifest.version
+
+    @property
+    def settings(self) -> AcquisitionSettings:
+        """The settings that it was recorded with."""
+        return self._settings.model_copy(deep=True)
+
+    @property
+    def state(self) -> State:
+        """What became of it, told by its writer's lock.
+
+        "closed": it is finished. "recording": somebody writes it. "killed": nobody does,
+        and it was not closed; all frames that came are there. On file systems without
+        locks "recording" may also be "killed". Datasets of ome-writers, which has no
+        such record, count as closed.
+        """
+        if self._progress is None:
+            return "closed"
+        has_writer = self._progress.has_writer  # first: who closes frees the lock after
+        if self._progress.is_closed:
+            return "closed"
+        return "killed" if has_writer is False else "recording"
+
+    @property
+    def frames_written(self) -> int:
+        """Frames appended and skipped; of ome-writers', all that the arrays have."""
+        if self._progress is not None:
+            return self._progress.cursor
+        shapes = (self._file_shape(i) for i in range(self._plan.num_positions))
+        return sum(math.prod(shape[:-2]) for shape in shapes)
+
+    @property
+    def frames_synced(self) -> int:
+        """How many of the first frames are certain to outlive a power cut."""
+        return 0 if self._progress is None else self._progress.synced
+
+    @property
+    def skipped(self) -> list[range]:
+        """Which frames, numbered in acquisition order, were skipped."""
+        return read_skips(self._path, self.frames_written) if self._progress else []
+
+    @property
+    def arrays(self) -> tuple[ArrayView, ...]:
+        """One read-only array per position, growing while the dataset is recorded."""
+        return tuple(
+            ArrayView(partial(self._array, position))
+            for position in range(self._plan.num_positions)
+        )
+
+    def written(self, position: int) -> npt.NDArray[np.bool_]:
+        """Tell which frames of a position came; the others are zeros that nobody saw.
+
+        Returns
+        -------
+        numpy.ndarray of bool
+            In the shape of the array without the frame's axes.
+        """
+        frames, plan = self.frames_written, self._plan
+        if self._progress is None:
+            return np.ones(self.arrays[position].shape[:-2], np.bool_)
+        written = plan.written(position, frames, self.skipped)
+        return written.transpose(plan.storage_axes[:-2])
+
+    @property
+    def frame_metadata(self) -> FrameMetadata:
+        """The metadata of the frames that came with some."""
+        return self._frame_metadata
+
+    @property
+    def global_metadata(self) -> dict[str, Any]:
+        """Metadata of the acquisition by namespace."""
+        manifest = self._manifest
+        if self._progress is not None and not self._closed:
+            manifest, _ = read_manifest(self._path)  # it may have been replaced
+        return manifest.global_metadata
+
+    # -------------------------------------------------------------------------- life
+
+    def close(self) -> None:
+        """Give up the dataset; arrays that were taken from it stay readable."""
+        self._closed = True
+        self._maps.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ScratchDataset {self.state}, {self.frames_written} frames, {self._path}>"
+
+    # ------------------------------------------------------- as it is told, and as it is
+
+    @property
+    def counts_frames(self) -> bool:
+        """Whether its writer counted the frames; ome-writers does not."""
+        return self._progress is not None
+
+    @property
+    def told_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each position's file as the manifest has it."""
+        return read_manifest(self._path)[0].position_shapes
+
+    @property
+    def file_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each position's file as the frames that came make it."""
+        return [self._file_shape(i) for i in range(self._plan.num_positions)]
+
+    def frame_number(self, position: int, index: Sequence[int]) -> int:
+        """Return which frame, in acquisition order, has an index in a position's file."""
+        with faults_of(self._path / FRAME_METADATA):
+            return self._plan.frame_number(position, index)
+
+    # ------------------------------------------------------------------------ inside
+
+    def _is_counted(self, position: int, index: Sequence[int]) -> bool:
+        if self._progress is None:
+            return True
+        return self.frame_number(position, index) < self._progress.cursor
+
+    def _file_shape(self, position: int) -> tuple[int, ...]:
+        if self._progress is None:
+            return self._their_shapes[position]
+        return self._plan.file_shape(position, self._progress.cursor)
+
+    def _array(self, position: int) -> npt.NDArray[Any]:
+        if self._closed:
+            raise ValueError(f"The dataset is closed: open_scratch({str(self._path)!r})")
+        plan = self._plan
+        shape = self._file_shape(position)
+        nbytes = math.prod(shape) * plan.dtype.itemsize
+        data = self._maps.get(position)
+        if data is None or len(data) < nbytes:
+            path = self._path / array_name(position)
+            _need_nbytes(path, nbytes)
+            with faults_of(path):
+                data = self._maps[position] = view_file(path)
+        array: npt.NDArray[Any] = np.ndarray(shape, plan.dtype, buffer=data)
+        return array if self._progress is None else array.transpose(plan.storage_axes)
+
+
+def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
+    """Open a scratch dataset: closed, killed, or still being recorded.
+
+    It takes no longer for more data. What is in the folder is checked, not believed.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder of a dataset, of scratchwriter or of ome-writers 0.3.
+
+    Returns
+    -------
+    ScratchDataset
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    DatasetError
+        If it is no scratch dataset, or a damaged one; it names the file and the fault.
+
+    Warns
+    -----
+    UserWarning
+        If it is one of ome-writers that was not closed: its shape is then what the
+        files have room for. If the machine was started anew since the writer was killed:
+        only `frames_synced` frames are certain then.
+    """
+    dataset = ScratchDataset(Path(path).expanduser().absolute())
+    _warn_of_restart(dataset)
+    return dataset
+
+
+def _warn_of_restart(dataset: ScratchDataset) -> None:
+    progress = dataset._progress
+    if progress is None or progress.is_of_this_boot or dataset.state != "killed":
+        return
+    warnings.warn(
+        f"{dataset.path}: the machine was started anew since its writer ended. Of its "
+        f"{progress.cursor} frames the first {progress.synced} are certain to be whole; "
+        "what came after may not have reached the disk.",
+        stacklevel=3,
+    )
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    """Return a shape for a message; one that may be as long as a file."""
+    text = str(shape[:8])
+    return text if len(text) < 80 else f"{text[:80]}..."
+
+
+def _need_nbytes(path: Path, nbytes: int) -> None:
+    """Check that a file is one, and long enough, without opening it."""
+    with faults_of(path):
+        status = path.lstat()
+        if not path.is_file() or path.is_symlink():
+            raise ValueError("not a regular file")
+        if status.st_size < nbytes:
+            raise ValueError(f"it has {status.st_size} bytes, {nbytes} are expected")
+
+
+def _shapes_of_ome_writers(
+    folder: Path, manifest: Manifest, settings: AcquisitionSettings
+) -> list[tuple[int, ...]]:
+    """Return the shapes of files that ome-writers wrote.
+
+    It tells the length of an unbounded axis when it closes; before that, the file's size
+    does, which it makes larger than it needs.
+    """
+    dims = settings.array_storage_dimensions
+    itemsize = np.dtype(settings.dtype).itemsize
+    shapes = []
+    for position, shape in enumerate(manifest.position_shapes):
+        path = folder / array_name(position)
+        with faults_of(folder / MANIFEST):
+            if len(shape) != len(dims) or any(
+                dim.count not in (None, n) for dim, n in zip(dims, shape, strict=True)
+            ):
+                raise ValueError(f"shape {_shown(shape)} does not fit the dimensions")
+        _need_nbytes(path, math.prod(shape) * itemsize)
+        unit_nbytes = math.prod(dim.count or 1 for dim in dims) * itemsize
+        length, rest = divmod(path.lstat().st_size, unit_nbytes)
+        counts = [length if dim.count is None else dim.count for dim in dims]
+        if settings.is_unbounded and rest == 0 and tuple(counts) != shape:
+            warnings.warn(
+                f"{path}: ome-writers did not close this dataset. Its length of {length} "
+                f"is what the file has room for, not how many frames came.",
+                stacklevel=5,
+            )
+            shape = tuple(counts)
+        shapes.append(shape)
+    return shapes

@@ -1,0 +1,140 @@
+"""What is wrong with a dataset, and what can be done for one whose writer was killed."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scratchwriter._region.system import open_regular
+from scratchwriter.errors import DatasetError
+from scratchwriter.manifest import (
+    FRAME_METADATA,
+    MANIFEST,
+    SKIPS,
+    array_name,
+    dataset_files,
+    faults_of,
+    is_draft_name,
+    locked,
+    mark_closed,
+    replace_shapes,
+)
+from scratchwriter.metadata import where
+from scratchwriter.reader import ScratchDataset
+
+
+def find_faults(dataset: ScratchDataset) -> list[str]:
+    """Return what is wrong with a dataset that can be opened, one line each.
+
+    Reads all frame metadata, and of the arrays no more than their sizes.
+    """
+    faults = []
+    state = dataset.state
+    if state == "killed":
+        faults.append(
+            f"its writer died before it closed; the {dataset.frames_written} frames that "
+            "came are there, and `scratchwriter recover` finishes it"
+        )
+    if state != "recording":
+        faults += _wrong_shapes(dataset)
+    try:
+        _check_frame_metadata(dataset)
+        dataset.skipped  # noqa: B018
+    except DatasetError as error:
+        faults.append(str(error))
+    return faults
+
+
+def _wrong_shapes(dataset: ScratchDataset) -> Iterator[str]:
+    is_closed = dataset.state == "closed"
+    shapes = zip(dataset.told_shapes, dataset.file_shapes, strict=True)
+    for position, (told, found) in enumerate(shapes):
+        path = dataset.path / array_name(position)
+        nbytes = _nbytes(dataset, found)
+        if is_closed and path.lstat().st_size != nbytes:
+            yield f"{path} has {path.lstat().st_size} bytes, {nbytes} are expected"
+        # The manifest of a killed writer may be one frame ahead.
+        if told[1:] != found[1:] or told[0] not in (found[0], found[0] + 1):
+            path = dataset.path / MANIFEST
+            yield f"{path}: position {position} has shape {told}, {found} is expected"
+
+
+def _check_frame_metadata(dataset: ScratchDataset) -> None:
+    before = -1
+    for line in dataset.frame_metadata:
+        if dataset.counts_frames:
+            number = dataset.frame_number(*where(line))
+            if not before < number < dataset.frames_written:
+                path = dataset.path / FRAME_METADATA
+                raise DatasetError(f"{path}: the line of frame {number} is out of order")
+            before = number
+
+
+def _nbytes(dataset: ScratchDataset, shape: Sequence[int]) -> int:
+    return math.prod(shape) * np.dtype(dataset.settings.dtype).itemsize
+
+
+def recover(path: Path) -> list[str]:
+    """Finish a dataset whose writer was killed; return what was done, one line each.
+
+    Exact shapes in the manifest, files of exactly that size, no half line of metadata,
+    and marked as closed. The bytes of frames are not touched.
+
+    Raises
+    ------
+    BlockingIOError
+        If it is being recorded.
+    DatasetError
+        If it is damaged in another way.
+    OSError
+        If it cannot be written.
+    """
+    with locked(path) as writer_pid:
+        if writer_pid is not None:
+            raise BlockingIOError(
+                errno.EAGAIN,
+                f"The dataset is being recorded by process {writer_pid}",
+                str(path),
+            )
+        with ScratchDataset(path) as dataset:
+            return _finish(dataset)
+
+
+def _finish(dataset: ScratchDataset) -> list[str]:
+    done = []
+    folder, shapes = dataset.path, dataset.file_shapes
+    for position, shape in enumerate(shapes):
+        done += _trim(folder / array_name(position), _nbytes(dataset, shape))
+    done += _trim(folder / FRAME_METADATA, dataset.frame_metadata.nbytes)
+    skipped = np.array([(r.start, r.stop) for r in dataset.skipped], np.int64)
+    done += _trim(folder / SKIPS, skipped.nbytes, tail=skipped[-1:].tobytes())
+    if dataset.told_shapes != shapes:
+        replace_shapes(folder, shapes)
+        done.append(f"{folder / MANIFEST}: shapes {dataset.told_shapes} -> {shapes}")
+    for file in dataset_files(folder):
+        if is_draft_name(file.name):
+            file.unlink()
+            done.append(f"{file}: removed")
+    if mark_closed(folder):
+        done.append(f"{folder}: marked as closed, with {dataset.frames_written} frames")
+    return done
+
+
+def _trim(path: Path, nbytes: int, tail: bytes = b"") -> list[str]:
+    """Cut a file to its right size, and set its last bytes right."""
+    if not os.path.lexists(path):
+        return []
+    with faults_of(path), open_regular(path, writable=True) as file:
+        before = os.fstat(file.fileno()).st_size
+        if tail:
+            file.seek(nbytes - len(tail))
+            file.write(tail)
+        if before <= nbytes:
+            return []
+        file.truncate(nbytes)
+    return [f"{path}: {before} -> {nbytes} bytes"]

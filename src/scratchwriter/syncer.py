@@ -1,0 +1,51 @@
+"""The thread that brings files to the device at regular times."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+
+
+class Syncer:
+    """Calls a method again and again, as long as its owner lives.
+
+    Parameters
+    ----------
+    flush : bound method
+        What to call. An OSError of it is told as a warning; the next call may do better.
+    interval_s : float
+        Between two calls.
+    """
+
+    def __init__(self, flush: Callable[[], None], interval_s: float) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=_run,
+            args=(weakref.WeakMethod(flush), self._stopping, interval_s),
+            name="scratchwriter-sync",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it; a call under way is waited for."""
+        self._stopping.set()
+        self._thread.join()
+
+
+def _run(
+    flush: weakref.WeakMethod[Callable[[], None]],
+    stopping: threading.Event,
+    interval_s: float,
+) -> None:
+    while not stopping.wait(interval_s):
+        method = flush()
+        if method is None:
+            return
+        try:
+            method()
+        except OSError as error:
+            warnings.warn(f"The data is not on the device: {error}", stacklevel=1)
+        del method
