@@ -140,9 +140,9 @@ class Storage:
             progress = Progress(folder / PROGRESS)
             undo.callback(progress.release)
             self.writer.publish_cursor(progress.cursor_address, progress.file)
-            self._write_manifest(folder)
             self.writer.log_to(*self._open(folder, FRAME_METADATA))
             self.writer.log_skips_to(*self._open(folder, SKIPS))
+            self._write_manifest(folder)  # last: a folder with a manifest is complete
             undo.pop_all()
         self._progress, self.folder = progress, folder
 

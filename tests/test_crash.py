@@ -1,0 +1,136 @@
+"""Writers killed at random moments: what append returned for is there.
+
+SCRATCHWRITER_KILLS=1000 pytest tests/test_crash.py    for more of them
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import crash_writer
+from crash_writer import CALLS, CLOSED, CREATED, FRAMES, GLOBAL, MODES, call
+from reference import read_plain
+from scratchwriter import open_scratch
+from scratchwriter.repair import find_faults, recover
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its writers")
+KILLS = int(os.environ.get("SCRATCHWRITER_KILLS", "300"))
+ENDS = ["SIGKILL", "SIGTERM", "exit", "abort"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    process = subprocess.Popen(
+        [sys.executable, crash_writer.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.stdin.close()
+    process.wait(timeout=60)
+    process.stdout.close()
+
+
+def record_and_kill(server, folder, mode, delay_s, how):
+    """Return what had returned when the writer died."""
+    np.zeros(8, np.int64).tofile(folder / "counts")
+    job = {"folder": str(folder), "mode": mode, "delay_s": delay_s, "how": how}
+    server.stdin.write(json.dumps(job) + "\n")
+    server.stdin.flush()
+    assert server.stdout.readline() == "\n"
+    return np.fromfile(folder / "counts", np.int64)
+
+
+def dataset_folder(folder):
+    """Where the manifest is, None if there is none (yet)."""
+    return next((path.parent for path in folder.glob("*/manifest.json")), None)
+
+
+def expected_calls(frames):
+    """What the calls that make so many frames did: value and call of each frame."""
+    values, calls, number = [], [], 0
+    while len(values) < frames:
+        skip = call(number)
+        values += [0] * skip or [number % 65536 + 1]
+        calls += [-1] * skip or [number]
+        number += 1
+    return np.array(values[:frames], np.uint32), np.array(calls[:frames], int)
+
+
+def check(folder, mode, counts):
+    """Check a dataset against what its writer had done."""
+    t, p, c, _, _ = MODES[mode]["sizes"]
+    done = int(counts[FRAMES])
+    with open_scratch(folder) as dataset:
+        assert dataset.state == ("closed" if counts[CLOSED] else dataset.state)
+        assert dataset.state != "recording"
+        frames = dataset.frames_written
+        assert done <= frames <= done + max(call(int(counts[CALLS])), 1)
+        values, calls = expected_calls(frames)
+        slots = np.unravel_index(np.arange(frames), (t or frames + 1, p, c))
+        for position in range(p):
+            here = slots[1] == position
+            at = slots[0][here], slots[2][here]
+            steps = t or max(int(at[0].max(initial=0)) + 1, 1)
+            expected = np.zeros((steps, c), np.uint32)
+            expected[at] = values[here]
+            plain = read_plain(folder)[position]
+            array = dataset.arrays[position][...]
+            if "order" in MODES[mode]:  # c before t; in files an unbounded t is outermost
+                array = array.swapaxes(0, 1)
+                plain = plain if t is None else plain.swapaxes(0, 1)
+            assert len(array) == steps
+            assert steps <= len(plain) <= steps + (t is None)
+            for found in (array, plain[:steps]):
+                # All pixels of a frame are the same. One that came half is not counted.
+                counted = np.zeros((steps, c), bool)
+                counted[at] = True
+                assert (found == expected[..., None, None])[counted].all()
+            written = np.zeros((steps, c), bool)
+            written[at] = calls[here] >= 0
+            if "order" in MODES[mode]:
+                written = written.T
+            np.testing.assert_array_equal(dataset.written(position), written)
+        assert [line["call"] for line in dataset.frame_metadata] == [
+            number for number in calls if number >= 0
+        ]
+        skipped = {frame for ranges in dataset.skipped for frame in ranges}
+        assert skipped == set(np.flatnonzero(calls < 0).tolist())
+        assert dataset.global_metadata.get("here", {"call": 0})["call"] >= counts[GLOBAL]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_writer_loses_nothing_that_it_was_given(server, tmp_path, mode):
+    rng = random.Random(f"{mode} {KILLS}")
+    found = whole = 0
+    for number in range(-(-KILLS // len(MODES))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        delay_s = rng.choice([0.005, 0.03, 0.1]) * rng.random()
+        counts = record_and_kill(server, folder, mode, delay_s, ENDS[number % len(ENDS)])
+        data = dataset_folder(folder)
+        if data is None:
+            # Nothing was promised: not made yet, or the frames were still in memory.
+            assert not counts[CREATED] or "memory" in MODES[mode]
+            continue
+        found += 1
+        if not counts[CREATED]:
+            with open_scratch(data) as dataset:
+                assert dataset.frames_written <= 1  # 1 of the one that is overwritten
+            continue
+        check(data, mode, counts)
+        whole += recover(data) == []
+        with open_scratch(data) as dataset:
+            assert dataset.state == "closed"
+            assert find_faults(dataset) == []
+        check(data, mode, counts)
+        shapes = [array.shape for array in read_plain(data)]
+        sizes = [(data / f"pos_{i}.dat").stat().st_size for i in range(len(shapes))]
+        assert sizes == [int(np.prod(shape)) * 4 for shape in shapes]
+    assert found > whole  # some died with a dataset that was not closed

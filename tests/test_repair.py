@@ -1,0 +1,289 @@
+"""What verify finds, what recover finishes, what clean removes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reference import read_plain
+from scratchwriter import DatasetError, create_stream, open_scratch
+from scratchwriter.cli import main
+from scratchwriter.folders import reclaim_spill_folders
+from scratchwriter.repair import find_faults, recover
+
+FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "data"
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def kill(folder, sizes, code):
+    """Record in another process, which kills itself in the middle."""
+    program = f"""
+    import os, signal
+    import numpy as np
+    from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
+    dims = dims_from_standard_axes({sizes})
+    stream = create_stream(
+        AcquisitionSettings(root_path={str(folder)!r}, dimensions=dims, dtype="uint16")
+    )
+    frame = np.arange(20, dtype="uint16").reshape(4, 5)
+    {code}
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+
+
+@pytest.fixture
+def whole(make_settings, folder):
+    sizes = {"t": None, "p": 2, "y": 4, "x": 5}
+    with create_stream(make_settings(sizes, root_path=str(folder))) as stream:
+        for i in range(5):
+            stream.append(FRAME + i, frame_metadata={"i": i})
+        stream.skip(frames=3)
+    return folder
+
+
+# ------------------------------------------------------------------------------- verify
+
+
+def test_a_closed_dataset_is_whole(whole, capsys):
+    with open_scratch(whole) as dataset:
+        assert find_faults(dataset) == []
+    assert main(["verify", str(whole)]) == 0
+    assert capsys.readouterr().out == f"{whole}: closed, 8 frames\nwhole\n"
+
+
+def test_a_dataset_that_is_being_recorded_is_whole(make_settings, folder, capsys):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
+    with create_stream(settings) as stream:
+        stream.append(FRAME, frame_metadata={"i": 1})
+        assert main(["verify", str(folder)]) == 0
+    assert "being recorded" in capsys.readouterr().out
+
+
+def test_verify_changes_nothing(whole):
+    before = content(whole)
+    main(["verify", str(whole)])
+    assert content(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda f: append_bytes(f / "pos_0.dat", b"x" * 40), r"pos_0.dat has 200 bytes"),
+        (lambda f: append_bytes(f / "frame_metadata.jsonl", b"{]\n"), "frame_metadata"),
+        (lambda f: append_bytes(f / "frame_metadata.jsonl", b'{"a": 1}\n'), "which frame"),
+        (lambda f: append_bytes(f / "frame_metadata.jsonl", LINE_0), "out of order"),
+        (lambda f: append_bytes(f / "skips.bin", b"\0" * 16), "skips.bin.*not in order"),
+    ],
+    ids=["long array", "no json", "no place", "again", "skips"],
+)
+def test_verify_names_the_file_and_the_fault(whole, damage, fault, capsys):
+    damage(whole)
+    assert main(["verify", str(whole)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "damaged or not finished"
+    assert len(lines) == 3
+    assert re.search(fault, lines[1])
+
+
+LINE_0 = b'{"_pos": 0, "_idx": [0], "i": 0}\n'
+
+
+def append_bytes(path, data):
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def test_verify_of_what_is_no_dataset_fails_with_one_line(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------ recover
+
+KILLED = [
+    (
+        {"t": None, "p": 2, "y": 4, "x": 5},
+        "[stream.append(frame + i, frame_metadata={'i': i}) for i in range(5)];"
+        "stream.skip(frames=3)",
+        8,
+    ),
+    ({"t": None, "y": 4, "x": 5}, "", 0),
+    ({"t": 6, "c": 2, "y": 4, "x": 5}, "stream.append(frame); stream.skip()", 2),
+    ({"t": None, "y": 4, "x": 5}, "[stream.append(frame) for i in range(5000)]", 5000),
+]
+
+
+@pytest.mark.parametrize(("sizes", "code", "frames"), KILLED)
+def test_recover_finishes_a_killed_dataset(folder, sizes, code, frames, capsys):
+    kill(folder, sizes, code)
+    append_bytes(folder / "frame_metadata.jsonl", b'{"_pos": 0, "_i')
+    append_bytes(folder / "skips.bin", b"\0" * 9)
+    (folder / ".manifest.json.123").write_text("half a")
+    with open_scratch(folder) as dataset:
+        assert dataset.state == "killed"
+        arrays = [np.array(array) for array in dataset.arrays]
+        metadata, skipped = list(dataset.frame_metadata), dataset.skipped
+    assert main(["verify", str(folder)]) == 1
+    assert "scratchwriter recover" in capsys.readouterr().out
+
+    assert main(["recover", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"marked as closed, with {frames} frames" in out
+    assert ".manifest.json.123: removed" in out
+    assert main(["verify", str(folder)]) == 0
+    with open_scratch(folder) as dataset:
+        assert (dataset.state, dataset.frames_written) == ("closed", frames)
+        assert list(dataset.frame_metadata) == metadata
+        assert dataset.skipped == skipped
+    for array, plain in zip(arrays, read_plain(folder), strict=True):
+        np.testing.assert_array_equal(plain, array)
+    for path in folder.glob("pos_*.dat"):  # no byte more than the shapes say
+        assert path.stat().st_size == arrays[int(path.stem[4:])].nbytes
+    assert (folder / "frame_metadata.jsonl").read_text().count("\n") == len(metadata)
+
+
+def test_recover_again_has_nothing_to_do(whole, capsys):
+    before = content(whole)
+    assert main(["recover", str(whole)]) == 0
+    assert capsys.readouterr().out == "nothing to do\n"
+    assert content(whole) == before
+
+
+def test_recover_leaves_a_dataset_alone_that_is_being_recorded(make_settings, folder):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
+    with create_stream(settings) as stream:
+        stream.append(FRAME)
+        before = content(folder)
+        with pytest.raises(BlockingIOError, match=f"by process {os.getpid()}"):
+            recover(folder)
+        assert content(folder) == before
+
+
+def test_recover_follows_no_symbolic_link(whole, tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes((whole / "pos_0.dat").read_bytes() + b"more")
+    (whole / "pos_0.dat").unlink()
+    (whole / "pos_0.dat").symlink_to(outside)
+    with pytest.raises(DatasetError, match=r"pos_0\.dat"):
+        recover(whole)
+    assert outside.read_bytes().endswith(b"more")
+
+
+def test_a_manifest_one_frame_ahead_of_its_killed_writer_is_set_back(folder):
+    """The length in the manifest is stored before the cursor is."""
+    kill(folder, {"t": None, "y": 4, "x": 5}, "stream.append(frame); stream.append(frame)")
+    with (folder / "progress.bin").open("r+b") as file:
+        file.seek(64)
+        file.write((1).to_bytes(8, sys.byteorder))
+    recover(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["position_shapes"] == [[1, 4, 5]]
+    assert (folder / "pos_0.dat").stat().st_size == 40
+
+
+# -------------------------------------------------------------------------------- clean
+
+SPILL = """
+import os, sys, time, warnings
+import numpy as np
+from scratchwriter import AcquisitionSettings, ScratchFormat, create_stream
+from scratchwriter import dims_from_standard_axes
+warnings.simplefilter("ignore")
+settings = AcquisitionSettings(
+    dimensions=dims_from_standard_axes({"t": None, "y": 4, "x": 5}),
+    dtype="uint16",
+    format=ScratchFormat(max_memory_bytes=200, spill_dir=sys.argv[1]),
+)
+stream = create_stream(settings)
+for i in range(50):
+    stream.append(np.full((4, 5), i, "uint16"))
+print(stream.path, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def spilled(tmp_path):
+    """A process with a temporary folder, and that folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SPILL, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    yield process, Path(process.stdout.readline().strip())
+    process.kill()
+    process.communicate()
+
+
+def test_a_temporary_folder_is_private(spilled):
+    _, folder = spilled
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_clean_removes_the_folders_of_the_dead_and_no_others(spilled, tmp_path, capsys):
+    process, folder = spilled
+    others = tmp_path / "scratchwriter_other"
+    others.mkdir(mode=0o700)
+    (others / "notes.txt").write_text("not ours")
+    assert main(["clean", str(tmp_path)]) == 0
+    assert folder.exists()
+    process.kill()
+    process.wait()
+    assert main(["clean", str(tmp_path)]) == 0
+    assert f"{folder}: removed\n1 temporary folders" in capsys.readouterr().out
+    assert not folder.exists()
+    assert (others / "notes.txt").exists()
+
+
+def test_a_later_run_reclaims_the_folders_of_killed_ones(spilled, tmp_path):
+    process, folder = spilled
+    process.kill()
+    process.wait()
+    assert folder.exists()
+    later = subprocess.Popen(
+        [sys.executable, "-c", SPILL, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        new = Path(later.stdout.readline().strip())
+        assert new.exists()
+        assert not folder.exists()
+    finally:
+        later.kill()
+        later.communicate()
+
+
+def test_what_others_could_write_is_not_reclaimed(tmp_path):
+    open_to_all = tmp_path / "scratchwriter_open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (elsewhere / "pos_0.dat").write_bytes(b"data")
+    (tmp_path / "scratchwriter_link").symlink_to(elsewhere)
+    assert reclaim_spill_folders(tmp_path) == []
+    assert open_to_all.exists()
+    assert (elsewhere / "pos_0.dat").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving folders to others needs root")
+def test_what_belongs_to_another_user_is_not_reclaimed(tmp_path):
+    theirs = tmp_path / "scratchwriter_theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 1000, 1000)
+    assert reclaim_spill_folders(tmp_path) == []
+    assert theirs.exists()
