@@ -66,7 +66,7 @@ PROGRESS = "progress.bin"
 SKIPS = "skips.bin"
 FRAME_METADATA = "frame_metadata.jsonl"
 
-_MOST_NBYTES = 1 << 28  # of a manifest: more than ten thousand positions need
+_MOST_NBYTES = 1 << 26  # of a manifest: twenty times what ten thousand positions need
 _DIGITS = 16  # width of a length that is renewed in place, and its alignment
 _PROGRESS_NBYTES = 4096
 _PROGRESS_HEADER = np.dtype(
@@ -265,6 +265,11 @@ class ManifestDraft:
         durable: bool = False,
     ) -> None:
         text, offsets = _manifest_text(settings, plan, cursor, global_metadata)
+        if len(text) > _MOST_NBYTES:
+            raise ValueError(
+                f"The manifest would have {len(text):,} bytes, the most is "
+                f"{_MOST_NBYTES:,}. Keep less in the metadata, or have fewer positions."
+            )
         self._folder = folder
         self._path = folder / f".{MANIFEST}.{os.getpid()}"
         try:
@@ -364,7 +369,14 @@ def faults_of(path: Path) -> Iterator[None]:
         raise DatasetError(f"{path}: {where}: {fault['msg']}") from None
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         # The wording may be as long as what is wrong.
         raise DatasetError(f"{path}: {str(error)[:200] or type(error).__name__}") from None
 
@@ -394,11 +406,20 @@ def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
         if not isinstance(fields, dict):
             raise ValueError("content: it is not a JSON object")
         manifest = Manifest.model_validate(fields)
+        _check_position_counts(fields.get("dimensions"), len(manifest.position_shapes))
         settings = AcquisitionSettings.model_validate(
             {k: v for k, v in fields.items() if k in AcquisitionSettings.model_fields}
         )
         settings.validate_stream_ready()
     return manifest, settings
+
+
+def _check_position_counts(dims: Any, most: int) -> None:
+    """Check what would become a list as long as a number in the file says."""
+    for dim in dims if isinstance(dims, list) else []:
+        is_position = isinstance(dim, dict) and dim.get("type") == "position"
+        if is_position and int(dim.get("count") or 0) > most:
+            raise ValueError("position_shapes does not fit the dimensions")
 
 
 def read_skips(folder: Path, cursor: int) -> list[range]:
@@ -414,7 +435,9 @@ def read_skips(folder: Path, cursor: int) -> list[range]:
         return []
     with faults_of(path):
         with open_regular(path) as file:
-            data = file.read()
+            # No more than there can be: a range and a gap are at least two frames.
+            most_nbytes = (cursor // 2 + 1) * 16
+            data = file.read(min(os.fstat(file.fileno()).st_size, most_nbytes))
         # Half a pair is what a killed writer did not get to the end of.
         pairs = np.frombuffer(data[: len(data) // 16 * 16], np.int64).reshape(-1, 2)
         # What a killed writer has recorded but not done.

@@ -21,7 +21,7 @@ from scratchwriter._region.system import open_regular
 from scratchwriter.errors import DatasetError
 
 _CHUNK_NBYTES = 1 << 24
-_CHUNK_LINES = 10_000
+_MOST_LINE_NBYTES = 1 << 28
 
 RESERVED_KEYS = ("_pos", "_idx")  # where a frame is; written by us
 
@@ -230,10 +230,15 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         return next(self._read(number, number + 1))
 
     def _read(self, first: int, stop: int) -> Iterator[dict[str, Any]]:
-        for number in range(first, stop, _CHUNK_LINES):
-            last = min(number + _CHUNK_LINES, stop)
-            start, end = self._starts[[number, last]].tolist()
+        number = first
+        while number < stop:
+            start = int(self._starts[number])
+            last = int(np.searchsorted(self._starts, start + _CHUNK_NBYTES, "right")) - 1
+            last = min(max(last, number + 1), stop)
+            end = int(self._starts[last])
             with self._faults():
+                if end - start > _MOST_LINE_NBYTES:
+                    raise ValueError(f"a line has {end - start} bytes")
                 with open_regular(self._path) as file:
                     data = os.pread(file.fileno(), end - start, start)
                 lines = [json.loads(line) for line in data.split(b"\n")[:-1]]
@@ -242,6 +247,7 @@ class FrameMetadata(Sequence[dict[str, Any]]):
                 if not all(isinstance(line, dict) for line in lines):
                     raise ValueError("a line is not a JSON object")
             yield from lines
+            number = last
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

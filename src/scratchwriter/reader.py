@@ -76,11 +76,11 @@ class ScratchDataset:
             with faults_of(self._path / MANIFEST):
                 if told[1:] != found[1:] or (is_exact and told != found):
                     raise ValueError(
-                        f"position {position} has shape {_shown(told)}, {found} is expected"
+                        f"position {position} has shape {_shown(told)}, {found} is "
+                        f"expected by {PROGRESS}"
                     )
-            _need_nbytes(
-                self._path / array_name(position), plan.file_nbytes(position, cursor)
-            )
+            nbytes = plan.file_nbytes(position, cursor)
+            _need_nbytes(self._path / array_name(position), nbytes, PROGRESS)
 
     # ------------------------------------------------------------------- the dataset
 
@@ -227,7 +227,7 @@ class ScratchDataset:
         data = self._maps.get(position)
         if data is None or len(data) < nbytes:
             path = self._path / array_name(position)
-            _need_nbytes(path, nbytes)
+            _need_nbytes(path, nbytes, PROGRESS)
             with faults_of(path):
                 data = self._maps[position] = view_file(path)
         array: npt.NDArray[Any] = np.ndarray(shape, plan.dtype, buffer=data)
@@ -285,14 +285,16 @@ def _shown(shape: tuple[int, ...]) -> str:
     return text if len(text) < 80 else f"{text[:80]}..."
 
 
-def _need_nbytes(path: Path, nbytes: int) -> None:
+def _need_nbytes(path: Path, nbytes: int, told_by: str) -> None:
     """Check that a file is one, and long enough, without opening it."""
     with faults_of(path):
         status = path.lstat()
         if not path.is_file() or path.is_symlink():
             raise ValueError("not a regular file")
         if status.st_size < nbytes:
-            raise ValueError(f"it has {status.st_size} bytes, {nbytes} are expected")
+            raise ValueError(
+                f"it has {status.st_size} bytes, {nbytes} are expected by {told_by}"
+            )
 
 
 def _shapes_of_ome_writers(
@@ -313,7 +315,7 @@ def _shapes_of_ome_writers(
                 dim.count not in (None, n) for dim, n in zip(dims, shape, strict=True)
             ):
                 raise ValueError(f"shape {_shown(shape)} does not fit the dimensions")
-        _need_nbytes(path, math.prod(shape) * itemsize)
+        _need_nbytes(path, math.prod(shape) * itemsize, MANIFEST)
         unit_nbytes = math.prod(dim.count or 1 for dim in dims) * itemsize
         length, rest = divmod(path.lstat().st_size, unit_nbytes)
         counts = [length if dim.count is None else dim.count for dim in dims]
