@@ -373,8 +373,8 @@ def faults_of(path: Path) -> Iterator[None]:
         ValueError,
         TypeError,
         LookupError,
-        OverflowError,
-        RecursionError,
+        ArithmeticError,
+        RuntimeError,
         MemoryError,
     ) as error:
         # The wording may be as long as what is wrong.
