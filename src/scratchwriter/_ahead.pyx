@@ -128,6 +128,18 @@ cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:
         sw_store_release(gate, walk.prepared_nbytes[position])
 
 
+cdef int _prepare_piece(
+    Walk* walk, Mapping* mapping, int64_t start, int64_t stop
+) noexcept nogil:
+    cdef int64_t steps
+    cdef int code = 0
+    if walk.num_frames < 0 and _in_file(mapping):
+        # An array is shown in whole steps.
+        steps = (stop + walk.step_nbytes - 1) // walk.step_nbytes
+        code = make_readable(mapping, steps * walk.step_nbytes)
+    return code if code else prepare(mapping, start, stop)
+
+
 cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:
     """Prepare the slot at `start`, and what comes after it as far as a piece goes."""
     cdef Mapping* mapping = walk.mappings[position]
@@ -138,7 +150,7 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
     if walk.num_frames >= 0:
         limit = walk.step_nbytes
     elif in_file:
-        limit = mapping.reserved_nbytes
+        limit = mapping.reserved_nbytes // walk.step_nbytes * walk.step_nbytes
     else:
         limit = walk.memory_stop_nbytes[position]
     if stop > limit:
@@ -153,24 +165,18 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
         _open_gate(walk, position, in_file)
         populate(mapping, start, stop)
         return 0
-    if stop <= walk.prepared_nbytes[position]:
-        _open_gate(walk, position, in_file)
-        return 0
-    if in_file and walk.num_frames < 0:
-        # An array is shown in whole steps.
-        code = make_readable(mapping, (start // walk.step_nbytes + 1) * walk.step_nbytes)
+    if stop > walk.prepared_nbytes[position]:
+        start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
+        piece_stop = max(stop, min(start + walk.piece_nbytes, limit))
+        code = _prepare_piece(walk, mapping, start, piece_stop)
+        if code and piece_stop > stop:
+            piece_stop = stop  # a disk that is nearly full may have room for one more
+            code = _prepare_piece(walk, mapping, start, stop)
         if code:
             return code
-    start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
-    piece_stop = max(stop, min(start + walk.piece_nbytes, limit))
-    code = prepare(mapping, start, piece_stop)
-    if code and piece_stop > stop:
-        piece_stop = stop  # a disk that is nearly full may have room for one more
-        code = prepare(mapping, start, stop)
-    if code == 0:
         walk.prepared_nbytes[position] = piece_stop
-        _open_gate(walk, position, in_file)
-    return code
+    _open_gate(walk, position, in_file)
+    return 0
 
 
 cdef bint _walk_on(Walk* walk) noexcept nogil:

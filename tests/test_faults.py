@@ -1,0 +1,64 @@
+"""Every call of the operating system and every allocation of ours, made to fail once.
+
+As SQLite does (https://sqlite.org/testing.html#i_o_error_testing): an acquisition is run
+with the first call made to fail, then with the second, until one passes untouched.
+
+SCRATCHWRITER_FAULTS=1 pytest tests/test_faults.py    for each call, not one in four
+"""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fault_scenarios
+
+EVERY = int(os.environ.get("SCRATCHWRITER_FAULTS", "4"))
+HERE = Path(__file__).parent
+PORTABLE = os.environ.get("SCRATCHWRITER_REGION") == "portable"
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or "LD_PRELOAD" in os.environ or shutil.which("cc") is None,
+    reason="puts itself before the C library, and needs a C compiler for that",
+)
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    library = tmp_path_factory.mktemp("shim") / "faults.so"
+    source = str(HERE / "faults.c")
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), source, "-ldl"]
+    subprocess.run(command, check=True)
+    return str(library)
+
+
+@pytest.mark.parametrize("stays", [0, 1], ids=["once", "until told"])
+@pytest.mark.parametrize("scenario", fault_scenarios.SCENARIOS)
+def test_a_call_that_fails_is_one_error_and_costs_nothing(shim, tmp_path, scenario, stays):
+    code = errno.EIO if stays else errno.ENOSPC
+    program = [fault_scenarios.__file__, str(tmp_path), scenario, code, stays, EVERY]
+    ended = subprocess.run(
+        [sys.executable, *map(str, program)],
+        env={**os.environ, "LD_PRELOAD": shim, "PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    result = json.loads(ended.stdout)
+    struck = result["failed"]
+    # It is the real calls that failed, of every kind that the scenario has.
+    if scenario == "in memory":
+        assert sum(struck.values()) >= (1 if PORTABLE else 20) // EVERY
+        assert result["datasets"] == 0
+    else:
+        assert sum(struck.values()) >= (50 if PORTABLE else 150) // EVERY
+        assert result["datasets"] > sum(struck.values())
+        assert {"open64", "fsync"} <= set(struck) or EVERY > 1
+        if not PORTABLE:
+            assert {"pwrite64", "fallocate64", "madvise"} <= set(struck)
