@@ -447,51 +447,6 @@ def test_a_spill_to_a_full_disk_can_be_tried_again(make_settings, small_disk):
     assert len(read_lines(stream.path)) == 9
 
 
-# ------------------------------------------------------------------------ kills
-
-WRITER = """
-import os, sys, numpy as np
-from scratchwriter import *
-sizes = {{"t": {count}, "p": 2, "y": 8, "x": 8}}
-stream = create_stream(AcquisitionSettings(
-    dimensions=dims_from_standard_axes(sizes), dtype="uint32", root_path=sys.argv[1]))
-for i in range(10**6):
-    stream.append(np.full((8, 8), i + 1, "uint32"), frame_metadata={{"i": i}})
-    os.write(1, b".")
-"""
-
-
-@pytest.mark.parametrize("count", [None, 500_000], ids=["unbounded", "bounded"])
-@pytest.mark.parametrize("after", [1, 2, 3, 1000, 5001])
-def test_a_killed_writer_loses_nothing(tmp_path, count, after):
-    folder = tmp_path / "data"
-    writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER.format(count=count), str(folder)],
-        stdout=subprocess.PIPE,
-    )
-    done = 0
-    while done < after:
-        assert writer.stdout.read(1), "the writer ended by itself"
-        done += 1
-    writer.kill()
-    done += len(writer.stdout.read())  # what returned before the kill came
-    writer.wait()
-    writer.stdout.close()
-
-    arrays = read_plain(folder)
-    progress = np.fromfile(folder / "progress.bin", "i8", count=1, offset=64)[0]
-    assert done <= progress <= done + 1
-    if count is None:
-        for position, array in enumerate(arrays):
-            exact = max((done - position + 1) // 2, 1)
-            assert exact <= len(array) <= exact + 1
-    for i in range(done):
-        assert (arrays[i % 2][i // 2] == i + 1).all()
-    lines = (folder / "frame_metadata.jsonl").read_bytes().split(b"\n")
-    assert b'"i":%d}' % (done - 1) in lines[done - 1]
-    assert done <= len(lines) - 1 <= done + 1
-
-
 def test_a_removed_folder_is_an_error_at_close_and_the_arrays_stay(
     make_settings, tmp_path, frames
 ):

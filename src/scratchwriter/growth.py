@@ -192,10 +192,12 @@ class Growth:
         if step > most:
             return policy.memory_limit(self._format)
         if step > self._granted_steps:
-            # Asking takes a millisecond: once for half of what there is.
-            available = policy.available_nbytes()
+            # Asking takes a millisecond: once for half of what there is, besides what is
+            # made ready ahead of the frames whether it was asked for or not.
+            ahead_nbytes = max(_MEMORY_WINDOW_NBYTES, self._plan.frame_nbytes)
+            available = policy.available_nbytes() - ahead_nbytes
             if self._steps_in(_GRANT_NBYTES) * self._plan.total_nbytes > available:
-                return policy.machine_limit(available)
+                return policy.machine_limit(available + ahead_nbytes)
             most_nbytes = max(available // 2, _GRANT_NBYTES)
             self._granted_steps = step - 1 + self._steps_in(most_nbytes)
         try:
