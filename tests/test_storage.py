@@ -488,9 +488,21 @@ def test_a_dataset_that_another_process_records_is_not_overwritten(make_settings
 
 
 @contextlib.contextmanager
+WRITER = """
+import os, sys, numpy as np
+from scratchwriter import *
+sizes = {"t": None, "p": 2, "y": 8, "x": 8}
+stream = create_stream(AcquisitionSettings(
+    dimensions=dims_from_standard_axes(sizes), dtype="uint32", root_path=sys.argv[1]))
+for i in range(10**6):
+    stream.append(np.full((8, 8), i + 1, "uint32"))
+    os.write(1, b".")
+"""
+
+
 def _writer_process(folder):
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER.format(count=None), str(folder)],
+        [sys.executable, "-c", WRITER, str(folder)],
         stdout=subprocess.PIPE,
     )
     try:
