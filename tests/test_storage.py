@@ -487,7 +487,6 @@ def test_a_dataset_that_another_process_records_is_not_overwritten(make_settings
         create_stream(settings).close()  # the lock went with the process
 
 
-@contextlib.contextmanager
 WRITER = """
 import os, sys, numpy as np
 from scratchwriter import *
@@ -500,6 +499,7 @@ for i in range(10**6):
 """
 
 
+@contextlib.contextmanager
 def _writer_process(folder):
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(folder)],
