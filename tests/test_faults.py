@@ -59,6 +59,8 @@ def test_a_call_that_fails_is_one_error_and_costs_nothing(shim, tmp_path, scenar
     else:
         assert sum(struck.values()) >= (50 if PORTABLE else 150) // EVERY
         assert result["datasets"] > sum(struck.values())
-        assert {"open64", "fsync"} <= set(struck) or EVERY > 1
+        # One in four may miss what is called once.
+        kinds = {"open64"} if EVERY > 1 else {"open64", "fsync"}
         if not PORTABLE:
-            assert {"pwrite64", "fallocate64", "madvise"} <= set(struck)
+            kinds |= {"pwrite64"} if EVERY > 1 else {"pwrite64", "fallocate64", "madvise"}
+        assert kinds <= set(struck)

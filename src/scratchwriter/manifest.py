@@ -257,14 +257,14 @@ class ManifestDraft:
     def __init__(
         self,
         folder: Path,
-        settings: AcquisitionSettings,
+        settings_fields: Mapping[str, Any],
         plan: FramePlan,
         cursor: int,
         global_metadata: Mapping[str, Any],
         *,
         durable: bool = False,
     ) -> None:
-        text, offsets = _manifest_text(settings, plan, cursor, global_metadata)
+        text, offsets = _manifest_text(settings_fields, plan, cursor, global_metadata)
         if len(text) > _MOST_NBYTES:
             raise ValueError(
                 f"The manifest would have {len(text):,} bytes, the most is "
@@ -292,8 +292,17 @@ class ManifestDraft:
         self._path.unlink(missing_ok=True)
 
 
+def dump_settings(settings: AcquisitionSettings) -> dict[str, Any]:
+    """Return settings as a manifest has them: every field, plain JSON.
+
+    Made once, before the first frame: pydantic turns a KeyboardInterrupt that arrives
+    meanwhile into an error of its own.
+    """
+    return settings.model_dump(mode="json", context=EVERY_FIELD)
+
+
 def _manifest_text(
-    settings: AcquisitionSettings,
+    settings_fields: Mapping[str, Any],
     plan: FramePlan,
     cursor: int,
     global_metadata: Mapping[str, Any],
@@ -301,7 +310,7 @@ def _manifest_text(
     """Return the manifest, ASCII, and the offsets of the lengths that may grow."""
     fields = {
         "version": __version__,
-        **settings.model_dump(mode="json", context=EVERY_FIELD),
+        **settings_fields,
         "global_metadata": global_metadata,
         "position_dims": [plan.file_dims] * plan.num_positions,
     }

@@ -36,6 +36,7 @@ from scratchwriter.manifest import (
     ManifestDraft,
     Progress,
     array_name,
+    dump_settings,
 )
 from scratchwriter.metadata import encode_global_metadata
 from scratchwriter.plan import FramePlan
@@ -76,6 +77,7 @@ class Storage:
         self.folder: Path | None = None
         self.finished = False
         self._disowned = False
+        self._settings_fields = dump_settings(settings)
         self._global_metadata: dict[str, Any] = {}
         self._saver: threading.Thread | None = None
         self._lock = threading.RLock()  # of the manifest and of the end
@@ -238,7 +240,7 @@ class Storage:
     def _write_manifest(self, folder: Path) -> None:
         draft = ManifestDraft(
             folder,
-            self.settings,
+            self._settings_fields,
             self.plan,
             self.writer.frames_written,
             self._global_metadata,
