@@ -79,7 +79,7 @@ static void wait_until(int64_t due_ns) {
 /* Wider registers (AVX2, AVX-512) were measured to be no faster. */
 static void copy_past_cache(char *to, const char *from, int64_t nbytes) {
     for (; nbytes >= 64; nbytes -= 64, to += 64, from += 64) {
-        _mm_prefetch(from + 1024, _MM_HINT_NTA);
+        _mm_prefetch(from + 1024, _MM_HINT_T0);
         for (int i = 0; i < 64; i += 16)
             _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
     }

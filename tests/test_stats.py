@@ -46,7 +46,7 @@ def test_a_stream_without_frames_has_no_times(make_settings, place):
     assert stats.append_max_us == 0
 
 
-@pytest.mark.parametrize(("shape", "timed"), [((64, 64), 20), ((128, 64), 310)])
+@pytest.mark.parametrize(("shape", "timed"), [((64, 64), 20), ((128, 256), 310)])
 def test_large_frames_are_all_timed_and_small_ones_sampled(make_settings, shape, timed):
     sizes = {"t": None, "y": shape[0], "x": shape[1]}
     frame = np.ones(shape, "uint16")
@@ -67,11 +67,11 @@ def test_a_stall_is_seen(make_settings):
     class Slow:
         def __array__(self, dtype=None, copy=None):
             time.sleep(0.05)
-            return np.ones((128, 64), "uint16")
+            return np.ones((128, 256), "uint16")
 
-    with create_stream(make_settings({"t": None, "y": 128, "x": 64})) as stream:
+    with create_stream(make_settings({"t": None, "y": 128, "x": 256})) as stream:
         for _ in range(20):
-            stream.append(np.ones((128, 64), "uint16"))
+            stream.append(np.ones((128, 256), "uint16"))
         assert stream.stats().append_p50_us < 50_000
         stream.append(Slow())
         assert stream.stats().append_max_us >= 50_000
@@ -86,10 +86,10 @@ def test_skips_are_frames_without_bytes(make_settings):
 
 
 def test_refused_frames_are_not_counted(make_settings):
-    with create_stream(make_settings({"t": 1, "y": 128, "x": 64})) as stream:
-        stream.append(np.ones((128, 64), "uint16"))
+    with create_stream(make_settings({"t": 1, "y": 128, "x": 256})) as stream:
+        stream.append(np.ones((128, 256), "uint16"))
         with pytest.raises(IndexError):
-            stream.append(np.ones((128, 64), "uint16"))
+            stream.append(np.ones((128, 256), "uint16"))
         assert stream.stats().timed_appends == 1
 
 

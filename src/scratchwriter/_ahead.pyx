@@ -8,7 +8,10 @@ filled with zeros and mapped. An append then takes no page fault and makes no sy
 A second thread, for files only, writes back what is far behind the cursor, evenly, before
 the kernel finds that there is too much of it and makes those wait who fill pages. What is
 much farther behind it drops from memory: the pages are filled again at once, and nobody
-has to search for free ones when an acquisition is longer than memory.
+has to search for free ones when an acquisition is longer than memory. It runs when no
+other thread wants to (with two cores it took them from the writer, measured). So it must
+not hold what others need: the lock of the address space is for the first one, which
+unmaps what the second is to write back.
 
 Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
 writer therefore goes no further than `writable_nbytes`, which this thread stores when it
@@ -50,6 +53,7 @@ from scratchwriter._platform cimport (
     sw_thread,
     sw_thread_join,
     sw_thread_start,
+    sw_thread_waits_its_turn,
     sw_thread_yields_to_others,
     sw_yield,
 )
@@ -62,6 +66,7 @@ from scratchwriter._region._mapped cimport (
     prepare,
     reserve_blocks,
     start_writeback,
+    unmap,
 )
 
 cdef enum:
@@ -86,6 +91,7 @@ cdef struct Walk:
     int64_t piece_nbytes
     int64_t backlog_nbytes            # behind the cursor, that may wait for the disk
     int64_t cached_nbytes             # behind that, that stay in memory too
+    int64_t writes_back               # whether the second thread runs; atomic
     int64_t* memory_stop_nbytes       # per position: the most that may be in memory
     Array* arrays                     # the writer's
     int64_t** cursor                  # the writer's, and it may change where it is
@@ -101,9 +107,10 @@ cdef struct Walk:
 
     # The sleep
     sw_alarm alarm
-    int64_t written_back              # frames behind which all is; atomic
-    int64_t* written_back_nbytes      # per position; of the write-back thread alone
-    int64_t* dropped_nbytes           # likewise
+
+    # Behind the frames
+    int64_t unmapped                  # frames before which nothing is mapped; atomic
+    int64_t written_back              # frames before which all is; atomic
     int64_t lost_code                 # errno of the first failure to write back; atomic
     int64_t lost_position             # where; written before
 
@@ -199,29 +206,6 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
     return True
 
 
-cdef void* _run_ahead(void* arg) noexcept nogil:
-    cdef Walk* walk = <Walk*>arg
-    cdef int64_t before = -1
-    cdef int64_t nap_ns = NAP_NS
-    cdef int64_t cursor
-    cdef bint more
-    while True:
-        cursor = _cursor(walk)
-        more = True
-        while more:
-            while sw_load_acquire(&walk.waiting):  # a writer goes first
-                sw_yield()
-            sw_mutex_lock(&walk.working)
-            more = _walk_on(walk)
-            sw_mutex_unlock(&walk.working)
-            if more and sw_alarm_wait(&walk.alarm, 0):
-                return NULL
-        nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
-        before = cursor
-        if sw_alarm_wait(&walk.alarm, nap_ns):
-            return NULL
-
-
 cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept nogil:
     """Bytes of a position that the frames before the cursor fill, in order."""
     cdef int64_t round_frames = walk.visit_frames * walk.num_positions
@@ -236,39 +220,92 @@ cdef int64_t _complete_nbytes(Walk* walk, int64_t position, int64_t cursor) noex
     return head if walk.in_order else head // walk.step_nbytes * walk.step_nbytes
 
 
+cdef int64_t _piece_frames(Walk* walk) noexcept nogil:
+    return WRITEBACK_NBYTES // walk.frame_nbytes + 1
+
+
+cdef void _unmap_behind(Walk* walk, int64_t cursor) noexcept nogil:
+    """Unmap the next piece that is to be written back, if there is a whole one."""
+    cdef int64_t start = walk.unmapped
+    cdef int64_t stop = cursor - walk.backlog_nbytes // walk.frame_nbytes
+    cdef int64_t position
+    if stop - start < _piece_frames(walk):
+        return
+    # Piece by piece, so that the disk is never given much at once.
+    if walk.num_positions == 1:
+        stop = start + _piece_frames(walk)
+    for position in range(walk.num_positions):
+        if _in_file(walk.mappings[position]):
+            unmap(
+                walk.mappings[position],
+                _complete_nbytes(walk, position, start),
+                _complete_nbytes(walk, position, stop),
+            )
+    sw_store_release(&walk.unmapped, stop)
+
+
+cdef void* _run_ahead(void* arg) noexcept nogil:
+    cdef Walk* walk = <Walk*>arg
+    cdef int64_t before = -1
+    cdef int64_t nap_ns = NAP_NS
+    cdef int64_t cursor
+    cdef bint more
+    sw_thread_waits_its_turn()
+    while True:
+        cursor = _cursor(walk)
+        more = True
+        while more:
+            while sw_load_acquire(&walk.waiting):  # a writer goes first
+                sw_yield()
+            sw_mutex_lock(&walk.working)
+            more = _walk_on(walk)
+            sw_mutex_unlock(&walk.working)
+            if more and sw_alarm_wait(&walk.alarm, 0):
+                return NULL
+        if sw_load_acquire(&walk.writes_back):
+            _unmap_behind(walk, cursor)
+        nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
+        before = cursor
+        if sw_alarm_wait(&walk.alarm, nap_ns):
+            return NULL
+
+
 cdef void* _run_writeback(void* arg) noexcept nogil:
     cdef Walk* walk = <Walk*>arg
-    cdef int64_t backlog_frames = walk.backlog_nbytes // walk.frame_nbytes
     cdef int64_t cached_frames = walk.cached_nbytes // walk.frame_nbytes
-    cdef int64_t piece_frames = WRITEBACK_NBYTES // walk.frame_nbytes + 1
-    cdef int64_t target, position, stop
-    cdef int64_t before = 0
+    cdef int64_t start = 0
+    cdef int64_t stop, position
     cdef int code
     cdef Mapping* mapping
     sw_thread_yields_to_others()
     while True:
-        target = _cursor(walk) - backlog_frames
-        if target - before < piece_frames:
+        stop = sw_load_acquire(&walk.unmapped)
+        if stop == start:
             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
                 return NULL
             continue
-        # Piece by piece, so that the disk is never given much at once.
-        before = before + piece_frames if walk.num_positions == 1 else target
+        if walk.num_positions == 1:
+            stop = start + _piece_frames(walk)
         for position in range(walk.num_positions):
             mapping = walk.mappings[position]
             if _in_file(mapping):
-                stop = _complete_nbytes(walk, position, before)
-                code = start_writeback(mapping, walk.written_back_nbytes[position], stop)
+                code = start_writeback(
+                    mapping,
+                    _complete_nbytes(walk, position, start),
+                    _complete_nbytes(walk, position, stop),
+                )
                 if code and not walk.lost_code:
                     walk.lost_position = position
                     sw_store_release(&walk.lost_code, code)
-                walk.written_back_nbytes[position] = stop
-                stop = _complete_nbytes(walk, position, before - cached_frames)
-                drop_cached(mapping, walk.dropped_nbytes[position], stop)
-                walk.dropped_nbytes[position] = stop
+                drop_cached(
+                    mapping,
+                    _complete_nbytes(walk, position, start - cached_frames),
+                    _complete_nbytes(walk, position, stop - cached_frames),
+                )
             if sw_alarm_wait(&walk.alarm, 0):
                 return NULL
-        sw_store_release(&walk.written_back, before)
+        start = stop
+        sw_store_release(&walk.written_back, start)
 
 
 # --------------------------------------------------------------------------- class
@@ -313,12 +350,9 @@ cdef class AheadThread:
         walk.mappings = <Mapping**>calloc(n, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
-        walk.written_back_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
-        walk.dropped_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         if (
             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
-            or walk.prepared_nbytes == NULL or walk.written_back_nbytes == NULL
-            or walk.dropped_nbytes == NULL
+            or walk.prepared_nbytes == NULL
         ):
             raise MemoryError(f"tables of {n} positions")
         for position in range(n):
@@ -336,8 +370,6 @@ cdef class AheadThread:
         free(self.walk.mappings)
         free(self.walk.memory_stop_nbytes)
         free(self.walk.prepared_nbytes)
-        free(self.walk.written_back_nbytes)
-        free(self.walk.dropped_nbytes)
 
     @property
     def frames_ahead(self):
@@ -355,13 +387,14 @@ cdef class AheadThread:
         return (code, self.walk.lost_position) if code else None
 
     def start_writeback(self, backlog_nbytes, cached_nbytes):
-        if not self.runs_writeback:
-            self.walk.backlog_nbytes = backlog_nbytes
-            self.walk.cached_nbytes = cached_nbytes
-        if not self.runs_writeback and self.pid == getpid():
-            self.runs_writeback = (
-                sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
-            )
+        if self.runs_writeback or self.pid != getpid():
+            return
+        self.walk.backlog_nbytes = backlog_nbytes
+        self.walk.cached_nbytes = cached_nbytes
+        self.runs_writeback = (
+            sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
+        )
+        sw_store_release(&self.walk.writes_back, self.runs_writeback)
 
     def prepare_now(self, position, start_nbytes):
         cdef Walk* walk = &self.walk

@@ -56,10 +56,12 @@ import numpy as np
 cnp.import_array()
 
 cdef enum:
-    # From here on a copy takes longer than to release and retake the GIL (about 40 ns).
-    RELEASE_GIL_NBYTES = 16384
+    # From here on a frame is copied without the GIL. To give it up and to take it back costs
+    # 0.3 us (it waits for the copy to leave the store buffer), or, if another thread takes
+    # it meanwhile, up to that one's switch interval; others wait 4 us for it at the most.
+    RELEASE_GIL_NBYTES = 65536
     DIGITS = 16                # as in manifest.py: a number that is renewed in place
-    TIMED_NBYTES = 16384       # every append of larger frames is timed ...
+    TIMED_NBYTES = 65536       # every append of larger frames is timed ...
     SAMPLED = 16               # ... and one in so many of smaller ones
     LOG_BLOCK_NBYTES = 65000   # small enough for malloc to have it at hand
     PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take

@@ -27,6 +27,7 @@ cdef extern from "platform.h" nogil:
         pass
     int sw_thread_start(sw_thread* thread, void* (*run)(void*) noexcept nogil, void* arg)
     void sw_thread_join(sw_thread thread)
+    void sw_thread_waits_its_turn()
     void sw_thread_yields_to_others()
     void sw_yield()
     ctypedef struct sw_alarm:

@@ -25,7 +25,7 @@ static inline void sw_copy_past_cache(char *to, const char *from, int64_t nbytes
     from += head;
     nbytes -= head;
     for (; nbytes >= 64; nbytes -= 64, to += 64, from += 64) {
-        _mm_prefetch(from + 1024, _MM_HINT_NTA);
+        _mm_prefetch(from + 1024, _MM_HINT_T0);
         __m128i a = _mm_loadu_si128((const __m128i *)(from + 0));
         __m128i b = _mm_loadu_si128((const __m128i *)(from + 16));
         __m128i c = _mm_loadu_si128((const __m128i *)(from + 32));

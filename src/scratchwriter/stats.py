@@ -18,7 +18,7 @@ class StreamStats:
 
     Append times are from calling `append` until it returns, in a histogram of fixed size
     whose buckets are 3 % wide (as in HdrHistogram, http://hdrhistogram.org). Every append
-    is timed if a frame has 16 KiB or more, one in 16 of smaller frames: their maximum is
+    is timed if a frame has 64 KiB or more, one in 16 of smaller frames: their maximum is
     that of the sample.
 
     Attributes

@@ -17,6 +17,7 @@ cdef int prepare(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
 cdef int make_readable(Mapping* mapping, int64_t nbytes) noexcept nogil
 cdef int reserve_blocks(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
 cdef int populate(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
+cdef void unmap(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
 cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
 cdef int drop_cached(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
 

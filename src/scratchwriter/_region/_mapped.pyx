@@ -15,7 +15,7 @@ Pages: a page that is first touched by a store costs a fault in the middle of a 
 `populate` touches pages ahead. In a file it first writes zeros there: the kernel makes
 large folios for a `write`, and maps them at once, where the faults of a mapping make and
 map single pages (measured with ext4: 3-4 GB/s instead of 0.5-1). What is written back
-is unmapped first (see `start_writeback`).
+is unmapped first (see `unmap`).
 """
 
 import os
@@ -66,10 +66,10 @@ cdef extern from * nogil:
     #ifndef MADV_HUGEPAGE
     #define MADV_HUGEPAGE 14
     #endif
-    static const char sw_zeros[1 << 20];
+    static char sw_zeros[1 << 20];  /* never written: one page of memory, in the cache */
     """
     int MADV_POPULATE_WRITE, MADV_HUGEPAGE
-    const char* sw_zeros
+    char* sw_zeros
     int open(const char* path, int flags)
     int fallocate(int fd, int mode, int64_t offset, int64_t nbytes)
     int posix_fadvise(int fd, int64_t offset, int64_t nbytes, int advice)
@@ -307,20 +307,27 @@ cdef int populate(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
     return 0
 
 
-cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
-    """Have bytes of the file that are complete written to the disk, and wait for it.
+cdef void unmap(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
+    """Unmap bytes of the file that are complete, until somebody reads them.
 
-    They are no longer mapped then, until somebody reads them. The kernel takes the right
-    to write from each mapped page that it writes back, and tells the other cores so, page
-    by page: that made the copy of a frame two to three times as long (measured).
+    The kernel takes the right to write from each mapped page that it writes back, and
+    tells the other cores so, page by page: that made the copy of a frame two to three
+    times as long (measured).
     """
+    start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
+    stop = stop // PAGE_NBYTES * PAGE_NBYTES  # the last page is still written into
+    if start < stop:
+        madvise(mapping.base + start, stop - start, MADV_DONTNEED)  # the file keeps them
+
+
+cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
+    """Have bytes of the file that are complete written to the disk, and wait for it."""
     cdef int code = 0
     cdef int fd
     start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
-    stop = stop // PAGE_NBYTES * PAGE_NBYTES  # the last page is still written into
+    stop = stop // PAGE_NBYTES * PAGE_NBYTES
     if start >= stop:
         return 0
-    madvise(mapping.base + start, stop - start, MADV_DONTNEED)  # the file keeps them
     fd = _open(mapping.path)
     if fd < 0:
         return errno
