@@ -121,7 +121,8 @@ class Ballast:
     def fill(self, nbytes: int) -> None:
         """Hold memory for a writer that will need so much, or half of what there is."""
         most_nbytes = len(self._chunks) * self.CHUNK_NBYTES + _available_nbytes() // 2
-        wanted = min(nbytes + self.AHEAD_NBYTES, most_nbytes) // self.CHUNK_NBYTES
+        # Writers take some more than their frames, ahead of them: until the end.
+        wanted = min(nbytes + 2 * self.AHEAD_NBYTES, most_nbytes) // self.CHUNK_NBYTES
         del self._chunks[wanted:]
         while len(self._chunks) < wanted:
             chunk = mmap(-1, self.CHUNK_NBYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS)
@@ -138,6 +139,8 @@ class Ballast:
         process.stdin.flush()
         deadline = time.monotonic() + timeout_s
         while process.poll() is None:
+            # What has come back is in use again only if it is wanted at once.
+            level_nbytes = max(level_nbytes, _free_nbytes())
             self._keep_free(level_nbytes)
             time.sleep(self.POLL_S)
             if time.monotonic() > deadline:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import itertools
+import mmap
 import re
 import resource
 import shutil
@@ -252,3 +253,33 @@ def test_what_the_disk_has_leaves_memory_and_is_still_read(
         wait_until(lambda: cached_nbytes(folder / "pos_0.dat") < 80 << 20)
         assert np.array_equal(stream.arrays[0][:], model.array(0))
     assert np.array_equal(read_plain(folder)[0], model.array(0))
+
+
+def _huge_nbytes_of_files():
+    sizes = re.findall(r"FilePmdMapped: +(\d+) kB", Path("/proc/self/smaps").read_text())
+    return sum(map(int, sizes)) * 1024
+
+
+@needs_thread
+def test_a_file_in_order_is_mapped_by_huge_pages_where_the_system_has_them(
+    make_settings, tmp_path
+):
+    nbytes = 16 << 20
+    with (tmp_path / "plain").open("w+b") as file:
+        file.write(bytes(nbytes))
+        file.flush()
+        plain = mmap.mmap(file.fileno(), nbytes)
+        for at in range(0, nbytes, 4096):
+            plain[at] = 1
+        if not _huge_nbytes_of_files():
+            pytest.skip("the system has no huge pages for files here")
+        plain.close()
+    frame = np.ones((900, 1000), "uint16")  # of no power of two
+    settings = make_settings(
+        {"t": None, "y": 900, "x": 1000}, root_path=str(tmp_path / "d")
+    )
+    with create_stream(settings) as stream:
+        for _ in range(20):
+            stream.append(frame)
+        wait_for_populated(stream, nbytes)
+        assert _huge_nbytes_of_files() > nbytes

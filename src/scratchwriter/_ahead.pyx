@@ -174,7 +174,9 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
         return 0
     if stop > walk.prepared_nbytes[position]:
         start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
-        piece_stop = max(stop, min(start + walk.piece_nbytes, limit))
+        # Whole pieces, so that a file in order has huge pages (see _mapped.pyx).
+        piece_stop = (stop + walk.piece_nbytes - 1) // walk.piece_nbytes * walk.piece_nbytes
+        piece_stop = max(stop, min(piece_stop, limit))
         code = _prepare_piece(walk, mapping, start, piece_stop)
         if code and piece_stop > stop:
             piece_stop = stop  # a disk that is nearly full may have room for one more
@@ -260,10 +262,10 @@ cdef void* _run_ahead(void* arg) noexcept nogil:
             sw_mutex_lock(&walk.working)
             more = _walk_on(walk)
             sw_mutex_unlock(&walk.working)
+            if sw_load_acquire(&walk.writes_back):
+                _unmap_behind(walk, _cursor(walk))
             if more and sw_alarm_wait(&walk.alarm, 0):
                 return NULL
-        if sw_load_acquire(&walk.writes_back):
-            _unmap_behind(walk, cursor)
         nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
         before = cursor
         if sw_alarm_wait(&walk.alarm, nap_ns):

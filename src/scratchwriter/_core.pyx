@@ -56,7 +56,7 @@ import numpy as np
 cnp.import_array()
 
 cdef enum:
-    # From here on a frame is copied without the GIL. To give it up and to take it back costs
+    # From here on a frame is copied without the GIL. To give it up and take it back costs
     # 0.3 us (it waits for the copy to leave the store buffer), or, if another thread takes
     # it meanwhile, up to that one's switch interval; others wait 4 us for it at the most.
     RELEASE_GIL_NBYTES = 65536

@@ -14,8 +14,11 @@ GIL, and held for system calls only. The writer stores into what is ready withou
 Pages: a page that is first touched by a store costs a fault in the middle of a frame.
 `populate` touches pages ahead. In a file it first writes zeros there: the kernel makes
 large folios for a `write`, and maps them at once, where the faults of a mapping make and
-map single pages (measured with ext4: 3-4 GB/s instead of 0.5-1). What is written back
-is unmapped first (see `unmap`).
+map single pages (measured with ext4: 3-4 GB/s instead of 0.5-1). A write of a whole huge
+page (2 MiB, at a multiple of it) makes one that is also mapped as one: if the kernel has to
+write it back while it is mapped, it tells the other cores once, and not 512 times, that they
+may no longer store to it (measured: appends of 20 ms instead of 0.7). What this library has
+written back is unmapped before (see `unmap`).
 """
 
 import os
@@ -66,7 +69,7 @@ cdef extern from * nogil:
     #ifndef MADV_HUGEPAGE
     #define MADV_HUGEPAGE 14
     #endif
-    static char sw_zeros[1 << 20];  /* never written: one page of memory, in the cache */
+    static char sw_zeros[2 << 20];  /* never written: one page of memory, in the cache */
     """
     int MADV_POPULATE_WRITE, MADV_HUGEPAGE
     char* sw_zeros
@@ -81,7 +84,7 @@ cdef extern from * nogil:
 
 cdef int64_t PAGE_NBYTES = os.sysconf("SC_PAGESIZE")
 cdef enum:
-    ZEROS_NBYTES = 1 << 20
+    ZEROS_NBYTES = 2 << 20
     HUGE_PAGE_NBYTES = 2 << 20
     # The kernel holds a lock of the whole process while it populates: in small pieces.
     PIECE_NBYTES = 2 << 20
@@ -437,7 +440,7 @@ cdef int _write_zeros(int fd, int64_t start, int64_t stop) noexcept nogil:
     cdef int64_t nbytes
     cdef int code = 0
     while start < stop and code == 0:
-        nbytes = min(ZEROS_NBYTES, stop - start)
+        nbytes = min(ZEROS_NBYTES - start % ZEROS_NBYTES, stop - start)
         code = sw_pwrite(fd, sw_zeros, nbytes, start)
         start += nbytes
     return code
