@@ -15,10 +15,10 @@ Pages: a page that is first touched by a store costs a fault in the middle of a 
 `populate` touches pages ahead. In a file it first writes zeros there: the kernel makes
 large folios for a `write`, and maps them at once, where the faults of a mapping make and
 map single pages (measured with ext4: 3-4 GB/s instead of 0.5-1). A write of a whole huge
-page (2 MiB, at a multiple of it) makes one that is also mapped as one: if the kernel has to
-write it back while it is mapped, it tells the other cores once, and not 512 times, that they
-may no longer store to it (measured: appends of 20 ms instead of 0.7). What this library has
-written back is unmapped before (see `unmap`).
+page (2 MiB, at a multiple of it) makes one that is also mapped as one: if the kernel has
+to write it back while it is mapped, it tells the other cores once, and not 512 times,
+that they may no longer store to it (measured: appends of 20 ms instead of 0.7). What this
+library has written back is unmapped before (see `unmap`).
 """
 
 import os
@@ -408,7 +408,8 @@ cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
         fd = _open(mapping.path)
         if fd < 0:
             return errno
-        if ftruncate(fd, nbytes) != 0:
+        # Whole pages: one that is cut by the end of the file stands in the way of a huge one.
+        if ftruncate(fd, _whole_pages(nbytes)) != 0:
             code = errno
         close(fd)
     if code == 0:
