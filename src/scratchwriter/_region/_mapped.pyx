@@ -408,7 +408,7 @@ cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
         fd = _open(mapping.path)
         if fd < 0:
             return errno
-        # Whole pages: one that is cut by the end of the file stands in the way of a huge one.
+        # Whole pages: one cut by the end of the file stands in the way of a huge one.
         if ftruncate(fd, _whole_pages(nbytes)) != 0:
             code = errno
         close(fd)
