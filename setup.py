@@ -1,7 +1,8 @@
 """Build of the compiled modules.
 
-SCRATCHWRITER_DEBUG=1   no optimisation, symbols, assertions
-SCRATCHWRITER_STRICT=1  warnings of Cython and of the C compiler are errors
+SCRATCHWRITER_DEBUG=1         no optimisation, symbols, assertions
+SCRATCHWRITER_STRICT=1        warnings of Cython and of the C compiler are errors
+SCRATCHWRITER_SANITIZE=NAMES  what -fsanitize takes; see tests/sanitize
 """
 
 import os
@@ -14,12 +15,17 @@ from setuptools import Extension, setup
 
 DEBUG = os.environ.get("SCRATCHWRITER_DEBUG") == "1"
 STRICT = os.environ.get("SCRATCHWRITER_STRICT") == "1"
+SANITIZE = os.environ.get("SCRATCHWRITER_SANITIZE")
 
 Options.warning_errors = STRICT
 compile_args: list[str] = []
+link_args: list[str] = []
 if sys.platform != "win32":
     compile_args += ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3"]
     compile_args += ["-Wall", "-Werror"] if STRICT else []
+if SANITIZE:
+    link_args = [f"-fsanitize={SANITIZE}"]
+    compile_args += [*link_args, "-fno-omit-frame-pointer", "-g", "-O1"]
 
 
 def extension(name: str) -> Extension:
@@ -29,6 +35,7 @@ def extension(name: str) -> Extension:
         include_dirs=["src/scratchwriter", "src/scratchwriter/_region", np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=compile_args,
+        extra_link_args=link_args,
         depends=["src/scratchwriter/copy.h", "src/scratchwriter/_region/platform.h"],
     )
 

@@ -31,6 +31,12 @@ SCENARIOS = {
     "bounded on disk": {"t": 30},
     "bounded in another order": {"t": 30, "order": ["c", "t", "p", "y", "x"]},
     "durable": {"t": None, "durability": "system"},
+    "without fallocate": {"t": None, "fallocate": False},
+    "in another order without fallocate": {
+        "t": 30,
+        "order": ["c", "t", "p", "y", "x"],
+        "fallocate": False,
+    },
     "spilling": {"t": None, "memory": 50_000},
     "in memory": {"t": None, "memory": 1 << 30},
 }
@@ -139,6 +145,7 @@ def main(folder, scenario, code, stays, every):
     growth._FILE_WINDOW_NBYTES = growth._MEMORY_WINDOW_NBYTES = 1 << 15
     growth._GRANT_NBYTES = 1 << 16
     warnings.simplefilter("ignore")
+    faults.faults_without_fallocate(not what.get("fallocate", True))
     failed = Counter()
     with_data = 0
     for n in range(1, 10_000, every):

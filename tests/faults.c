@@ -25,6 +25,8 @@ extern void *__libc_realloc(void *, size_t);
 
 static char folder[4096];
 static int64_t fault_at, fault_errno, fault_stays, count;
+static int no_fallocate;         /* as on a file system that has none */
+static __thread int first_struck; /* the call that is made to fail is the first */
 static char what[64]; /* the call that failed first */
 static struct { uintptr_t start, stop; } modules[16];
 static int num_modules;
@@ -41,7 +43,8 @@ static int note_module(struct dl_phdr_info *info, size_t size, void *data) {
     return 0;
 }
 
-/* Fail the `at`-th call from now on with `code`; all that come later too if `stays`. */
+/* Fail the `at`-th call from now on with `code`; all that come later too if `stays`. If
+ * that is 2, the first one, should it write, writes half: as a disk does that fills up. */
 void faults_arm(const char *below, int64_t at, int64_t code, int64_t stays) {
     __atomic_store_n(&fault_at, 0, __ATOMIC_SEQ_CST);
     strncpy(folder, below, sizeof folder - 1);
@@ -53,6 +56,7 @@ void faults_arm(const char *below, int64_t at, int64_t code, int64_t stays) {
     fault_stays = stays;
     __atomic_store_n(&fault_at, at, __ATOMIC_SEQ_CST);
 }
+void faults_without_fallocate(int without) { no_fallocate = without; }
 void faults_heal(void) { __atomic_store_n(&fault_at, 0, __ATOMIC_SEQ_CST); }
 int64_t faults_counted(void) { return count; }
 const char *faults_what(void) { return what; }
@@ -62,6 +66,7 @@ static int strikes(const char *name) {
     int64_t n;
     if (!at) return 0;
     n = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
+    first_struck = n == at;
     if (n == at) strncpy(what, name, sizeof what - 1);
     if (n == at || (fault_stays && n > at)) {
         errno = (int)fault_errno;
@@ -140,13 +145,32 @@ int madvise(void *p, size_t n, int advice) {
         if (is_fd(fd) && strikes(#name)) return -1;                       \
         return NEXT(name) arguments;                                      \
     }
-OF_FD(ssize_t, write, (int fd, const void *data, size_t n), (fd, data, n))
-OF_FD(ssize_t, pwrite, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at))
-OF_FD(ssize_t, pwrite64, (int fd, const void *data, size_t n, off64_t at), (fd, data, n, at))
+#define WRITE(name, parameters, arguments, half)                          \
+    ssize_t name parameters {                                             \
+        if (is_fd(fd) && strikes(#name)) {                                \
+            if (fault_stays != 2 || !first_struck || n < 2) return -1;    \
+            return NEXT(name) half;                                       \
+        }                                                                 \
+        return NEXT(name) arguments;                                      \
+    }
+WRITE(write, (int fd, const void *data, size_t n), (fd, data, n), (fd, data, n / 2))
+WRITE(pwrite, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at),
+      (fd, data, n / 2, at))
+WRITE(pwrite64, (int fd, const void *data, size_t n, off64_t at), (fd, data, n, at),
+      (fd, data, n / 2, at))
 OF_FD(int, ftruncate, (int fd, off_t n), (fd, n))
 OF_FD(int, ftruncate64, (int fd, off64_t n), (fd, n))
-OF_FD(int, fallocate, (int fd, int mode, off_t at, off_t n), (fd, mode, at, n))
-OF_FD(int, fallocate64, (int fd, int mode, off64_t at, off64_t n), (fd, mode, at, n))
+#define FALLOCATE(name, offset_t)                                         \
+    int name(int fd, int mode, offset_t at, offset_t n) {                 \
+        if (no_fallocate && is_fd(fd)) {                                  \
+            errno = EOPNOTSUPP;                                           \
+            return -1;                                                    \
+        }                                                                 \
+        if (is_fd(fd) && strikes(#name)) return -1;                       \
+        return NEXT(name)(fd, mode, at, n);                               \
+    }
+FALLOCATE(fallocate, off_t)
+FALLOCATE(fallocate64, off64_t)
 OF_FD(int, fsync, (int fd), (fd))
 OF_FD(int, sync_file_range, (int fd, off64_t at, off64_t n, unsigned flags), (fd, at, n, flags))
 

@@ -148,7 +148,7 @@ def test_progress_is_as_documented(make_settings, folder):
     progress = ProgressView(folder)
     assert (progress.cursor, progress.synced, progress.is_closed) == (6, 6, True)
     assert progress.writer_pid == os.getpid()
-    assert progress.is_of_this_boot
+    assert not progress.may_lack_frames
     assert progress.has_writer is False
 
 

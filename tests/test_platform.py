@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("flags", [["-O2"], ["-O1", "-g", "-fsanitize=thread"]], ids=str)
-def test_the_mutex_lets_one_thread_in_at_a_time_and_forgets_nobody(tmp_path, flags):
+def test_the_mutex_lets_one_thread_in_at_a_time_and_everybody_in_the_end(tmp_path, flags):
     program = tmp_path / "mutex"
     source = str(HERE / "mutex.c")
     command = ["cc", *flags, f"-I{INCLUDE}", source, "-o", str(program), "-lpthread"]

@@ -311,6 +311,25 @@ def test_a_value_that_some_frames_lack_is_none_in_its_column(make_settings, fold
     assert columns["b"].tolist() == [None, 2**70]
 
 
+def test_threads_may_ask_for_frame_metadata_at_the_same_time(dataset):
+    expected = list(dataset.frame_metadata)
+    for _ in range(50):
+        with open_scratch(dataset.path) as fresh:
+            start, found = threading.Barrier(4), []
+
+            def ask(fresh=fresh, start=start, found=found):
+                start.wait()
+                fresh.frame_metadata.at(0, 0, 0)
+                found.append(list(fresh.frame_metadata))
+
+            threads = [threading.Thread(target=ask) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert found == [expected] * 4
+
+
 def test_a_line_whose_frame_did_not_come_is_not_counted(dataset, folder):
     with (folder / "frame_metadata.jsonl").open("a") as file:
         file.write('{"_pos": 0, "_idx": [3, 0], "i": 12}\n{"_pos": 0, "_id')
@@ -329,7 +348,7 @@ def test_a_dataset_without_any_frame_metadata_has_none(make_settings, folder):
 # ---------------------------------------------------------------------- of ome-writers
 
 
-def theirs(folder, sizes, ending="stream.close()"):
+def theirs(folder, sizes, ending="stream.close()", frames=6):
     program = f"""
     import os
     import numpy as np
@@ -338,7 +357,7 @@ def theirs(folder, sizes, ending="stream.close()"):
         root_path={str(folder)!r}, dimensions=dims_from_standard_axes({sizes!r}),
         dtype="uint16", format="scratch",
     ))
-    for i in range(6):
+    for i in range({frames}):
         stream.append(np.full((4, 5), i + 1, "uint16"), frame_metadata={{"i": i}})
     {ending}
     os._exit(0)
@@ -368,6 +387,15 @@ def test_a_killed_dataset_of_ome_writers_can_be_opened_with_a_warning(folder):
         assert len(array) >= 3
         assert (array[:3, :, 0, 0] == [[1, 2], [3, 4], [5, 6]]).all()
         assert not array[3:].any()
+
+
+def test_a_closed_dataset_of_ome_writers_is_as_long_as_it_says(folder):
+    # Its file is longer: 6 frames, 5 of them told when its capacity was 6.
+    theirs(folder, {"t": None, "y": 4, "x": 5}, frames=5)
+    assert (folder / "pos_0.dat").stat().st_size > 5 * 40
+    with open_scratch(folder) as dataset:
+        assert dataset.arrays[0].shape == (5, 4, 5)
+        assert dataset.frames_written == 5
 
 
 def test_a_bounded_dataset_of_ome_writers_that_was_killed_can_be_opened(folder):

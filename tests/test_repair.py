@@ -10,12 +10,14 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import ome_writers
 import pytest
 
 from reference import read_plain
 from scratchwriter import DatasetError, create_stream, open_scratch
 from scratchwriter.cli import main
 from scratchwriter.folders import reclaim_spill_folders
+from scratchwriter.manifest import replace_shapes
 from scratchwriter.repair import find_faults, recover
 
 FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
@@ -159,6 +161,125 @@ def test_recover_finishes_a_killed_dataset(folder, sizes, code, frames, capsys):
     assert (folder / "frame_metadata.jsonl").read_text().count("\n") == len(metadata)
 
 
+def restart(folder):
+    """Let a dataset look as if the machine had been started anew since."""
+    with (folder / "progress.bin").open("r+b") as file:
+        file.seek(24)
+        file.write(b"0" * 36)
+
+
+def test_recover_cuts_no_array_of_a_machine_that_was_started_anew(folder):
+    code = "[stream.append(frame + i) for i in range(4)]; stream.flush()"
+    code += "; [stream.append(frame + i) for i in range(4, 7)]"
+    kill(folder, {"t": None, "y": 4, "x": 5}, code)
+    restart(folder)
+    # The number that came to the device is older than the frames that did.
+    with (folder / "progress.bin").open("r+b") as file:
+        file.seek(64)
+        file.write((5).to_bytes(8, "little"))
+    before = (folder / "pos_0.dat").read_bytes()
+    with pytest.warns(UserWarning, match="Of its 5 frames the first 4 are certain"):
+        open_scratch(folder).close()
+    recover(folder)
+    assert (folder / "pos_0.dat").read_bytes() == before
+    # It stays known that not all of them are certain.
+    with (
+        pytest.warns(UserWarning, match="Of its 5 frames the first 4 are certain"),
+        open_scratch(folder) as dataset,
+    ):
+        assert dataset.state == "closed"
+        assert find_faults(dataset) == []
+        assert (dataset.arrays[0][4] == FRAME + 4).all()
+    assert recover(folder) == []
+
+
+def test_a_number_of_frames_that_the_files_did_not_reach_is_not_believed(folder):
+    code = "[stream.append(frame + i) for i in range(4)]; stream.flush()"
+    code += "; [stream.append(frame + i) for i in range(4, 7)]"
+    kill(folder, {"t": None, "y": 4, "x": 5}, code)
+    restart(folder)
+    os.truncate(folder / "pos_0.dat", 5 * 40)  # as long as it was on the device
+    with (
+        pytest.warns(UserWarning, match="Of its 5 frames the first 4 are certain"),
+        open_scratch(folder) as dataset,
+    ):
+        assert dataset.state == "killed"
+        assert (dataset.arrays[0][4] == FRAME + 4).all()
+    recover(folder)
+    os.truncate(folder / "pos_0.dat", 3 * 40)  # what was certain is gone
+    with pytest.raises(DatasetError, match=r"pos_0\.dat"):
+        open_scratch(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*ome-writers did not close")
+@pytest.mark.parametrize("ending", ["close", "kill"])
+def test_recover_leaves_a_dataset_of_ome_writers_as_it_is(folder, ending):
+    made = ome_writers.AcquisitionSettings(
+        root_path=str(folder),
+        dimensions=ome_writers.dims_from_standard_axes({"t": None, "y": 4, "x": 5}),
+        dtype="uint16",
+        format="scratch",
+    )
+    stream = ome_writers.create_stream(made)
+    for i in range(5):
+        stream.append(FRAME + i)
+    if ending == "close":
+        stream.close()
+    before = content(folder)
+    with pytest.raises(DatasetError, match="ome-writers wrote it"):
+        recover(folder)
+    with open_scratch(folder) as dataset:
+        assert find_faults(dataset) == []
+    assert content(folder) == before
+    stream.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes, links")
+@pytest.mark.parametrize("use", ["recover", "overwrite"])
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(make_settings, whole, use):
+    (whole / "progress.bin").unlink()
+    os.mkfifo(whole / "progress.bin")
+    with pytest.raises(DatasetError, match=r"progress\.bin: not a regular file"):
+        if use == "recover":
+            recover(whole)
+        else:
+            create_stream(
+                make_settings(
+                    {"t": 3, "y": 4, "x": 5}, root_path=str(whole), overwrite=True
+                )
+            )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_link_in_place_of_a_draft_is_not_followed(make_settings, folder, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    sizes = {"t": None, "y": 4, "x": 5}
+    with create_stream(make_settings(sizes, root_path=str(folder))) as stream:
+        stream.append(FRAME)
+        (folder / f".manifest.json.{os.getpid()}").symlink_to(precious)
+        stream.set_global_metadata("here", {"a": 1})
+    (folder / f".manifest.json.{os.getpid()}").symlink_to(precious)
+    replace_shapes(folder, [(1, 4, 5)])
+    assert precious.read_text() == "mine"
+    with open_scratch(folder) as dataset:
+        assert dataset.global_metadata == {"here": {"a": 1}}
+
+
+def test_without_locks_recover_leaves_a_dataset_alone_whose_writer_lives(
+    make_settings, folder, monkeypatch
+):
+    sizes = {"t": None, "y": 4, "x": 5}
+    monkeypatch.setattr("scratchwriter.manifest.lock_file", lambda fd, **_: None)
+    with pytest.warns(UserWarning, match="cannot be locked"):
+        stream = create_stream(make_settings(sizes, root_path=str(folder)))
+    stream.append(FRAME)
+    with pytest.raises(BlockingIOError, match=f"process {os.getpid()}"):
+        recover(folder)
+    stream.close()
+    recover(folder)
+
+
 def test_recover_again_has_nothing_to_do(whole, capsys):
     before = content(whole)
     assert main(["recover", str(whole)]) == 0
@@ -266,6 +387,23 @@ def test_a_later_run_reclaims_the_folders_of_killed_ones(spilled, tmp_path):
     finally:
         later.kill()
         later.communicate()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_dataset_of_the_user_that_looks_like_a_temporary_one_is_not_removed(
+    make_settings, tmp_path, is_open
+):
+    parent = tmp_path / "scratchwriter_mine"
+    parent.mkdir(mode=0o700)
+    stream = create_stream(
+        make_settings({"t": 3, "y": 4, "x": 5}, root_path=str(parent), overwrite=True)
+    )
+    stream.append(FRAME)
+    if not is_open:
+        stream.close()
+    assert reclaim_spill_folders(tmp_path) == []
+    stream.close()
+    assert (read_plain(parent)[0][0] == FRAME).all()
 
 
 def test_what_others_could_write_is_not_reclaimed(tmp_path):

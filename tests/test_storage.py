@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -18,7 +19,10 @@ import pytest
 
 from reference import Model, read_lines, read_plain
 from scratchwriter import ScratchFormat, create_stream, open_scratch
+from scratchwriter._region import PortableRegion, make_region
+from scratchwriter.repair import find_faults
 
+PORTABLE = type(make_region(1)) is PortableRegion
 FILES = {
     "manifest.json",
     "pos_0.dat",
@@ -308,8 +312,61 @@ def test_a_bounded_dataset_over_the_limit_begins_in_a_private_folder(
         assert stat.S_IMODE(stream.path.stat().st_mode) == 0o700
         for frame in frames[:3]:
             stream.append(frame)
-    assert names(stream.path) == FILES
+    assert names(stream.path) == FILES | {".scratchwriter-temporary"}
     np.testing.assert_array_equal(read_plain(stream.path)[0], frames[:3])
+
+
+@pytest.mark.parametrize("order", ["acquisition", ["c", "t", "y", "x"]], ids=str)
+def test_frames_behind_a_spill_for_lack_of_memory_have_their_place_on_the_disk(
+    make_settings, small_disk, monkeypatch, order
+):
+    # The thread ahead is far ahead in memory when the array goes on in a file.
+    nbytes = 64 << 10
+    window_nbytes = 64 * nbytes
+    monkeypatch.setattr("scratchwriter.growth._MEMORY_WINDOW_NBYTES", window_nbytes)
+    monkeypatch.setattr("scratchwriter.growth._FILE_WINDOW_NBYTES", 4 * nbytes)
+    monkeypatch.setattr("scratchwriter.growth._GRANT_NBYTES", 20 * nbytes)
+    available_nbytes = window_nbytes + 20 * nbytes
+    monkeypatch.setattr(
+        "scratchwriter.policy.available_memory_nbytes", lambda: available_nbytes
+    )
+    fmt = ScratchFormat(spill_dir=str(small_disk))
+    sizes = {"t": None, "c": 2, "y": 128, "x": 256}
+    settings = make_settings(sizes, format=fmt, storage_order=order)
+    with create_stream(settings) as stream:
+        for number in range(20):
+            stream.append(np.full((128, 256), number + 1, "uint16"))
+        deadline_s = time.monotonic() + 30
+        while (
+            stream.stats().populated_ahead_nbytes < window_nbytes // 2
+            and not PORTABLE
+            and time.monotonic() < deadline_s
+        ):
+            time.sleep(0.001)
+        available_nbytes = window_nbytes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            # Until the disk is full: an error then, and no signal.
+            number = 20
+            with pytest.raises(OSError, match="free"):
+                while True:
+                    stream.append(np.full((128, 256), number + 1, "uint16"))
+                    number += 1
+        assert number > 40
+        array = stream.arrays[0][...]
+        array = array if order == "acquisition" else array.swapaxes(0, 1)
+        stored = array.reshape(-1, 128, 256)[:number]
+        assert (stored == np.arange(1, number + 1, dtype="uint16")[:, None, None]).all()
+        with pytest.raises(OSError, match="free"):
+            stream.close()  # what is in memory has no room
+        for path in small_disk.glob("ballast*"):
+            path.unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+        stream.close()
+    assert open_scratch(stream.path).state == "closed"
+    (plain,) = read_plain(stream.path)
+    plain = plain.reshape(-1, 128, 256)[:number]
+    assert (plain == np.arange(1, number + 1, dtype="uint16")[:, None, None]).all()
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "open"])
@@ -546,6 +603,170 @@ def test_an_open_stream_leaves_the_dataset_alone_that_replaced_its_own(
     )
 
 
+def test_a_dataset_that_is_recorded_is_told_by_the_process_also_without_overwrite(
+    make_settings, tmp_path
+):
+    settings = make_settings(SIZES, root_path=str(tmp_path / "d"))
+    with (
+        create_stream(settings),
+        pytest.raises(FileExistsError, match=f"recorded by process {os.getpid()}"),
+    ):
+        create_stream(settings)
+
+
+@pytest.mark.parametrize("place", ["nothing", "empty folder", "dataset"])
+def test_of_many_who_begin_in_one_folder_one_has_it(make_settings, tmp_path, place, frames):
+    for number in range(20):
+        folder = tmp_path / str(number)
+        settings = make_settings(SIZES, root_path=str(folder), overwrite=True)
+        if place == "empty folder":
+            folder.mkdir()
+        elif place == "dataset":
+            create_stream(settings).close()
+        streams, errors = [], []
+        start = threading.Barrier(4)
+
+        def begin(settings=settings, streams=streams, errors=errors, start=start):
+            start.wait()
+            try:
+                streams.append(create_stream(settings))
+            except FileExistsError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=begin) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(streams), len(errors)) == (1, 3), errors
+        with streams[0] as stream:
+            stream.append(frames[0], frame_metadata={"i": 0})
+        with open_scratch(folder) as dataset:
+            assert find_faults(dataset) == []
+            np.testing.assert_array_equal(dataset.arrays[0][0], frames[0])
+
+
+def test_a_growing_stream_writes_nothing_into_what_has_replaced_its_folder(
+    make_settings, tmp_path
+):
+    folder = tmp_path / "d"
+    frame = np.ones((256, 512), "uint16")  # 256 KiB: soon at the end of what is ready
+    settings = make_settings({"t": None, "y": 256, "x": 512}, root_path=str(folder))
+    old = create_stream(settings)
+    old.append(frame)
+    shutil.rmtree(folder)
+    with create_stream(settings) as new:
+        for _ in range(1200):
+            new.append(2 * frame)
+        with pytest.raises(OSError, match=r"pos_0\.dat"):  # at the end of the window
+            for _ in range(2000):
+                old.append(frame)
+        time.sleep(0.05)  # for the thread ahead
+        assert (new.arrays[0][...] == 2).all()
+        with pytest.raises(OSError, match="replaced"):
+            old.close()
+    assert (read_plain(folder)[0] == 2).all()
+
+
+def test_a_recorded_dataset_that_was_moved_stays_locked_and_whole(make_settings, tmp_path):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    frame = np.ones((4, 5), "uint16")
+    with create_stream(settings) as stream:
+        stream.append(frame, frame_metadata={"i": 0})
+        (tmp_path / "d").rename(tmp_path / "moved")
+        with pytest.raises(FileNotFoundError, match="removed"):
+            stream.flush()
+        with pytest.raises(FileNotFoundError, match="removed"):
+            stream.set_global_metadata("here", {"a": 1})
+        stream.append(frame, frame_metadata={"i": 1})
+        with open_scratch(tmp_path / "moved") as dataset:
+            assert dataset.state == "recording"
+            assert [line["i"] for line in dataset.frame_metadata] == [0, 1]
+        (tmp_path / "moved").rename(tmp_path / "d")
+        stream.flush()
+    with open_scratch(tmp_path / "d") as dataset:
+        assert dataset.state == "closed"
+        assert find_faults(dataset) == []
+
+
+def test_many_threads_may_close(make_settings, tmp_path):
+    frame = np.ones((256, 512), "uint16")
+    for number in range(20):
+        folder = tmp_path / str(number)
+        sizes = {"t": None, "y": 256, "x": 512}
+        stream = create_stream(make_settings(sizes, root_path=str(folder)))
+        for _ in range(5):
+            stream.append(frame)
+        start = threading.Barrier(4)
+
+        def close(stream=stream, start=start, folder=folder):
+            start.wait()
+            stream.close()
+            assert (folder / "pos_0.dat").stat().st_size == 5 * frame.nbytes
+
+        threads = [threading.Thread(target=close) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        with open_scratch(folder) as dataset:
+            assert find_faults(dataset) == []
+        shutil.rmtree(folder)
+
+
+def test_an_interrupt_behind_the_renaming_of_a_manifest_leaves_its_lengths_exact(
+    make_settings, tmp_path, monkeypatch
+):
+    from scratchwriter.manifest import ManifestDraft
+
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    replace = ManifestDraft.replace
+
+    def replace_and_be_interrupted(draft):
+        replace(draft)
+        raise KeyboardInterrupt
+
+    with create_stream(settings) as stream:
+        stream.append(np.ones((4, 5), "uint16"))
+        monkeypatch.setattr(ManifestDraft, "replace", replace_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.set_global_metadata("here", {"a": 1})
+        monkeypatch.undo()
+        for _ in range(4):
+            stream.append(np.ones((4, 5), "uint16"))
+        assert len(read_plain(tmp_path / "d")[0]) == 5
+        stream.set_global_metadata("here", {"a": 2})
+        stream.append(np.ones((4, 5), "uint16"))
+        assert len(read_plain(tmp_path / "d")[0]) == 6
+    assert names(tmp_path / "d") == FILES
+
+
+def test_a_saver_that_fails_says_so_and_close_does_it_again(
+    make_settings, tmp_path, monkeypatch, frames
+):
+    region = "scratchwriter.storage.Storage._save"
+    fmt = ScratchFormat(max_memory_bytes=100, spill_dir=str(tmp_path))
+    stream = create_stream(make_settings({"t": None, "y": 4, "x": 5}, format=fmt))
+    told = []
+    monkeypatch.setattr("scratchwriter.storage.warn_in_thread", told.append)
+
+    def fail(storage):
+        raise OSError(errno.EIO, "no", "pos_0.dat")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(region, fail)
+        with pytest.warns(UserWarning, match="max_memory_bytes"):
+            for frame in frames[:9]:
+                stream.append(frame)
+        while not told:
+            time.sleep(0.001)
+    assert "not complete yet" in told[0]
+    stream.close()
+    np.testing.assert_array_equal(read_plain(stream.path)[0], frames[:9])
+    with open_scratch(stream.path) as dataset:
+        assert dataset.state == "closed"
+
+
 def test_a_folder_named_as_a_file_of_a_dataset_is_not_half_overwritten(
     make_settings, tmp_path
 ):
@@ -690,13 +911,15 @@ def test_a_forked_child_leaves_the_dataset_to_its_parent(tmp_path, ending, count
 
 
 @needs_fork
-def test_a_child_forked_while_a_thread_appends_can_exit(tmp_path):
+@pytest.mark.parametrize("durability", ["process", "system"])
+def test_a_child_forked_while_threads_are_at_work_can_exit(tmp_path, durability):
     code = f"""
     import os, sys, threading, numpy as np
     from scratchwriter import *
     stream = create_stream(AcquisitionSettings(
         dimensions=dims_from_standard_axes({{"t": None, "y": 512, "x": 512}}),
-        dtype="uint16", root_path={str(tmp_path / "d")!r}))
+        dtype="uint16", root_path={str(tmp_path / "d")!r},
+        format=ScratchFormat(durability={durability!r}, sync_interval_s=0.0001)))
     frame, stop = np.ones((512, 512), "uint16"), threading.Event()
     def camera():
         while not stop.is_set():
@@ -706,6 +929,7 @@ def test_a_child_forked_while_a_thread_appends_can_exit(tmp_path):
     for _ in range(5):
         pid = os.fork()
         if pid == 0:
+            stream.close()
             sys.exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     stop.set()

@@ -65,15 +65,16 @@ from scratchwriter._region._mapped cimport (
     populate,
     prepare,
     reserve_blocks,
-    start_writeback,
     unmap,
+    write_back,
 )
 
 cdef enum:
     PIECE_NBYTES = 2 << 20            # prepared at a time
     NAP_NS = 500_000                  # while frames come
     LONGEST_NAP_NS = 20_000_000       # while none do
-    WRITEBACK_NBYTES = 16 << 20       # written back at a time, over all positions
+    WRITEBACK_NBYTES = 16 << 20       # written back at a time, over all positions ...
+    WRITEBACK_PART_NBYTES = 16 << 10  # ... or so much of each, if there are very many
 
 cdef struct Walk:
     # The plan and what it is about: set once
@@ -159,7 +160,8 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
     elif in_file:
         limit = mapping.reserved_nbytes // walk.step_nbytes * walk.step_nbytes
     else:
-        limit = walk.memory_stop_nbytes[position]
+        # Where memory is opened bit by bit, no further than it is.
+        limit = min(walk.memory_stop_nbytes[position], sw_load_acquire(&mapping.nbytes))
     if stop > limit:
         return -1  # not ours to decide
     if not walk.in_order:
@@ -223,19 +225,19 @@ cdef int64_t _complete_nbytes(Walk* walk, int64_t position, int64_t cursor) noex
 
 
 cdef int64_t _piece_frames(Walk* walk) noexcept nogil:
-    return WRITEBACK_NBYTES // walk.frame_nbytes + 1
+    cdef int64_t nbytes = max(
+        <int64_t>WRITEBACK_NBYTES, walk.num_positions * WRITEBACK_PART_NBYTES
+    )
+    return nbytes // walk.frame_nbytes + 1
 
 
 cdef void _unmap_behind(Walk* walk, int64_t cursor) noexcept nogil:
     """Unmap the next piece that is to be written back, if there is a whole one."""
     cdef int64_t start = walk.unmapped
-    cdef int64_t stop = cursor - walk.backlog_nbytes // walk.frame_nbytes
+    cdef int64_t stop = start + _piece_frames(walk)
     cdef int64_t position
-    if stop - start < _piece_frames(walk):
+    if stop > cursor - walk.backlog_nbytes // walk.frame_nbytes:
         return
-    # Piece by piece, so that the disk is never given much at once.
-    if walk.num_positions == 1:
-        stop = start + _piece_frames(walk)
     for position in range(walk.num_positions):
         if _in_file(walk.mappings[position]):
             unmap(
@@ -276,34 +278,40 @@ cdef void* _run_writeback(void* arg) noexcept nogil:
     cdef Walk* walk = <Walk*>arg
     cdef int64_t cached_frames = walk.cached_nbytes // walk.frame_nbytes
     cdef int64_t start = 0
-    cdef int64_t stop, position
+    cdef int64_t stop, position, step
     cdef int code
+    cdef bint wait
     cdef Mapping* mapping
     sw_thread_yields_to_others()
     while True:
-        stop = sw_load_acquire(&walk.unmapped)
-        if stop == start:
+        if sw_load_acquire(&walk.unmapped) == start:
             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
                 return NULL
             continue
-        if walk.num_positions == 1:
-            stop = start + _piece_frames(walk)
-        for position in range(walk.num_positions):
+        # Piece by piece, so that the disk is never given much at once; of several
+        # positions all are begun before the first is waited for.
+        stop = start + _piece_frames(walk)
+        for step in range(walk.num_positions if walk.num_positions == 1
+                          else 2 * walk.num_positions):
+            position = step % walk.num_positions
+            wait = step >= walk.num_positions - (walk.num_positions == 1)
             mapping = walk.mappings[position]
             if _in_file(mapping):
-                code = start_writeback(
+                code = write_back(
                     mapping,
                     _complete_nbytes(walk, position, start),
                     _complete_nbytes(walk, position, stop),
+                    wait,
                 )
                 if code and not walk.lost_code:
                     walk.lost_position = position
                     sw_store_release(&walk.lost_code, code)
-                drop_cached(
-                    mapping,
-                    _complete_nbytes(walk, position, start - cached_frames),
-                    _complete_nbytes(walk, position, stop - cached_frames),
-                )
+                if wait:
+                    drop_cached(
+                        mapping,
+                        _complete_nbytes(walk, position, start - cached_frames),
+                        _complete_nbytes(walk, position, stop - cached_frames),
+                    )
             if sw_alarm_wait(&walk.alarm, 0):
                 return NULL
         start = stop
@@ -360,6 +368,8 @@ cdef class AheadThread:
         for position in range(n):
             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
+            if walk.num_frames >= 0 and not walk.in_order:
+                walk.prepared_nbytes[position] = walk.step_nbytes  # allocated, and open
         self.pid = getpid()
         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
 
@@ -411,9 +421,16 @@ cdef class AheadThread:
     def forget(self, position, start_nbytes):
         cdef Walk* walk = &self.walk
         cdef int64_t at = position, start = start_nbytes
+        cdef int64_t cursor
         with nogil:
             self._lock()
+            # The walk was ahead, in memory that is no more: it begins anew at the frames,
+            # and so does the gate.
             walk.prepared_nbytes[at] = min(walk.prepared_nbytes[at], start)
+            sw_store_release(&walk.arrays[at].writable_nbytes, start)
+            cursor = _cursor(walk)
+            jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
+            sw_store_release(&walk.ahead, cursor)
             sw_mutex_unlock(&walk.working)
 
     def stop(self):

@@ -27,6 +27,7 @@ cdef struct Array:
     int64_t writable_nbytes    # slots that end here or before may be written; atomic
     int64_t steps              # how far its outermost axis reaches
     char* shape_digits         # the same number in the manifest, or NULL
+    char* new_digits           # and in the one that is just replacing it, or NULL
 
 cdef struct LogBlock:          # lines that are kept until there is a file for them
     LogBlock* next
@@ -97,8 +98,8 @@ cdef class FrameWriter:
     cdef int64_t _own_cursor                 # where _cursor points without a file
 
     # Owners of the memory above, and who to ask for more of it
-    cdef list _array_owners
-    cdef object _cursor_owner, _digits_owner
+    cdef list _array_owners, _cursor_owners
+    cdef object _digits_owner, _new_digits_owner
     cdef object _make_room, _make_steps, _encode_metadata, _disk_error
     cdef object _log_path, _skips_path
 

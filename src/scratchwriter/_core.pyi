@@ -111,7 +111,10 @@ class FrameWriter:
         """Keep the frame cursor (int64) at an address from now on."""
 
     def publish_steps(self, addresses: Sequence[int], owner: object) -> None:
-        """Keep each array's length as 16 digits at an address from now on."""
+        """Keep each array's length as 16 digits at an address, too, from now on."""
+
+    def settle_steps(self, is_replaced: bool) -> None:
+        """Keep the lengths in one place again: in the last one published, or as before."""
 
     def copy_log(self, fd: int, path: Path) -> None:
         """Write kept metadata lines to a file, but the last ones; frames may come."""

@@ -45,6 +45,7 @@ from scratchwriter._platform cimport (
     sw_mutex_try,
     sw_mutex_unlock,
     sw_now_ns,
+    sw_append,
     sw_pwrite,
     sw_store_16,
     sw_store_release,
@@ -170,6 +171,7 @@ cdef class FrameWriter:
         for position in range(self._num_positions):
             self._arrays[position].steps = 1
         self._array_owners = [None] * self._num_positions
+        self._cursor_owners = []
         self._readable_steps = 1
         self._make_room = make_room
         self._make_steps = make_steps
@@ -324,14 +326,27 @@ cdef class FrameWriter:
         cdef int64_t* cursor = <int64_t*><uintptr_t>address
         sw_store_release(cursor, self._cursor[0])
         self._cursor = cursor
-        self._cursor_owner = owner
+        # For good: a thread without the GIL may be about to look at it.
+        self._cursor_owners.append(owner)
 
     def publish_steps(self, addresses, owner):
         cdef int64_t position
         for position in range(self._num_positions):
-            self._arrays[position].shape_digits = <char*><uintptr_t>addresses[position]
+            self._arrays[position].new_digits = <char*><uintptr_t>addresses[position]
             self._set_steps(&self._arrays[position], self._arrays[position].steps)
-        self._digits_owner = owner
+        self._new_digits_owner = owner
+
+    def settle_steps(self, is_replaced):
+        cdef int64_t position
+        if self._new_digits_owner is None:
+            return
+        for position in range(self._num_positions):
+            if is_replaced:
+                self._arrays[position].shape_digits = self._arrays[position].new_digits
+            self._arrays[position].new_digits = NULL
+        if is_replaced:
+            self._digits_owner = self._new_digits_owner
+        self._new_digits_owner = None
 
     def copy_log(self, fd, path):
         cdef int file = fd
@@ -360,7 +375,7 @@ cdef class FrameWriter:
 
     def log_skips_to(self, fd, path):
         cdef int64_t nbytes = 16 * self._skips.count
-        self._check(sw_pwrite(fd, <char*>self._skips.ranges, nbytes, 0), path, nbytes)
+        self._check(sw_append(fd, <char*>self._skips.ranges, nbytes, 0), path, nbytes)
         self._skips.fd = fd
         self._skips_path = path
 
@@ -377,8 +392,9 @@ cdef class FrameWriter:
         self._cursor = &self._own_cursor
         for position in range(self._num_positions):
             self._arrays[position].shape_digits = NULL
+            self._arrays[position].new_digits = NULL
         sw_mutex_unlock(&self._mutex)
-        self._cursor_owner = self._digits_owner = None
+        self._digits_owner = self._new_digits_owner = None
         self._make_room = self._make_steps = None
 
     def disown(self):
@@ -533,7 +549,7 @@ cdef class FrameWriter:
 
         needed_nbytes = at - log.line
         if log.fd >= 0:
-            i = sw_pwrite(log.fd, log.line, needed_nbytes, log.nbytes)
+            i = sw_append(log.fd, log.line, needed_nbytes, log.nbytes)
             if i:
                 return i
         elif log.keep:
@@ -569,7 +585,7 @@ cdef class FrameWriter:
     cdef int _copy_first_block(self, int fd) noexcept nogil:
         cdef MetadataLog* log = &self._log
         cdef int64_t nbytes = log.first.nbytes
-        cdef int code = sw_pwrite(
+        cdef int code = sw_append(
             fd, <const char*>(log.first + 1), nbytes, log.copied_nbytes
         )
         if code == 0:
@@ -601,6 +617,7 @@ cdef class FrameWriter:
                 return ENOMEM
             log.ranges, log.capacity = memory, capacity
         if log.fd >= 0:
+            # Half a pair, if it comes to that, is none to a reader.
             code = sw_pwrite(log.fd, <const char*>pair, sizeof(pair), at * sizeof(pair))
             if code:
                 return code
@@ -613,13 +630,17 @@ cdef class FrameWriter:
         cdef char text[DIGITS]
         cdef int i = DIGITS
         array.steps = steps
+        if array.shape_digits == NULL and array.new_digits == NULL:
+            return
+        memset(text, c' ', DIGITS)
+        while steps and i:
+            i -= 1
+            text[i] = <char>(c'0' + steps % 10)
+            steps = steps // 10
         if array.shape_digits != NULL:
-            memset(text, c' ', DIGITS)
-            while steps and i:
-                i -= 1
-                text[i] = <char>(c'0' + steps % 10)
-                steps = steps // 10
             sw_store_16(array.shape_digits, text)
+        if array.new_digits != NULL:
+            sw_store_16(array.new_digits, text)
 
     cdef int _raise(
         self, Status status, str what, object frames, Request* request

@@ -21,8 +21,10 @@ cdef extern from "platform.h" nogil:
 
     int64_t sw_now_ns()
     int sw_pwrite(int fd, const char* data, size_t nbytes, int64_t offset)
+    int sw_append(int fd, const char* data, size_t nbytes, int64_t end)
 
     # Linux only so far
+    void sw_touch(char* p)
     ctypedef struct sw_thread:
         pass
     int sw_thread_start(sw_thread* thread, void* (*run)(void*) noexcept nogil, void* arg)

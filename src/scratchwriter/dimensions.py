@@ -436,7 +436,9 @@ def _typed_coords(coords: list[Any], dim_type: str | None) -> list[Any]:
     return coords
 
 
-def check_dimensions(dims: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
+def check_dimensions(
+    dims: tuple[Dimension, ...], *, warns: bool = True
+) -> tuple[Dimension, ...]:
     """Check that dimensions make an acquisition; untyped frame axes become spatial."""
     if not dims:
         return dims  # to be set later
@@ -457,10 +459,11 @@ def check_dimensions(dims: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
             "Only the first dimension may be unbounded (count=None), got: "
             f"{', '.join(unbounded)}."
         )
-    return (*dims[:-2], _frame_dimension(dims[-2]), _frame_dimension(dims[-1]))
+    height, width = _frame_dimension(dims[-2], warns), _frame_dimension(dims[-1], warns)
+    return (*dims[:-2], height, width)
 
 
-def _frame_dimension(dim: Dimension) -> Dimension:
+def _frame_dimension(dim: Dimension, warns: bool) -> Dimension:
     if dim.type == "space":
         return dim
     if dim.type is not None:
@@ -468,11 +471,11 @@ def _frame_dimension(dim: Dimension) -> Dimension:
             "The last two dimensions are the frame's and must be of type='space', got "
             f"{dim.name!r} of type={dim.type!r}."
         )
-    if dim.name.lower() not in {"x", "y"}:
+    if warns and dim.name.lower() not in {"x", "y"}:
         warnings.warn(
             f"Dimension {dim.name!r} is one of the last two, the frame's: it is taken "
             "as type='space'. Give it that type to silence this warning.",
-            stacklevel=4,
+            stacklevel=5,
         )
     given = {field: getattr(dim, field) for field in dim.model_fields_set}
     return Dimension.model_validate(given | {"type": "space"})  # checks its unit, too

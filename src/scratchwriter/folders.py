@@ -8,7 +8,8 @@ import os
 import shutil
 import stat
 import tempfile
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from scratchwriter import policy
@@ -17,10 +18,14 @@ from scratchwriter.manifest import dataset_files, is_dataset, is_dataset_name, l
 from scratchwriter.settings import ScratchFormat
 
 _SPILL_PREFIX = "scratchwriter_"
+_SPILL_MARK = ".scratchwriter-temporary"  # in those that may be removed
 
 
-def claim(folder: Path, needed_nbytes: int, overwrite: bool, undo: ExitStack) -> None:
-    """Make a folder, or empty it of the dataset that it holds.
+@contextmanager
+def claimed(
+    folder: Path, needed_nbytes: int, overwrite: bool, undo: ExitStack
+) -> Iterator[None]:
+    """Make a folder, or empty it of the dataset that it holds; keep others out meanwhile.
 
     Parameters
     ----------
@@ -35,58 +40,83 @@ def claim(folder: Path, needed_nbytes: int, overwrite: bool, undo: ExitStack) ->
     Raises
     ------
     FileExistsError
-        If it holds something that must not be deleted, or is a file; nothing was.
+        If it holds something that must not be deleted, or is a file, or is just being
+        claimed by another; nothing was deleted.
     OSError
         If it cannot be made, or the disk is too small.
     """
-    if folder.is_dir():
-        if not overwrite:
-            raise FileExistsError(
-                errno.EEXIST,
-                "The folder exists. Use overwrite=True to replace the scratch dataset "
-                "in it, or another root_path",
-                str(folder),
-            )
-        if any(folder.iterdir()) and not is_dataset(folder):
-            raise FileExistsError(
-                errno.EEXIST,
-                "The folder is not a scratch dataset and not empty: nothing is "
-                "deleted. Use another root_path",
-                str(folder),
-            )
-        with locked(folder) as writer_pid:
-            if writer_pid is not None:
-                raise FileExistsError(
-                    errno.EEXIST,
-                    f"The dataset is being recorded by process {writer_pid}. Close that "
-                    "stream first, or use another root_path",
-                    str(folder),
-                )
-            old_files = dataset_files(folder)
-            policy.require_disk(
-                needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files))
-            )
-            if others := [path.name for path in old_files if _is_folder(path)]:
-                raise FileExistsError(
-                    errno.EEXIST,
-                    f"{others} in it are folders, not files of a dataset: nothing is "
-                    "deleted. Use another root_path",
-                    str(folder),
-                )
-            for path in old_files:
-                path.unlink()
-    elif os.path.lexists(folder):
-        raise FileExistsError(
-            errno.EEXIST,
-            "root_path is not a folder. Use another root_path",
-            str(folder),
-        )
-    else:
+    is_new = False
+    if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise _refusal("root_path is not a folder. Use another root_path", folder)
         parent = next((p for p in folder.parents if p.is_dir()), None)
         if parent is not None:
             policy.require_disk(needed_nbytes, parent)
-        folder.mkdir(parents=True)
-        undo.callback(folder.rmdir)
+        with suppress(FileExistsError):  # somebody else has just made it: see below
+            folder.mkdir(parents=True)
+            is_new = True
+    if not (is_new or overwrite):
+        _refuse_if_recorded(folder)
+        raise _refusal(
+            "The folder exists. Use overwrite=True to replace the scratch dataset in it, "
+            "or another root_path",
+            folder,
+        )
+    fd, is_free = lock_folder(folder)
+    try:
+        if is_free is False:
+            raise _refusal(
+                "Another stream is just being made in the folder. Use another root_path",
+                folder,
+            )
+        if is_new:
+            undo.callback(_remove_if_empty, folder)
+        _empty(folder, needed_nbytes)
+        yield
+    finally:
+        _close(fd)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # somebody else has it by now
+        folder.rmdir()
+
+
+def _refusal(why: str, folder: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, why, str(folder))
+
+
+def _refuse_if_recorded(folder: Path) -> None:
+    with locked(folder) as writer_pid:
+        if writer_pid is not None:
+            raise _refusal(
+                f"The dataset is being recorded by process {writer_pid}. Close that stream "
+                "first, or use another root_path",
+                folder,
+            )
+
+
+def _empty(folder: Path, needed_nbytes: int) -> None:
+    """Delete the dataset that is in a folder."""
+    if any(folder.iterdir()) and not is_dataset(folder):
+        raise _refusal(
+            "The folder is not a scratch dataset and not empty: nothing is deleted. Use "
+            "another root_path",
+            folder,
+        )
+    _refuse_if_recorded(folder)
+    old_files = dataset_files(folder)
+    policy.require_disk(
+        needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files))
+    )
+    if others := [path.name for path in old_files if _is_folder(path)]:
+        raise _refusal(
+            f"{others} in it are folders, not files of a dataset: nothing is deleted. Use "
+            "another root_path",
+            folder,
+        )
+    for path in old_files:
+        path.unlink()
 
 
 def _is_folder(path: Path) -> bool:
@@ -111,7 +141,6 @@ def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
     """Make a temporary folder that only this user can enter (mode 0700), and lock it."""
     parent = policy.spill_parent(fmt)
     parent.mkdir(parents=True, exist_ok=True)
-    reclaim_spill_folders(parent)
     policy.require_disk(needed_nbytes, parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
@@ -119,6 +148,7 @@ def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
         with suppress(FileNotFoundError):
             fd, is_locked = lock_folder(folder)
             if is_locked is not False and folder.exists():
+                (folder / _SPILL_MARK).touch()
                 _spill_folders[folder] = fd
                 return folder
             os.close(fd)
@@ -133,8 +163,8 @@ def remove_spill_folder(folder: Path) -> None:
 def reclaim_spill_folders(parent: Path) -> list[Path]:
     """Remove the temporary folders of processes that were killed; return which.
 
-    Only those of this user, that hold nothing but files of a dataset, and whose lock is
-    free: its owner is dead.
+    Only those that `make_spill_folder` made for this user, that hold nothing but files of
+    a dataset, and whose lock is free: its owner is dead.
     """
     removed = []
     for folder in sorted(parent.glob(f"{_SPILL_PREFIX}*")):
@@ -152,11 +182,12 @@ def reclaim_spill_folders(parent: Path) -> list[Path]:
 
 
 def _is_own_spill_folder(fd: int) -> bool:
-    status = os.fstat(fd)
+    status, names = os.fstat(fd), set(os.listdir(fd))
     return (
         status.st_uid == os.getuid()
         and stat.S_IMODE(status.st_mode) == 0o700
-        and all(map(is_dataset_name, os.listdir(fd)))
+        and (_SPILL_MARK in names or not names)  # empty: it died before it was marked
+        and all(map(is_dataset_name, names - {_SPILL_MARK}))
     )
 
 

@@ -9,6 +9,7 @@ steps when a frame arrives at the end.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ _MEMORY_WINDOW_NBYTES = 64 << 20
 _FILE_WINDOW_NBYTES = 256 << 20
 # The least for which the machine is asked at a time, over all positions.
 _GRANT_NBYTES = 256 << 20
+# How many steps arrays are made longer at least when frames are skipped.
+_SKIP_STEPS = 16
 # Memory of one position from which on huge pages (2 MiB) are no waste.
 _HUGE_FROM_NBYTES = 4 << 20
 
@@ -75,6 +78,7 @@ class Growth:
         self._writable_steps = [0] * plan.num_positions  # in memory, or portable
         self._granted_steps = 0  # what the machine was asked for
         self._ahead: AheadThread | None = None
+        self._closing = threading.Lock()  # several threads may close
         self.regions: list[Region] = []
         self.writer = FrameWriter(
             plan,
@@ -150,8 +154,14 @@ class Growth:
         """Refuse frames, and end what runs ahead of them. The arrays stay."""
         self.writer.close()
         self._leave_memory = _stay  # it refers to who has this: break the circle
-        if self._ahead is not None:
-            self._ahead.stop()
+        with self._closing:
+            if self._ahead is not None:
+                self._ahead.stop()
+
+    def disown(self) -> None:
+        """In a forked child: all this is the parent's."""
+        self.writer.disown()
+        self._closing = threading.Lock()  # a thread that is not here may have held it
 
     # ------------------------------------------------------- asked for by the writer
 
@@ -239,8 +249,19 @@ class Growth:
             if region.path is None and steps > most and not fmt.spill_to_disk:
                 needed_nbytes = steps * plan.total_nbytes
                 raise policy.memory_error(needed_nbytes, policy.memory_limit(fmt))
+        # Some more than is asked for, so that many skips do not extend many arrays each.
+        for length in (steps + max(steps // 4, _SKIP_STEPS), steps):
+            try:
+                self._make_readable(length)
+            except (MemoryError, OSError):
+                if length == steps:
+                    raise
+            else:
+                return
+
+    def _make_readable(self, steps: int) -> None:
         for position, region in enumerate(self.regions):
-            region.extend(steps * plan.step_nbytes)
+            region.extend(steps * self._plan.step_nbytes)
             if moves_when_it_grows(region):
                 self._attach(position)
         self.writer.set_readable_steps(steps)
@@ -257,15 +278,18 @@ class Growth:
             self._ahead.forget(position, start_nbytes)
             self._ahead.start_writeback(policy.backlog_nbytes(), policy.cached_nbytes())
 
-    def finish_file(self, folder: Path, position: int, *, is_saved: bool) -> None:
+    def finish_file(self, folder: Path, position: int) -> None:
         """Give an array's file its exact size, and what it lacks. After `close`."""
         region = self.regions[position]
         nbytes = self._plan.file_nbytes(position, self.writer.frames_written)
         if region.path is None:
             region.continue_in_file(folder / array_name(position), nbytes)
         region.trim(nbytes)  # first: it gives back room on the disk
-        if not is_saved:
-            region.save()
+        region.save()
+
+    def is_saved(self) -> bool:
+        """Tell whether the files have all of the arrays."""
+        return self.is_in_files() and all(region.is_saved for region in self.regions)
 
     def is_in_files(self) -> bool:
         """Tell whether all arrays go on in files."""

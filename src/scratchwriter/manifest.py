@@ -12,7 +12,7 @@ offset type   meaning
 ====== ====== =====================================================
 0      8s     magic, b"scratchw"
 8      uint32 version, 1 (in native byte order, as all that follows)
-12     uint32 state: 1 recording, 2 closed
+12     uint32 state: 1 recording, 2 closed, 3 recovered after the machine was restarted
 16     uint64 process id of the writer
 24     36s    boot id: which start of the machine it ran in
 64     int64  cursor: frames appended and skipped so far
@@ -32,9 +32,8 @@ import json
 import mmap
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,19 +53,20 @@ from scratchwriter._region.system import (
     errors_name,
     lock_file,
     open_regular,
+    process_lives,
     sync_file,
 )
 from scratchwriter._version import __version__
 from scratchwriter.errors import DatasetError
 from scratchwriter.plan import FramePlan
-from scratchwriter.settings import EVERY_FIELD, AcquisitionSettings
+from scratchwriter.settings import EVERY_FIELD, WITHOUT_WARNINGS, AcquisitionSettings
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.bin"
 SKIPS = "skips.bin"
 FRAME_METADATA = "frame_metadata.jsonl"
 
-_MOST_NBYTES = 1 << 26  # of a manifest: twenty times what ten thousand positions need
+_MOST_NBYTES = 1 << 24  # of a manifest: five times what ten thousand positions need
 _DIGITS = 16  # width of a length that is renewed in place, and its alignment
 _PROGRESS_NBYTES = 4096
 _PROGRESS_HEADER = np.dtype(
@@ -77,7 +77,8 @@ _PROGRESS_HEADER = np.dtype(
         "itemsize": _PROGRESS_NBYTES,
     }
 )
-_RECORDING, _CLOSED = 1, 2
+# Restarted: recovered after the machine was started anew, which may have lost frames.
+_RECORDING, _CLOSED, _RESTARTED = 1, 2, 3
 _DATASET_FILE = re.compile(
     r"manifest\.json|\.manifest\.json\.\d+|progress\.bin|skips\.bin|frame_metadata\.jsonl"
     r"|pos_\d+\.dat"
@@ -135,7 +136,10 @@ class Progress:
         with ExitStack() as undo:
             undo.callback(self.release)
             with errors_name(path, _PROGRESS_NBYTES):
-                self.is_locked = bool(lock_file(self._locked_file.fileno()))
+                is_locked = lock_file(self._locked_file.fileno())
+                if is_locked is False:
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                self.is_locked = is_locked is True
                 self._locked_file.write(header.tobytes())
                 status = os.fstat(self._locked_file.fileno())
                 self.file = MappedFile(path)
@@ -171,16 +175,32 @@ class Progress:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int | None]:
-    """Hold the lock of a dataset, or yield the process id of its writer."""
-    try:
-        file = (folder / PROGRESS).open("rb")
-    except FileNotFoundError:
+    """Hold the lock of a dataset, or yield the process id of its writer.
+
+    Where there are no locks, a writer is who has not closed, if there is such a process.
+
+    Raises
+    ------
+    DatasetError
+        If what holds the lock is not a regular file.
+    """
+    path = folder / PROGRESS
+    if not os.path.lexists(path):
         yield None
         return
+    with faults_of(path):
+        file = open_regular(path)
     with file:
-        if lock_file(file.fileno()) is False:
-            data = file.read(_PROGRESS_NBYTES).ljust(_PROGRESS_NBYTES, b"\0")
-            yield int(np.frombuffer(data, _PROGRESS_HEADER)["pid"][0])
+        is_free = lock_file(file.fileno())
+        data = file.read(_PROGRESS_NBYTES).ljust(_PROGRESS_NBYTES, b"\0")
+        header = np.frombuffer(data, _PROGRESS_HEADER)
+        pid = int(header["pid"][0])
+        is_open = header["state"][0] == _RECORDING and header["boot_id"][0] in (
+            b"",
+            boot_id().encode(),
+        )
+        if is_free is False or (is_free is None and is_open and process_lives(pid)):
+            yield pid
         else:
             yield None
 
@@ -204,7 +224,7 @@ class ProgressView:
             if (
                 self._header["magic"][0] != b"scratchw"
                 or self._header["version"][0] != 1
-                or self._header["state"][0] not in (_RECORDING, _CLOSED)
+                or self._header["state"][0] not in (_RECORDING, _CLOSED, _RESTARTED)
                 or self._header["cursor"][0] < 0
             ):
                 raise ValueError("it is not the progress of a scratch dataset")
@@ -222,8 +242,8 @@ class ProgressView:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the writer has finished the dataset."""
-        return bool(self._header["state"][0] == _CLOSED)
+        """Whether the writer has finished the dataset, or `recover` has."""
+        return bool(self._header["state"][0] != _RECORDING)
 
     @property
     def has_writer(self) -> bool | None:
@@ -238,9 +258,11 @@ class ProgressView:
         return int(self._header["pid"][0])
 
     @property
-    def is_of_this_boot(self) -> bool:
-        """Whether the machine has not been started anew since it was made."""
-        return bool(self._header["boot_id"][0] in (b"", boot_id().encode()))
+    def may_lack_frames(self) -> bool:
+        """Whether the machine was started anew before the dataset was closed."""
+        if self._header["state"][0] == _RECORDING:
+            return self._header["boot_id"][0] not in (b"", boot_id().encode())
+        return bool(self._header["state"][0] == _RESTARTED)
 
 
 class ManifestDraft:
@@ -271,21 +293,31 @@ class ManifestDraft:
                 f"{_MOST_NBYTES:,}. Keep less in the metadata, or have fewer positions."
             )
         self._folder = folder
-        self._path = folder / f".{MANIFEST}.{os.getpid()}"
+        self._path = draft_path(folder)
         try:
             with errors_name(self._path, len(text)):
-                self._path.write_bytes(text)
+                write_draft(self._path, text)
                 if durable:
                     sync_file(self._path)
+                status = self._path.lstat()
             self.file = MappedFile(self._path)
         except BaseException:
             self.discard()
             raise
+        self._identity = status.st_dev, status.st_ino
         self.length_addresses = [self.file.address + offset for offset in offsets]
 
     def replace(self) -> None:
         """Put it in place of the manifest, atomically."""
         self._path.replace(self._folder / MANIFEST)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether it is the manifest now."""
+        with suppress(OSError):
+            status = (self._folder / MANIFEST).lstat()
+            return (status.st_dev, status.st_ino) == self._identity
+        return False
 
     def discard(self) -> None:
         """Remove it."""
@@ -299,6 +331,18 @@ def dump_settings(settings: AcquisitionSettings) -> dict[str, Any]:
     meanwhile into an error of its own.
     """
     return settings.model_dump(mode="json", context=EVERY_FIELD)
+
+
+def draft_path(folder: Path) -> Path:
+    """Return where this process writes what is to replace the manifest of a folder."""
+    return folder / f".{MANIFEST}.{os.getpid()}"
+
+
+def write_draft(path: Path, text: bytes) -> None:
+    """Write a file that is new; a link that somebody has laid there is not followed."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        file.write(text)
 
 
 def _manifest_text(
@@ -405,8 +449,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(folder))
     if not os.path.lexists(path):
         raise DatasetError(f"{folder} is not a scratch dataset: it has no {MANIFEST}")
-    with faults_of(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told to who made the settings
+    with faults_of(path):
         with open_regular(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             if nbytes > _MOST_NBYTES:
@@ -417,7 +460,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
         manifest = Manifest.model_validate(fields)
         _check_position_counts(fields.get("dimensions"), len(manifest.position_shapes))
         settings = AcquisitionSettings.model_validate(
-            {k: v for k, v in fields.items() if k in AcquisitionSettings.model_fields}
+            {k: v for k, v in fields.items() if k in AcquisitionSettings.model_fields},
+            context=WITHOUT_WARNINGS,  # told to who made the settings
         )
         settings.validate_stream_ready()
     return manifest, settings
@@ -461,9 +505,10 @@ def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
     path = folder / MANIFEST
     with faults_of(path), open_regular(path) as file:
         fields = json.loads(file.read())
-    draft = folder / f".{MANIFEST}.{os.getpid()}"
+    draft = draft_path(folder)
+    text = json.dumps({**fields, "position_shapes": shapes}, indent=1)
     try:
-        draft.write_text(json.dumps({**fields, "position_shapes": shapes}, indent=1))
+        write_draft(draft, text.encode("ascii"))
         sync_file(draft)
         draft.replace(path)
     finally:
@@ -472,12 +517,13 @@ def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
 
 def mark_closed(folder: Path) -> bool:
     """Mark a dataset that nobody writes as closed; tell whether it was not."""
-    path = folder / PROGRESS
-    if not path.exists() or ProgressView(folder).is_closed:
+    progress = ProgressView(folder)
+    if progress.is_closed:
         return False
-    with open_regular(path, writable=True) as file:
+    state = _RESTARTED if progress.may_lack_frames else _CLOSED
+    with open_regular(folder / PROGRESS, writable=True) as file:
         file.seek(_PROGRESS_HEADER.fields["state"][1])  # type: ignore[index]
-        file.write(np.uint32(_CLOSED).tobytes())
+        file.write(np.uint32(state).tobytes())
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -164,10 +165,12 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of lines, and the end
         self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # of a line
         self._num_indexed = 0
+        self._lock = threading.Lock()  # of all that is found out by reading
 
     def __len__(self) -> int:
         """Return the number of frames with metadata."""
-        self._scan()
+        with self._lock:
+            self._scan()
         last = len(self._starts) - 2
         if last < 0:
             return 0
@@ -198,10 +201,12 @@ class FrameMetadata(Sequence[dict[str, Any]]):
 
     def at(self, position: int, *index: int) -> dict[str, Any] | None:
         """Return the metadata of the frame at an index of a position's file, or None."""
-        for line in self._read(self._num_indexed, len(self)):
-            with self._faults():
-                self._number_of[where(line)] = self._num_indexed
-            self._num_indexed += 1
+        count = len(self)
+        with self._lock:
+            for line in self._read(self._num_indexed, count):
+                with self._faults():
+                    self._number_of[where(line)] = self._num_indexed
+                self._num_indexed += 1
         number = self._number_of.get((position, index))
         return None if number is None else self._line(number)
 

@@ -103,6 +103,12 @@ class FramePlan:
             full_steps += 1
         return max(full_steps, 1)
 
+    def most_frames(self, position: int, steps: int) -> int:
+        """Return the largest cursor for which a position reaches no further than that."""
+        if not self.is_unbounded:
+            return self.step_frames if steps else 0
+        return steps * self.step_frames + position * self.visit_frames
+
     def file_shape(self, position: int, cursor: int) -> tuple[int, ...]:
         """Return the shape of a position's file after `cursor` frames."""
         steps = self.steps(position, cursor)

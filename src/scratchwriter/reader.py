@@ -56,8 +56,12 @@ class ScratchDataset:
             if len(self._manifest.position_shapes) != self._plan.num_positions:
                 raise ValueError("position_shapes does not fit the dimensions")
         self._their_shapes: list[tuple[int, ...]] = []
+        self._most_frames: int | None = None  # that the files have room for, if that counts
         if self._progress is not None:
-            self._check_ours(self._progress.cursor, is_exact=was_closed)
+            if self._progress.may_lack_frames:
+                self._most_frames = self._frames_in_files()
+            is_exact = was_closed and self._most_frames is None
+            self._check_ours(self._cursor, is_exact=is_exact)
         elif self._manifest.position_dims is not None:
             raise DatasetError(f"{path / PROGRESS}: it is missing")
         else:
@@ -81,6 +85,27 @@ class ScratchDataset:
                     )
             nbytes = plan.file_nbytes(position, cursor)
             _need_nbytes(self._path / array_name(position), nbytes, PROGRESS)
+
+    def _frames_in_files(self) -> int:
+        """Return how many frames the files have room for, whatever their number says.
+
+        A power cut may have brought a page with a number to the device, and not the length
+        of the files that it counts in.
+        """
+        most = []
+        for position in range(self._plan.num_positions):
+            path = self._path / array_name(position)
+            with faults_of(path):
+                steps = path.lstat().st_size // self._plan.step_nbytes
+            most.append(self._plan.most_frames(position, steps))
+        synced = self._progress.synced if self._progress is not None else 0
+        return max(min(most), synced)
+
+    @property
+    def _cursor(self) -> int:
+        assert self._progress is not None
+        cursor = self._progress.cursor
+        return cursor if self._most_frames is None else min(cursor, self._most_frames)
 
     # ------------------------------------------------------------------- the dataset
 
@@ -119,7 +144,7 @@ class ScratchDataset:
     def frames_written(self) -> int:
         """Frames appended and skipped; of ome-writers', all that the arrays have."""
         if self._progress is not None:
-            return self._progress.cursor
+            return self._cursor
         shapes = (self._file_shape(i) for i in range(self._plan.num_positions))
         return sum(math.prod(shape[:-2]) for shape in shapes)
 
@@ -192,6 +217,15 @@ class ScratchDataset:
         return self._progress is not None
 
     @property
+    def may_lack_frames(self) -> bool:
+        """Whether the machine was started anew before the dataset was closed.
+
+        Only `frames_synced` frames are certain then, and the files may have more than are
+        counted.
+        """
+        return self._progress is not None and self._progress.may_lack_frames
+
+    @property
     def told_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each position's file as the manifest has it."""
         return read_manifest(self._path)[0].position_shapes
@@ -211,12 +245,12 @@ class ScratchDataset:
     def _is_counted(self, position: int, index: Sequence[int]) -> bool:
         if self._progress is None:
             return True
-        return self.frame_number(position, index) < self._progress.cursor
+        return self.frame_number(position, index) < self._cursor
 
     def _file_shape(self, position: int) -> tuple[int, ...]:
         if self._progress is None:
             return self._their_shapes[position]
-        return self._plan.file_shape(position, self._progress.cursor)
+        return self._plan.file_shape(position, self._cursor)
 
     def _array(self, position: int) -> npt.NDArray[Any]:
         if self._closed:
@@ -268,13 +302,12 @@ def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
 
 
 def _warn_of_restart(dataset: ScratchDataset) -> None:
-    progress = dataset._progress
-    if progress is None or progress.is_of_this_boot or dataset.state != "killed":
+    if not dataset.may_lack_frames or dataset.state == "recording":
         return
     warnings.warn(
-        f"{dataset.path}: the machine was started anew since its writer ended. Of its "
-        f"{progress.cursor} frames the first {progress.synced} are certain to be whole; "
-        "what came after may not have reached the disk.",
+        f"{dataset.path}: the machine was started anew before it was closed. Of its "
+        f"{dataset.frames_written} frames the first {dataset.frames_synced} are certain to "
+        "be whole; what came after may not have reached the disk.",
         stacklevel=3,
     )
 
@@ -319,7 +352,9 @@ def _shapes_of_ome_writers(
         unit_nbytes = math.prod(dim.count or 1 for dim in dims) * itemsize
         length, rest = divmod(path.lstat().st_size, unit_nbytes)
         counts = [length if dim.count is None else dim.count for dim in dims]
-        if settings.is_unbounded and rest == 0 and tuple(counts) != shape:
+        # A closed one may have a longer file, too; but it does not tell of one frame then.
+        unbounded = [n for dim, n in zip(dims, shape, strict=True) if dim.count is None]
+        if unbounded == [1] and rest == 0 and length > 1:
             warnings.warn(
                 f"{path}: ome-writers did not close this dataset. Its length of {length} "
                 f"is what the file has room for, not how many frames came.",

@@ -51,12 +51,16 @@ def find_faults(dataset: ScratchDataset) -> list[str]:
 
 
 def _wrong_shapes(dataset: ScratchDataset) -> Iterator[str]:
+    if not dataset.counts_frames:
+        return  # ome-writers tells no more than that
     is_closed = dataset.state == "closed"
     shapes = zip(dataset.told_shapes, dataset.file_shapes, strict=True)
     for position, (told, found) in enumerate(shapes):
         path = dataset.path / array_name(position)
         nbytes = _nbytes(dataset, found)
-        if is_closed and path.lstat().st_size != nbytes:
+        # After a restart there may be more than is counted.
+        is_exact = is_closed and not dataset.may_lack_frames
+        if is_exact and path.lstat().st_size != nbytes:
             yield f"{path} has {path.lstat().st_size} bytes, {nbytes} are expected"
         # The manifest of a killed writer may be one frame ahead.
         if told[1:] != found[1:] or told[0] not in (found[0], found[0] + 1):
@@ -68,7 +72,8 @@ def _check_frame_metadata(dataset: ScratchDataset) -> None:
     before = -1
     for line in dataset.frame_metadata:
         if dataset.counts_frames:
-            number = dataset.frame_number(*where(line))
+            with faults_of(dataset.path / FRAME_METADATA):
+                number = dataset.frame_number(*where(line))
             if not before < number < dataset.frames_written:
                 path = dataset.path / FRAME_METADATA
                 raise DatasetError(f"{path}: the line of frame {number} is out of order")
@@ -83,7 +88,8 @@ def recover(path: Path) -> list[str]:
     """Finish a dataset whose writer was killed; return what was done, one line each.
 
     Exact shapes in the manifest, files of exactly that size, no half line of metadata,
-    and marked as closed. The bytes of frames are not touched.
+    and marked as closed. The bytes of frames are not touched. If the machine was started
+    anew since, nothing is cut from the arrays: there may be more than what is counted.
 
     Raises
     ------
@@ -102,20 +108,27 @@ def recover(path: Path) -> list[str]:
                 str(path),
             )
         with ScratchDataset(path) as dataset:
+            if not dataset.counts_frames:
+                raise DatasetError(
+                    f"{path / MANIFEST}: ome-writers wrote it, which does not tell how "
+                    "many frames came. open_scratch reads it as it is"
+                )
             return _finish(dataset)
 
 
 def _finish(dataset: ScratchDataset) -> list[str]:
     done = []
     folder, shapes = dataset.path, dataset.file_shapes
-    for position, shape in enumerate(shapes):
-        done += _trim(folder / array_name(position), _nbytes(dataset, shape))
-    done += _trim(folder / FRAME_METADATA, dataset.frame_metadata.nbytes)
-    skipped = np.array([(r.start, r.stop) for r in dataset.skipped], np.int64)
-    done += _trim(folder / SKIPS, skipped.nbytes, tail=skipped[-1:].tobytes())
+    # First: at no time does it tell of more than there is.
     if dataset.told_shapes != shapes:
         replace_shapes(folder, shapes)
         done.append(f"{folder / MANIFEST}: shapes {dataset.told_shapes} -> {shapes}")
+    if not dataset.may_lack_frames:
+        for position, shape in enumerate(shapes):
+            done += _trim(folder / array_name(position), _nbytes(dataset, shape))
+    done += _trim(folder / FRAME_METADATA, dataset.frame_metadata.nbytes)
+    skipped = np.array([(r.start, r.stop) for r in dataset.skipped], np.int64)
+    done += _trim(folder / SKIPS, skipped.nbytes, tail=skipped[-1:].tobytes())
     for file in dataset_files(folder):
         if is_draft_name(file.name):
             file.unlink()

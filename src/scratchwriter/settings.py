@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
@@ -32,6 +33,8 @@ Casting: TypeAlias = Literal["safe", "same_kind", "unsafe"]
 PIXEL_KINDS = "biufc"  # numpy's letters: bool, integers, float, complex
 # Serialization context that keeps every field of ScratchFormat (see _hide_extensions).
 EVERY_FIELD = {"every_field": True}
+# Validation context for settings that somebody has been warned of before.
+WITHOUT_WARNINGS = {"without_warnings": True}
 
 # ScratchFormat fields that ome-writers lacks
 _OWN_FIELDS = ("spill_dir", "casting", "durability", "sync_interval_s")
@@ -150,6 +153,12 @@ def _holds_pixels(dtype: str) -> bool:
         return False
 
 
+def _check_dimensions(
+    dims: tuple[Dimension, ...], info: ValidationInfo
+) -> tuple[Dimension, ...]:
+    return check_dimensions(dims, warns=info.context != WITHOUT_WARNINGS)
+
+
 def _check_storage_order(order: str | list[str], dims: tuple[Dimension, ...]) -> None:
     if isinstance(order, str) or not dims:
         return
@@ -193,7 +202,7 @@ class AcquisitionSettings(StrictModel):
     """
 
     root_path: Annotated[str, BeforeValidator(str)] = ""
-    dimensions: Annotated[tuple[Dimension, ...], AfterValidator(check_dimensions)] = ()
+    dimensions: Annotated[tuple[Dimension, ...], AfterValidator(_check_dimensions)] = ()
     dtype: Annotated[str, BeforeValidator(_parse_dtype)] = ""
     format: Annotated[ScratchFormat, BeforeValidator(_parse_format)] = Field(
         default_factory=ScratchFormat
@@ -342,7 +351,7 @@ class AcquisitionSettings(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _check_plate(self) -> AcquisitionSettings:
+    def _check_plate(self, info: ValidationInfo) -> AcquisitionSettings:
         if self.plate is None or not self.dimensions:
             return self
         if self.position_dimension_index is None:
@@ -359,7 +368,7 @@ class AcquisitionSettings(StrictModel):
             for p in self.positions
             if p.plate_row not in rows or p.plate_column not in columns
         ]
-        if outside:
+        if outside and info.context != WITHOUT_WARNINGS:
             warnings.warn(
                 f"Positions {outside} are in wells that the plate does not have; "
                 "metadata of the plate may leave them out.",

@@ -22,8 +22,9 @@ from scratchwriter._core import FrameWriter
 from scratchwriter._region import Region
 from scratchwriter._region.system import sync_file
 from scratchwriter.folders import (
-    claim,
+    claimed,
     make_spill_folder,
+    reclaim_spill_folders,
     remove_files,
     remove_spill_folder,
 )
@@ -41,7 +42,7 @@ from scratchwriter.manifest import (
 from scratchwriter.metadata import encode_global_metadata
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import AcquisitionSettings
-from scratchwriter.syncer import Syncer
+from scratchwriter.syncer import Syncer, warn_in_thread
 
 _O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 
@@ -82,29 +83,35 @@ class Storage:
         self._saver: threading.Thread | None = None
         self._lock = threading.RLock()  # of the manifest and of the end
         self._progress: Progress | None = None
-        self._manifest: ManifestDraft | None = None
         self._syncer: Syncer | None = None
+        self._is_durable = settings.format.durability == "system"
+        self._has_warned_of_spill = False
         self._fds: dict[str, int] = {}  # of files that only grow, by name
-        with ExitStack() as undo:
+        with ExitStack() as locks, ExitStack() as undo:
             limit = policy.memory_shortage(plan.total_nbytes, settings.format)
             if settings.root_path:
-                self._begin_in_folder(undo)
+                self._begin_in_folder(locks, undo)
             elif limit is None:
+                if plan.is_unbounded and settings.format.spill_to_disk:
+                    # Now: it takes time, which an append that leaves memory has not.
+                    reclaim_spill_folders(policy.spill_parent(settings.format))
                 self._make_arrays(None, undo)
             elif not settings.format.spill_to_disk:
                 raise policy.memory_error(plan.total_nbytes, limit)
             else:
                 self._begin_in_spill_folder(limit, undo)
             self.growth.start_ahead()
+            if self._is_durable:
+                self._syncer = Syncer(self.flush, settings.format.sync_interval_s)
             undo.pop_all()
-        if settings.format.durability == "system":
-            self._syncer = Syncer(self.flush, settings.format.sync_interval_s)
 
     # ----------------------------------------------------------------------- begin
 
-    def _begin_in_folder(self, undo: ExitStack) -> None:
+    def _begin_in_folder(self, locks: ExitStack, undo: ExitStack) -> None:
         folder = Path(self.settings.output_path).expanduser().absolute()
-        claim(folder, self.plan.total_nbytes, self.settings.overwrite, undo)
+        needed_nbytes = self.plan.total_nbytes
+        overwrite = self.settings.overwrite
+        locks.enter_context(claimed(folder, needed_nbytes, overwrite, undo))
         undo.callback(remove_files, folder)
         self._make_arrays(folder, undo)
         undo.callback(self._release)
@@ -114,6 +121,7 @@ class Storage:
 
     def _begin_in_spill_folder(self, limit: str, undo: ExitStack) -> None:
         needed_nbytes = self.plan.total_nbytes
+        reclaim_spill_folders(policy.spill_parent(self.settings.format))
         folder = make_spill_folder(self.settings.format, needed_nbytes)
         undo.callback(remove_spill_folder, folder)
         self._make_arrays(folder, undo)
@@ -141,9 +149,14 @@ class Storage:
                 undo.callback((folder / name).unlink, missing_ok=True)
             progress = Progress(folder / PROGRESS)
             undo.callback(progress.release)
-            self.writer.publish_cursor(progress.cursor_address, progress.file)
-            self.writer.log_to(*self._open(folder, FRAME_METADATA))
-            self.writer.log_skips_to(*self._open(folder, SKIPS))
+            log, skips = self._open(folder, FRAME_METADATA), self._open(folder, SKIPS)
+
+            def write_there() -> None:
+                self.writer.publish_cursor(progress.cursor_address, progress.file)
+                self.writer.log_to(*log)
+                self.writer.log_skips_to(*skips)
+
+            self.writer.exclusively(write_there)
             self._write_manifest(folder)  # last: a folder with a manifest is complete
             undo.pop_all()
         self._progress, self.folder = progress, folder
@@ -162,44 +175,58 @@ class Storage:
         needed_nbytes = step * self.plan.total_nbytes
         if not self.settings.format.spill_to_disk:
             raise policy.memory_error(needed_nbytes, limit)
-        is_first = self.folder is None
         if self.folder is None:
             self.folder = make_spill_folder(self.settings.format, needed_nbytes)
         self.growth.continue_in_file(self.folder, position)
-        if self.growth.is_in_files():
-            self._saver = threading.Thread(target=self._try_save, name="scratchwriter")
-            self._saver.start()
-        if is_first:
+        if self.growth.is_in_files() and self._saver is None:
+            saver = threading.Thread(target=self._try_save, name="scratchwriter")
+            with suppress(RuntimeError):  # no thread to be had: `flush` and `finish` save
+                saver.start()
+                self._saver = saver
+        if not self._has_warned_of_spill:
+            self._has_warned_of_spill = True
             policy.warn_of_spill(needed_nbytes, limit, self.folder, stacklevel=6)
 
     def _try_save(self) -> None:
         """Complete the files of a dataset that began in memory, and publish it."""
-        # On a thread of its own. What fails is tried again, and told, by `flush`, `finish`.
-        if self.folder is not None:
-            with suppress(Exception):
-                self._save(self.folder)
+        # On a thread of its own. What fails is tried again by `flush` and `finish`.
+        try:
+            self._save()
+        except Exception as error:
+            warn_in_thread(f"{self.folder} is not complete yet: {error}")
 
-    def _save(self, folder: Path) -> None:
+    def _save(self) -> None:
+        if self.folder is None:
+            return
         for region in self.regions:
             region.save()
         # What is proportional to the frames so far is done while they come.
-        self.writer.copy_log(*self._open(folder, FRAME_METADATA))
+        self.writer.copy_log(*self._open(self.folder, FRAME_METADATA))
         with self._lock:
-            self.writer.exclusively(lambda: self._publish(folder))
+            if self._progress is None:
+                self._publish(self.folder)
+
+    def _wait_for_saver(self) -> None:
+        # Garbage may be collected, and a stream with it, on that very thread.
+        if self._saver is not None and self._saver is not threading.current_thread():
+            self._saver.join()
 
     # ---------------------------------------------------------------- to the device
 
     def flush(self) -> None:
         """Return when everything so far is on the device; see `ScratchStream.flush`."""
         self._need_owner("flush")
-        if self._saver is not None:
-            self._saver.join()
+        self._wait_for_saver()
         with self._lock:
             if self.folder is None or not self.growth.is_in_files():
                 return
             self._need_own_folder(self.folder)
             if self._progress is None:
-                self._save(self.folder)
+                self._save()
+            if not self._is_durable:
+                # From now on: what replaces a manifest that is on the device is there, too.
+                self._is_durable = True
+                sync_file(self.folder.parent)
             self._sync(self.folder)
 
     def _sync(self, folder: Path) -> None:
@@ -244,28 +271,22 @@ class Storage:
             self.plan,
             self.writer.frames_written,
             self._global_metadata,
-            durable=self.settings.format.durability == "system",
+            durable=self._is_durable,
         )
+        writer = self.writer
         try:
-            if self.writer.closed or not self.plan.is_unbounded:
-                draft.replace()
-            else:
-                self.writer.exclusively(lambda: self._switch_manifest(draft))
-        except BaseException:
-            draft.discard()
-            raise
-
-    def _switch_manifest(self, draft: ManifestDraft) -> None:
-        """Let the writer renew the lengths in the draft, then put it in place."""
-        self.writer.publish_steps(draft.length_addresses, draft.file)
-        try:
+            if not writer.closed and self.plan.is_unbounded:
+                # The lengths are renewed in both: frames need not wait for the disk.
+                writer.exclusively(
+                    lambda: writer.publish_steps(draft.length_addresses, draft.file)
+                )
             draft.replace()
-        except BaseException:
-            if self._manifest is not None:
-                before = self._manifest
-                self.writer.publish_steps(before.length_addresses, before.file)
-            raise
-        self._manifest = draft
+        finally:
+            # An interrupt may come when it has been done.
+            is_replaced = draft.is_in_place
+            writer.exclusively(lambda: writer.settle_steps(is_replaced))
+            if not is_replaced:
+                draft.discard()
 
     # ------------------------------------------------------------------------- end
 
@@ -281,32 +302,26 @@ class Storage:
         self.growth.close()
         if self._syncer is not None:
             self._syncer.stop()
-        if self._saver is not None:
-            self._saver.join()
+        self._wait_for_saver()
         with self._lock:
             if self.finished:
                 return
             if self.folder is not None:
                 self._need_own_folder(self.folder)
-            is_saved = self._progress is not None
             # Run from the last to the first, each whatever became of the others.
             with ExitStack() as steps:
                 if self.folder is not None:
                     steps.callback(self._finish_dataset, self.folder)
                     for position in range(self.plan.num_positions):
-                        steps.callback(
-                            self.growth.finish_file,
-                            self.folder,
-                            position,
-                            is_saved=is_saved,
-                        )
+                        steps.callback(self.growth.finish_file, self.folder, position)
             self.finished = True
         self.growth.check_written_back()
 
     def _need_own_folder(self, folder: Path) -> None:
         if self._progress is not None and not self._progress.is_in(folder):
-            self._release()
-            self.finished = True
+            if self.writer.closed:  # else frames may come, and are safe where it is now
+                self._release()
+                self.finished = True
             raise FileNotFoundError(
                 errno.ENOENT,
                 "The dataset was removed, or replaced by another: it is left as it is",
@@ -315,7 +330,8 @@ class Storage:
 
     def disown(self) -> None:
         """In a forked child: leave everything to the parent."""
-        self.writer.disown()
+        self.growth.disown()
+        self._lock = threading.RLock()  # a thread that is not here may have held it
         self.finished = self._disowned = True
         self._release()
 
@@ -329,15 +345,15 @@ class Storage:
             os.close(self._fds.popitem()[1])
 
     def _finish_dataset(self, folder: Path) -> None:
-        is_durable = self.settings.format.durability == "system"
+        if not self.growth.is_saved():
+            return  # what failed is told; until it is done this is no whole dataset
         if self._progress is None:
             self._publish(folder)
         self._close_files()
         self._write_manifest(folder)
-        if is_durable:
+        if self._is_durable:
             self._sync(folder)
         if self._progress is not None:
             self._progress.mark_closed()
-        if is_durable:
+        if self._is_durable:
             sync_file(folder / PROGRESS)
-        self._manifest = None

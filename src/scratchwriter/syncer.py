@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 
 class Syncer:
@@ -14,7 +15,7 @@ class Syncer:
     Parameters
     ----------
     flush : bound method
-        What to call. An OSError of it is told as a warning; the next call may do better.
+        What to call. What it raises is told as a warning; the next call may do better.
     interval_s : float
         Between two calls.
     """
@@ -32,7 +33,15 @@ class Syncer:
     def stop(self) -> None:
         """End it; a call under way is waited for."""
         self._stopping.set()
-        self._thread.join()
+        # Garbage may be collected, and a stream with it, on that very thread.
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def warn_in_thread(text: str) -> None:
+    """Warn; where warnings are errors, a thread that has more to do goes on."""
+    with suppress(Warning):
+        warnings.warn(text, stacklevel=3)
 
 
 def _run(
@@ -46,6 +55,6 @@ def _run(
             return
         try:
             method()
-        except OSError as error:
-            warnings.warn(f"The data is not on the device: {error}", stacklevel=1)
+        except Exception as error:
+            warn_in_thread(f"The data is not on the device: {error}")
         del method

@@ -56,7 +56,11 @@ class Region(Protocol):
         """
 
     def save(self) -> None:
-        """Write what is still in memory into the file, if there is one."""
+        """Write what is still in memory into the file, if there is one. Once."""
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing is in memory that the file lacks."""
 
     def trim(self, nbytes: int) -> None:
         """Cut the file, if there is one, to `nbytes`. The last call on a region."""

@@ -24,6 +24,7 @@ library has written back is unmapped before (see `unmap`).
 import os
 
 cimport cython
+cimport libc.errno
 from posix.mman cimport (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -43,8 +44,8 @@ from posix.mman cimport (
 from posix.unistd cimport close, ftruncate
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
-from libc.errno cimport EINTR, ENOMEM, EOPNOTSUPP, errno
-from libc.stdint cimport uintptr_t
+from libc.errno cimport EINTR, EINVAL, ENOMEM, EOPNOTSUPP, ESTALE, errno
+from libc.stdint cimport uint64_t, uintptr_t
 
 from scratchwriter._platform cimport (
     sw_load_acquire,
@@ -54,6 +55,7 @@ from scratchwriter._platform cimport (
     sw_mutex_unlock,
     sw_pwrite,
     sw_store_release,
+    sw_touch,
 )
 
 import numpy as np
@@ -63,12 +65,15 @@ from scratchwriter._region.system import disk_error, open_regular
 cdef extern from * nogil:
     """
     #include <fcntl.h>
+    #include <sys/stat.h>
     #ifndef MADV_POPULATE_WRITE
     #define MADV_POPULATE_WRITE 23  /* Linux 5.14 */
     #endif
     #ifndef MADV_HUGEPAGE
     #define MADV_HUGEPAGE 14
     #endif
+    #define WRITE_AND_WAIT                                                                 \
+        (SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER)
     static char sw_zeros[2 << 20];  /* never written: one page of memory, in the cache */
     """
     int MADV_POPULATE_WRITE, MADV_HUGEPAGE
@@ -78,14 +83,17 @@ cdef extern from * nogil:
     int posix_fadvise(int fd, int64_t offset, int64_t nbytes, int advice)
     int POSIX_FADV_DONTNEED
     int sync_file_range(int fd, int64_t offset, int64_t nbytes, unsigned int flags)
-    unsigned int SYNC_FILE_RANGE_WAIT_BEFORE, SYNC_FILE_RANGE_WRITE
-    unsigned int SYNC_FILE_RANGE_WAIT_AFTER
+    unsigned int SYNC_FILE_RANGE_WRITE, WRITE_AND_WAIT
     int O_RDWR, O_CLOEXEC, O_NOFOLLOW
+    struct stat:
+        uint64_t st_dev, st_ino
+    int fstat(int fd, stat* status)
 
 cdef int64_t PAGE_NBYTES = os.sysconf("SC_PAGESIZE")
 cdef enum:
     ZEROS_NBYTES = 2 << 20
     HUGE_PAGE_NBYTES = 2 << 20
+    SAVE_NBYTES = 16 << 20
     # The kernel holds a lock of the whole process while it populates: in small pieces.
     PIECE_NBYTES = 2 << 20
 # Python integers beyond this are no addresses; checked before they become C integers.
@@ -170,13 +178,12 @@ cdef class MappedRegion:
         cdef Mapping* mapping = &self.mapping
         cdef int64_t at = 0
         cdef int64_t stop = mapping.file_start
+        cdef int64_t synced = 0
         cdef int64_t nbytes
         cdef int fd, code
-        if self._path is None:
+        if self._path is None or self._is_saved:
             return
-        fd = _open(mapping.path)
-        if fd < 0:
-            raise disk_error(errno, self._path)
+        fd = self._open_file()
         try:
             while at < stop:
                 nbytes = min(ZEROS_NBYTES, stop - at)
@@ -184,15 +191,34 @@ cdef class MappedRegion:
                     code = 0
                     if _is_not_zero(mapping.base + at, nbytes):  # else: leave a hole
                         code = sw_pwrite(fd, mapping.base + at, nbytes, at)
+                    at += nbytes
+                    if code == 0 and at - synced >= SAVE_NBYTES:
+                        # At the pace of the disk, so that the frames need not wait for it.
+                        sync_file_range(fd, synced, at - synced, WRITE_AND_WAIT)
+                        synced = at
                 self._check(code, stop)
-                at += nbytes
         finally:
             close(fd)
+        self._is_saved = True
+
+    @property
+    def is_saved(self):
+        return self._path is None or self._is_saved
 
     def trim(self, nbytes):
-        if self._path is not None:
-            os.truncate(self._path, nbytes)
-            sw_store_release(&self.mapping.nbytes, <int64_t>nbytes)
+        if self._path is None:
+            return
+        cdef int fd = self._open_file()
+        cdef int code = 0 if ftruncate(fd, nbytes) == 0 else errno
+        close(fd)
+        self._check(code, nbytes)
+        sw_store_release(&self.mapping.nbytes, <int64_t>nbytes)
+
+    cdef int _open_file(self) except -1:
+        cdef int fd = _open(&self.mapping)
+        if fd < 0:
+            raise disk_error(errno, self._path)
+        return fd
 
     def array(self, dtype, shape):
         return np.ndarray(shape, dtype, buffer=self)
@@ -204,12 +230,13 @@ cdef class MappedRegion:
         cdef int64_t nbytes = self.nbytes
         cdef int code = 0
         cdef int fd
+        cdef stat status
         cdef bytes encoded = os.fsencode(path)
         cdef const char* c_path = encoded
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with nogil:
             sw_mutex_lock(&mapping.growing)
-            if ftruncate(fd, nbytes) != 0:
+            if ftruncate(fd, nbytes) != 0 or fstat(fd, &status) != 0:
                 code = errno
             elif page_start < start:
                 code = sw_pwrite(
@@ -223,6 +250,7 @@ cdef class MappedRegion:
                 code = errno
             if code == 0:
                 mapping.path = c_path
+                mapping.device, mapping.inode = status.st_dev, status.st_ino
                 sw_store_release(&mapping.file_start, page_start)
             sw_mutex_unlock(&mapping.growing)
         os.close(fd)
@@ -232,6 +260,7 @@ cdef class MappedRegion:
                 raise MemoryError(f"no room to map {path}")
             raise disk_error(code, path, nbytes - page_start)
         self._path, self._encoded_path = path, encoded
+        self._is_saved = page_start == 0
 
     cdef int _check_reserve(self, nbytes) except -1:
         if nbytes > self.mapping.reserved_nbytes:
@@ -257,7 +286,7 @@ cdef int prepare(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
     cdef int fd
     cdef int code = 0
     if file_start < stop:
-        fd = _open(mapping.path)
+        fd = _open(mapping)
         if fd < 0:
             return errno
         code = _allocate_blocks(mapping, fd, file_start, stop)
@@ -286,7 +315,7 @@ cdef int reserve_blocks(Mapping* mapping, int64_t start, int64_t stop) noexcept 
     cdef int fd
     if stop <= file_start:
         return make_readable(mapping, stop)
-    fd = _open(mapping.path)
+    fd = _open(mapping)
     if fd < 0:
         return errno
     start = max(start, file_start)
@@ -305,8 +334,14 @@ cdef int populate(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
     while at < stop:
         nbytes = min(PIECE_NBYTES, stop - at)
         if madvise(mapping.base + at, nbytes, MADV_POPULATE_WRITE) != 0:
-            return errno
-        at += nbytes
+            if errno != EINVAL:
+                return errno
+            while nbytes > 0:  # before Linux 5.14
+                sw_touch(mapping.base + at)
+                at += PAGE_NBYTES
+                nbytes -= PAGE_NBYTES
+        else:
+            at += nbytes
     return 0
 
 
@@ -323,20 +358,25 @@ cdef void unmap(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
         madvise(mapping.base + start, stop - start, MADV_DONTNEED)  # the file keeps them
 
 
-cdef int start_writeback(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
-    """Have bytes of the file that are complete written to the disk, and wait for it."""
+cdef int write_back(
+    Mapping* mapping, int64_t start, int64_t stop, bint wait
+) noexcept nogil:
+    """Have bytes of the file that are complete written to the disk, and wait for it.
+
+    An error is one of the disk: bytes may be lost. A file that cannot be opened just now
+    is left to the kernel.
+    """
     cdef int code = 0
     cdef int fd
     start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
     stop = stop // PAGE_NBYTES * PAGE_NBYTES
     if start >= stop:
         return 0
-    fd = _open(mapping.path)
+    fd = _open(mapping)
     if fd < 0:
-        return errno
+        return 0
     if sync_file_range(
-        fd, start, stop - start,
-        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER,
+        fd, start, stop - start, WRITE_AND_WAIT if wait else SYNC_FILE_RANGE_WRITE
     ) != 0:
         code = errno
     close(fd)
@@ -353,7 +393,7 @@ cdef int drop_cached(Mapping* mapping, int64_t start, int64_t stop) noexcept nog
     stop = stop // PAGE_NBYTES * PAGE_NBYTES
     if start >= stop:
         return 0
-    fd = _open(mapping.path)
+    fd = _open(mapping)
     if fd < 0:
         return errno
     code = posix_fadvise(fd, start, stop - start, POSIX_FADV_DONTNEED)
@@ -405,7 +445,7 @@ cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
     ):
         return ENOMEM
     if nbytes > mapping.file_start:
-        fd = _open(mapping.path)
+        fd = _open(mapping)
         if fd < 0:
             return errno
         # Whole pages: one cut by the end of the file stands in the way of a huge one.
@@ -456,8 +496,19 @@ cdef bint _is_not_zero(const char* data, int64_t nbytes) noexcept nogil:
     return False
 
 
-cdef int _open(const char* path) noexcept nogil:
-    return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW)
+cdef int _open(Mapping* mapping) noexcept nogil:
+    """Open the file that is mapped, and no other that has come in its place."""
+    cdef stat status
+    cdef int fd = open(mapping.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW)
+    if fd >= 0 and (
+        fstat(fd, &status) != 0
+        or status.st_dev != mapping.device
+        or status.st_ino != mapping.inode
+    ):
+        close(fd)
+        libc.errno.errno = ESTALE
+        return -1
+    return fd
 
 
 cdef int64_t _whole_pages(int64_t nbytes) noexcept nogil:

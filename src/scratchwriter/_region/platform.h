@@ -44,15 +44,16 @@ static inline int sw_pwrite(int fd, const char *data, size_t nbytes, int64_t off
     if (_lseeki64(fd, offset, SEEK_SET) < 0) return errno;
     while (nbytes) {
         int n = _write(fd, data, nbytes > (1u << 30) ? (1u << 30) : (unsigned)nbytes);
-        if (n < 0) {
-            int error = errno;
-            _chsize_s(fd, offset);
-            return error;
-        }
+        if (n < 0) return errno;
         data += n;
         nbytes -= (size_t)n;
     }
     return 0;
+}
+static inline int sw_append(int fd, const char *data, size_t nbytes, int64_t end) {
+    int code = sw_pwrite(fd, data, nbytes, end);
+    if (code != 0) _chsize_s(fd, end);
+    return code;
 }
 
 #else
@@ -76,22 +77,33 @@ static inline uintptr_t sw_this_thread(void) { return (uintptr_t)pthread_self();
 typedef struct {
     int taken;
     int sleepers;
+    int impatient; /* of those that wait, who have waited for long; they go first */
 } sw_mutex;
 
-static inline void sw_mutex_init(sw_mutex *m) { m->taken = m->sleepers = 0; }
+static inline void sw_mutex_init(sw_mutex *m) { m->taken = m->sleepers = m->impatient = 0; }
 static inline void sw_mutex_destroy(sw_mutex *m) { (void)m; }
-static inline int sw_mutex_try(sw_mutex *m) {
+static inline int sw_mutex_take(sw_mutex *m) {
     int is_free = 0;
     return __atomic_compare_exchange_n(
         &m->taken, &is_free, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
 }
+static inline int sw_mutex_try(sw_mutex *m) {
+    return !__atomic_load_n(&m->impatient, __ATOMIC_RELAXED) && sw_mutex_take(m);
+}
 static inline void sw_mutex_lock(sw_mutex *m) {
     const struct timespec most = {0, 1000000};
-    while (!sw_mutex_try(m)) {
+    int is_impatient = 0;
+    while (!(is_impatient ? sw_mutex_take(m) : sw_mutex_try(m))) {
         __atomic_add_fetch(&m->sleepers, 1, __ATOMIC_SEQ_CST);
         syscall(SYS_futex, &m->taken, FUTEX_WAIT_PRIVATE, 1, &most, NULL, 0);
         __atomic_sub_fetch(&m->sleepers, 1, __ATOMIC_SEQ_CST);
+        /* Who appends as fast as it can has taken it again before a sleeper is awake. */
+        if (!is_impatient) {
+            is_impatient = 1;
+            __atomic_add_fetch(&m->impatient, 1, __ATOMIC_RELAXED);
+        }
     }
+    if (is_impatient) __atomic_sub_fetch(&m->impatient, 1, __ATOMIC_RELAXED);
 }
 static inline void sw_mutex_unlock(sw_mutex *m) {
     __atomic_store_n(&m->taken, 0, __ATOMIC_RELEASE);
@@ -120,6 +132,8 @@ static inline void sw_store_release(int64_t *p, int64_t value) {
 static inline void sw_add(int64_t *p, int64_t value) {
     __atomic_add_fetch(p, value, __ATOMIC_ACQ_REL);
 }
+/* Have a page made for a byte; whatever somebody else stores there stays. */
+static inline void sw_touch(char *p) { __atomic_fetch_or(p, 0, __ATOMIC_RELAXED); }
 /* About 25 ns, without a system call. */
 static inline int64_t sw_now_ns(void) {
     struct timespec now;
@@ -127,23 +141,23 @@ static inline int64_t sw_now_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* Write all of `data` at `offset`, or nothing: returns 0 or an errno, and cuts off what
- * a full disk let through. */
+/* Write all of `data` at `offset`: returns 0 or an errno. */
 static inline int sw_pwrite(int fd, const char *data, size_t nbytes, int64_t offset) {
-    const int64_t start = offset;
     while (nbytes) {
         ssize_t n = pwrite(fd, data, nbytes, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) {
-            int error = n < 0 ? errno : ENOSPC;
-            if (offset > start && ftruncate(fd, (off_t)start) != 0) { /* best effort */ }
-            return error;
-        }
+        if (n <= 0) return n < 0 ? errno : ENOSPC;
         data += n;
         offset += n;
         nbytes -= (size_t)n;
     }
     return 0;
+}
+/* The same at the end of a file, or nothing: cuts off what a full disk let through. */
+static inline int sw_append(int fd, const char *data, size_t nbytes, int64_t end) {
+    int code = sw_pwrite(fd, data, nbytes, end);
+    if (code != 0 && ftruncate(fd, (off_t)end) != 0) { /* best effort */ }
+    return code;
 }
 
 #ifdef __linux__

@@ -71,6 +71,10 @@ class PortableRegion:
     def save(self) -> None:
         """All is in the file since `continue_in_file`."""
 
+    @property
+    def is_saved(self) -> bool:
+        return True
+
     def trim(self, nbytes: int) -> None:
         if self._path is not None:
             with errors_name(self._path):

@@ -112,6 +112,8 @@ def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
             )
     elif code == errno.EFBIG:
         text += f": {needed_nbytes:,} bytes more are past the limit (ulimit -f)"
+    elif code == errno.ESTALE:
+        text = "The file was replaced by another, which is left as it is"
     return OSError(code, text, str(path))
 
 
@@ -151,6 +153,22 @@ def sync_file(path: Path) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def process_lives(pid: int) -> bool:
+    """Tell whether there is a process of this number, whatever it is by now.
+
+    False where one cannot ask without harm (Windows).
+    """
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    except OSError:
+        return True  # of another user
+    return pid > 0
 
 
 def boot_id() -> str:
