@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
     pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="another malloc"),
 ]
-LIVES = 60
+LIVES = 20
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -77,16 +77,18 @@ def live(make_settings, folder, place):
 def test_a_stream_gives_back_what_it_took(make_settings, tmp_path, place):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of spilling
-        for _ in range(5):  # what is made once
-            live(make_settings, tmp_path / "data", place)
-        before = taken()
-        for _ in range(LIVES):
-            live(make_settings, tmp_path / "data", place)
-        after = taken()
-    nbytes, mappings, descriptors, threads = np.subtract(after, before).tolist()
+        looks = []
+        for _ in range(5):
+            for _ in range(LIVES):
+                live(make_settings, tmp_path / "data", place)
+            looks.append(taken())
+    # What is lost in each life is lost in each look; caches are filled some time.
+    grown = np.diff(looks, axis=0).min(axis=0)
+    nbytes, mappings, descriptors, threads = grown.tolist()
+    # A temporary folder is kept until the end, with its lock and its name.
+    kept = LIVES if place == "spilling" else 0
     # Less than one small object in each life. Python's arenas are mappings, too.
-    assert nbytes < LIVES * 32
+    assert nbytes < LIVES * 32 + kept * 128
     assert mappings < LIVES // 4
-    # Of a temporary folder the lock is kept, as the folder is, until the end.
-    assert descriptors == (LIVES if place == "spilling" else 0)
+    assert descriptors == kept
     assert threads == 0

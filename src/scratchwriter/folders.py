@@ -169,7 +169,7 @@ def reclaim_spill_folders(parent: Path) -> list[Path]:
     removed = []
     for folder in sorted(parent.glob(f"{_SPILL_PREFIX}*")):
         with suppress(OSError):
-            fd, is_free = lock_folder(folder)
+            fd, is_free = lock_folder(folder, patience_s=0)
             try:
                 if is_free and _is_own_spill_folder(fd):
                     for name in os.listdir(fd):  # noqa: PTH208

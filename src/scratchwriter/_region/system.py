@@ -58,7 +58,7 @@ def writeback_threshold_nbytes() -> int | None:
     return available * percent // 100
 
 
-def lock_file(fd: int, *, shared: bool = False) -> bool | None:
+def lock_file(fd: int, *, shared: bool = False, patience_s: float = _LOOK_S) -> bool | None:
     """Lock an open file, or folder, for as long as it is open.
 
     The lock goes with the process, and binds only those who ask for it. Those who only
@@ -73,7 +73,7 @@ def lock_file(fd: int, *, shared: bool = False) -> bool | None:
     if fcntl is None:
         return None
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    deadline_s = time.monotonic() + (0 if shared else _LOOK_S)
+    deadline_s = time.monotonic() + (0 if shared else patience_s)
     while True:
         try:
             fcntl.flock(fd, kind | fcntl.LOCK_NB)
@@ -89,7 +89,7 @@ def lock_file(fd: int, *, shared: bool = False) -> bool | None:
             return True
 
 
-def lock_folder(path: Path) -> tuple[int, bool | None]:
+def lock_folder(path: Path, *, patience_s: float = _LOOK_S) -> tuple[int, bool | None]:
     """Open a folder and lock it: the descriptor, and what `lock_file` says.
 
     Without locks the descriptor is -1 where folders cannot be opened.
@@ -97,7 +97,7 @@ def lock_folder(path: Path) -> tuple[int, bool | None]:
     if fcntl is None:
         return -1, None
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    return fd, lock_file(fd)
+    return fd, lock_file(fd, patience_s=patience_s)
 
 
 def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
