@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import itertools
 import mmap
+import os
 import re
 import resource
 import shutil
@@ -78,6 +79,7 @@ def resident_nbytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer needs addresses")
 @needs_thread
 @pytest.mark.parametrize("positions", [1, 1000])
 def test_memory_stays_within_the_data_and_a_window(make_settings, positions):

@@ -274,6 +274,7 @@ print(frames)
 
 
 @pytest.mark.skipif(not LINUX, reason="limits of Unix")
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer needs addresses")
 def test_a_limit_of_addresses_is_a_memory_error_and_the_frames_are_there():
     out = run(
         BEGIN

@@ -335,6 +335,7 @@ def test_a_file_system_without_locks_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="no such limit here")
+@pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer needs addresses")
 def test_a_limit_of_addresses_is_known():
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, -1));"

@@ -44,6 +44,7 @@ from scratchwriter._platform cimport (
     sw_alarm_ring,
     sw_alarm_wait,
     sw_load_acquire,
+    sw_load_pointer,
     sw_mutex,
     sw_mutex_destroy,
     sw_mutex_init,
@@ -119,7 +120,7 @@ cdef struct Walk:
 # ------------------------------------------------------------------- without the GIL
 
 cdef int64_t _cursor(Walk* walk) noexcept nogil:
-    return sw_load_acquire(walk.cursor[0])
+    return sw_load_acquire(<int64_t*>sw_load_pointer(<void**>walk.cursor))
 
 
 cdef bint _in_file(Mapping* mapping) noexcept nogil:
@@ -386,7 +387,7 @@ cdef class AheadThread:
     @property
     def frames_ahead(self):
         return max(
-            sw_load_acquire(&self.walk.ahead) - sw_load_acquire(self.walk.cursor[0]), 0
+            sw_load_acquire(&self.walk.ahead) - _cursor(&self.walk), 0
         )
 
     @property

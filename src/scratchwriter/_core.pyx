@@ -48,6 +48,7 @@ from scratchwriter._platform cimport (
     sw_append,
     sw_pwrite,
     sw_store_16,
+    sw_store_pointer,
     sw_store_release,
     sw_this_thread,
 )
@@ -197,7 +198,7 @@ cdef class FrameWriter:
         cdef Status status
         cdef Request request
 
-        if self._frame_nbytes >= TIMED_NBYTES or not self._cursor[0] % SAMPLED:
+        if self._frame_nbytes >= TIMED_NBYTES or not sw_load_acquire(self._cursor) % SAMPLED:
             start_ns = sw_now_ns()
         if (
             cnp.PyArray_CheckExact(frame)
@@ -316,7 +317,7 @@ cdef class FrameWriter:
     def attach(self, position, owner, writable_nbytes):
         cdef Array* array = &self._arrays[<int64_t>position]
         array.base = <char*><uintptr_t>owner.address
-        array.writable_nbytes = writable_nbytes
+        sw_store_release(&array.writable_nbytes, <int64_t>writable_nbytes)
         self._array_owners[position] = owner
 
     def set_readable_steps(self, steps):
@@ -325,7 +326,7 @@ cdef class FrameWriter:
     def publish_cursor(self, address, owner):
         cdef int64_t* cursor = <int64_t*><uintptr_t>address
         sw_store_release(cursor, self._cursor[0])
-        self._cursor = cursor
+        sw_store_pointer(<void**>&self._cursor, cursor)
         # For good: a thread without the GIL may be about to look at it.
         self._cursor_owners.append(owner)
 
@@ -388,8 +389,8 @@ cdef class FrameWriter:
             self._raise(status, "close", 0, NULL)
         self._closed = True
         # Nothing outside is written from here on, and its owners may go.
-        self._own_cursor = self._cursor[0]
-        self._cursor = &self._own_cursor
+        sw_store_release(&self._own_cursor, self._cursor[0])
+        sw_store_pointer(<void**>&self._cursor, &self._own_cursor)
         for position in range(self._num_positions):
             self._arrays[position].shape_digits = NULL
             self._arrays[position].new_digits = NULL
@@ -471,7 +472,7 @@ cdef class FrameWriter:
             position = self._next.index[self._position_axis]
         array = &self._arrays[position]
         stop_nbytes = self._next.offset_nbytes + self._frame_nbytes
-        if stop_nbytes > array.writable_nbytes:
+        if stop_nbytes > sw_load_acquire(&array.writable_nbytes):
             request.position = position
             request.stop_nbytes = stop_nbytes
             return NEED_ROOM
