@@ -289,13 +289,12 @@ cdef void* _run_writeback(void* arg) noexcept nogil:
             if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
                 return NULL
             continue
-        # Piece by piece, so that the disk is never given much at once; of several
-        # positions all are begun before the first is waited for.
+        # Piece by piece, so that the disk is never given much at once. Each position is
+        # begun before the first is waited for.
         stop = start + _piece_frames(walk)
-        for step in range(walk.num_positions if walk.num_positions == 1
-                          else 2 * walk.num_positions):
+        for step in range(2 * walk.num_positions):
             position = step % walk.num_positions
-            wait = step >= walk.num_positions - (walk.num_positions == 1)
+            wait = step >= walk.num_positions
             mapping = walk.mappings[position]
             if _in_file(mapping):
                 code = write_back(

@@ -85,6 +85,7 @@ class Storage:
         self._progress: Progress | None = None
         self._syncer: Syncer | None = None
         self._is_durable = settings.format.durability == "system"
+        self._syncs_manifest = self._is_durable
         self._has_warned_of_spill = False
         self._fds: dict[str, int] = {}  # of files that only grow, by name
         with ExitStack() as locks, ExitStack() as undo:
@@ -223,9 +224,9 @@ class Storage:
             self._need_own_folder(self.folder)
             if self._progress is None:
                 self._save()
-            if not self._is_durable:
+            if not self._syncs_manifest:
                 # From now on: what replaces a manifest that is on the device is there, too.
-                self._is_durable = True
+                self._syncs_manifest = True
                 sync_file(self.folder.parent)
             self._sync(self.folder)
 
@@ -271,7 +272,7 @@ class Storage:
             self.plan,
             self.writer.frames_written,
             self._global_metadata,
-            durable=self._is_durable,
+            durable=self._syncs_manifest,
         )
         writer = self.writer
         try:
