@@ -198,7 +198,10 @@ cdef class FrameWriter:
         cdef Status status
         cdef Request request
 
-        if self._frame_nbytes >= TIMED_NBYTES or not sw_load_acquire(self._cursor) % SAMPLED:
+        if (
+            self._frame_nbytes >= TIMED_NBYTES
+            or sw_load_acquire(self._cursor) % SAMPLED == 0
+        ):
             start_ns = sw_now_ns()
         if (
             cnp.PyArray_CheckExact(frame)
