@@ -207,6 +207,22 @@ def test_growth_in_small_windows_is_seamless(make_settings, place, frames, monke
                 np.testing.assert_array_equal(array, model.array(position))
 
 
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_room_that_another_thread_has_made_meanwhile_is_left_as_it_is(
+    make_settings, place, frames, tmp_path
+):
+    root_path = str(tmp_path / "data") if place == "disk" else ""
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=root_path)
+    model = Model(settings)
+    with create_stream(settings) as stream:
+        for i in range(10):
+            stream.append(frames[i])
+            model.append(frames[i])
+        # What a thread asks for that arrived at the same end, and comes second.
+        stream._storage.growth._make_room(0, frames[0].nbytes)
+        np.testing.assert_array_equal(stream.arrays[0], model.array(0))
+
+
 def test_an_append_that_would_cross_the_limit_is_a_memory_error(make_settings, frames):
     fmt = ScratchFormat(max_memory_bytes=3 * STEP_NBYTES, spill_to_disk=False)
     settings = make_settings(UNBOUNDED, format=fmt)

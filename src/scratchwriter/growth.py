@@ -173,9 +173,9 @@ class Growth:
         if self.writer.closed:
             return  # by another thread; the writer will say so
         step = -(-stop_nbytes // self._plan.step_nbytes)
+        if step <= self._writable_steps[position]:
+            return  # another thread was here before
         if self.regions[position].path is None:
-            if step <= self._writable_steps[position]:
-                return  # another thread was here before
             limit = self._memory_shortage(position, step)
             if limit is None:
                 return
