@@ -62,7 +62,12 @@ def claimed(
             "or another root_path",
             folder,
         )
-    fd, is_free = lock_folder(folder)
+    try:
+        fd, is_free = lock_folder(folder)
+    except OSError:
+        if is_new:
+            _remove_if_empty(folder)
+        raise
     try:
         if is_free is False:
             raise _refusal(
