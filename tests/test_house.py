@@ -28,7 +28,7 @@ ALLOWED = {
     "metadata": {"_core", "_region", "errors"},
     "policy": {"_region", "plan", "settings"},
     "manifest": {"_region", "_version", "errors", "plan", "settings"},
-    "folders": {"_region", "manifest", "policy", "settings"},
+    "folders": {"_region", "errors", "manifest", "policy", "settings"},
     "growth": {
         "_ahead",
         "_core",

@@ -86,6 +86,13 @@ def test_an_existing_folder_is_refused_and_not_touched(make_settings, tmp_path, 
     assert names(folder) == set(content)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_folder_with_a_pipe_in_place_of_a_lock_is_refused(make_settings, tmp_path):
+    os.mkfifo(tmp_path / "progress.bin")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        create_stream(make_settings(SIZES, root_path=str(tmp_path)))
+
+
 def test_overwrite_replaces_a_dataset(make_settings, tmp_path, frames):
     folder = tmp_path / "data"
     with create_stream(make_settings({"p": 4} | SIZES, root_path=str(folder))) as stream:
@@ -663,7 +670,6 @@ def test_of_many_who_begin_in_one_folder_one_has_it(make_settings, tmp_path, pla
             np.testing.assert_array_equal(dataset.arrays[0][0], frames[0])
 
 
-@pytest.mark.skipif(PORTABLE, reason="it knows its file by the name only")
 def test_a_growing_stream_writes_nothing_into_what_has_replaced_its_folder(
     make_settings, tmp_path
 ):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scratchwriter import policy
 from scratchwriter._region.system import lock_folder
+from scratchwriter.errors import DatasetError
 from scratchwriter.manifest import dataset_files, is_dataset, is_dataset_name, locked
 from scratchwriter.settings import ScratchFormat
 
@@ -56,7 +57,8 @@ def claimed(
             folder.mkdir(parents=True)
             is_new = True
     if not (is_new or overwrite):
-        _refuse_if_recorded(folder)
+        with suppress(DatasetError):  # it holds something else
+            _refuse_if_recorded(folder)
         raise _refusal(
             "The folder exists. Use overwrite=True to replace the scratch dataset in it, "
             "or another root_path",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,10 +22,12 @@ class PortableRegion:
     """See `Region`. It grows by a new mapping of its file, in memory by copying."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+        self._path: Path | None = None
+        self._identity = (0, 0)  # of the file: another may come under its name
         self._buffer: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
         if path is not None:
             path.touch(exist_ok=False)
+            self._path, self._identity = path, _identity(path.stat())
 
     @property
     def path(self) -> Path | None:
@@ -46,27 +51,29 @@ class PortableRegion:
                 grown[: self.nbytes] = self._buffer
                 self._buffer = grown
             else:
-                with errors_name(self._path):
-                    os.truncate(self._path, nbytes)
-                self._buffer = _map(self._path, nbytes)
+                with self._open(self._path) as file:
+                    file.truncate(nbytes)
+                    self._buffer = _map(file, nbytes)
 
     def allocate(self, start: int, stop: int) -> None:
         if self._path is not None:
-            _fill(self._path, start, stop)
-            if stop > self.nbytes:
-                self._buffer = _map(self._path, stop)
+            with self._open(self._path) as file:
+                _fill(file, start, stop)
+                if stop > self.nbytes:
+                    self._buffer = _map(file, stop)
         self.extend(stop)
 
     def continue_in_file(self, path: Path, start: int) -> None:
         path.touch(exist_ok=False)
         try:
-            with errors_name(path), path.open("wb", buffering=0) as file:
+            with errors_name(path), path.open("r+b", buffering=0) as file:
                 _write_all(file, self._buffer.data)
-            buffer = _map(path, self.nbytes)
+                buffer = _map(file, self.nbytes)
+                identity = _identity(os.fstat(file.fileno()))
         except BaseException:
             path.unlink()
             raise
-        self._path, self._buffer = path, buffer
+        self._path, self._identity, self._buffer = path, identity, buffer
 
     def save(self) -> None:
         """All is in the file since `continue_in_file`."""
@@ -77,9 +84,9 @@ class PortableRegion:
 
     def trim(self, nbytes: int) -> None:
         if self._path is not None:
-            with errors_name(self._path):
-                os.truncate(self._path, nbytes)
-            self._buffer = _map(self._path, nbytes)  # none past the end of the file
+            with self._open(self._path) as file:
+                file.truncate(nbytes)
+                self._buffer = _map(file, nbytes)  # none past the end of the file
 
     def array(
         self, dtype: np.dtype[np.generic], shape: tuple[int, ...]
@@ -88,6 +95,13 @@ class PortableRegion:
         buffer = np.frombuffer(self._buffer.data.toreadonly(), np.uint8)
         return np.ndarray(shape, dtype, buffer=buffer)
 
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[BinaryIO]:
+        with errors_name(path), path.open("r+b", buffering=0) as file:
+            if _identity(os.fstat(file.fileno())) != self._identity:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            yield file
+
 
 def map_file(path: Path) -> memoryview:
     """See `view_file`."""
@@ -95,21 +109,24 @@ def map_file(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _map(path: Path, nbytes: int) -> npt.NDArray[np.uint8]:
-    return np.memmap(path, np.uint8, "r+", shape=(nbytes,))
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
-def _fill(path: Path, start: int, stop: int) -> None:
+def _map(file: BinaryIO, nbytes: int) -> npt.NDArray[np.uint8]:
+    return np.memmap(file, np.uint8, "r+", shape=(nbytes,))
+
+
+def _fill(file: BinaryIO, start: int, stop: int) -> None:
     """Give a file real blocks from `start` to `stop`, or leave it as it was."""
-    length = path.stat().st_size
-    with errors_name(path), path.open("r+b", buffering=0) as file:
-        try:
-            file.seek(start)
-            while start < stop:
-                start += _write_all(file, memoryview(_ZEROS)[: stop - start])
-        except OSError:
-            file.truncate(length)
-            raise
+    length = os.fstat(file.fileno()).st_size
+    try:
+        file.seek(start)
+        while start < stop:
+            start += _write_all(file, memoryview(_ZEROS)[: stop - start])
+    except OSError:
+        file.truncate(length)
+        raise
 
 
 def _write_all(file: BinaryIO, data: memoryview) -> int:

@@ -97,7 +97,11 @@ def lock_folder(path: Path, *, patience_s: float = _LOOK_S) -> tuple[int, bool |
     if fcntl is None:
         return -1, None
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    return fd, lock_file(fd, patience_s=patience_s)
+    try:
+        return fd, lock_file(fd, patience_s=patience_s)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
