@@ -28,7 +28,8 @@ def read_everything(folder):
             for name in ("skipped", "state", "settings", "global_metadata"):
                 getattr(dataset, name)
             for position in range(len(dataset.arrays)):
-                dataset.written(position)
+                if dataset.counts_frames:
+                    dataset.written(position)
             return "\n".join(find_faults(dataset)) or None
     except DatasetError as error:
         return str(error)

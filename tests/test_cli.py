@@ -76,12 +76,13 @@ def test_info_prints_what_a_dataset_holds(dataset, capsys):
     lines = {line[:17].strip(): line[17:] for line in capsys.readouterr().out.splitlines()}
     assert lines == {
         "dataset": str(dataset),
-        "written by": f"version {scratchwriter.__version__}",
+        "written by": f"scratchwriter {scratchwriter.__version__}",
         "state": "closed",
         "pixels": "uint16, 280 bytes",
         "frames": "7",
         "position 0": "left: t=4, y=4, x=5",
         "position 1": "right: t=3, y=4, x=5",
+        "on the device": "the first 0 for certain",
         "frame metadata": "1 lines",
         "global metadata": "mine",
     }
@@ -114,7 +115,7 @@ def test_info_reads_a_dataset_of_ome_writers(tmp_path, capsys):
     assert "position 1" in out
     assert "t=2, y=4, x=5" in out
     assert "4 lines" in out
-    assert "version 0.3.2" in out
+    assert "ome-writers 0.3.2" in out
 
 
 def test_info_reads_a_dataset_whose_format_has_fields_of_ours(

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_flush_after_close_brings_the_dataset_to_the_device(make_settings, tmp_p
         assert (dataset.frames_synced, dataset.state) == (1, "closed")
 
 
-def test_a_device_that_takes_nothing_is_an_error_of_flush_and_a_warning_of_the_thread(
+def test_what_a_device_has_not_taken_is_an_error_of_every_flush_and_of_close(
     make_settings, tmp_path, monkeypatch
 ):
     def fsync(fd):
@@ -163,14 +164,25 @@ def test_a_device_that_takes_nothing_is_an_error_of_flush_and_a_warning_of_the_t
 
     fmt = ScratchFormat(durability="system", sync_interval_s=0.01)
     settings = make_settings(SIZES, root_path=str(tmp_path / "data"), format=fmt)
-    with create_stream(settings) as stream:
-        stream.append(frame_of(0))
-        with monkeypatch.context() as patch, pytest.warns(UserWarning, match="device"):
-            patch.setattr(system.os, "fsync", fsync)
-            with pytest.raises(OSError, match=r"Input/output error.*pos_0\.dat"):
-                stream.flush()
-            time.sleep(0.1)
-        stream.flush()
+    stream = create_stream(settings)
+    stream.append(frame_of(0))
+    stream.flush()
+    stream.append(frame_of(1))
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="device"):
+        patch.setattr(system.os, "fsync", fsync)
+        with pytest.raises(OSError, match=r"Input/output error.*pos_0\.dat"):
+            stream.flush()
+        time.sleep(0.1)
+        # The system takes the pages for written from now on, and does not tell again.
+    stream.append(frame_of(2))
+    for action in (stream.flush, stream.close):
+        with pytest.raises(OSError, match=r"device has not taken.*pos_0\.dat"):
+            action()
+    with open_scratch(tmp_path / "data") as dataset:
+        assert dataset.state == "closed"
+        assert dataset.frames_synced == 1
+        for i in range(3):
+            np.testing.assert_array_equal(dataset.arrays[i % 2][i // 2], frame_of(i))
 
 
 # --------------------------------------------------------------------------- full disks
@@ -398,6 +410,34 @@ def test_frames_of_several_threads_come_whole_while_others_look_and_one_closes(
         assert [value for value in values if value // 10_000 == n] == own
 
 
+def test_a_flush_while_a_stream_leaves_memory_loses_no_line(make_settings, tmp_path):
+    frames = 20_000
+    fmt = ScratchFormat(max_memory_bytes=128 * frames, spill_dir=str(tmp_path))
+    frame = np.ones((8, 8), "uint16")
+    for _ in range(4):
+        stream = create_stream(make_settings({"t": None, "y": 8, "x": 8}, format=fmt))
+        for i in range(frames):
+            stream.append(frame, frame_metadata={"i": i, "pad": "x" * 200})
+        stop = threading.Event()
+
+        def flush(stream=stream, stop=stop):
+            while not stop.is_set():
+                stream.flush()
+
+        flusher = threading.Thread(target=flush)
+        flusher.start()
+        with pytest.warns(UserWarning, match="max_memory_bytes"):
+            for i in range(frames, frames + 50):
+                stream.append(frame, frame_metadata={"i": i})
+        stream.flush()
+        stop.set()
+        flusher.join()
+        stream.close()
+        with open_scratch(stream.path) as dataset:
+            numbers = [line["i"] for line in dataset.frame_metadata]
+            assert numbers == list(range(frames + 50))
+
+
 # --------------------------------------------------------------------------- interrupts
 
 
@@ -467,3 +507,82 @@ def test_an_interrupted_close_can_be_closed_again(make_settings, tmp_path):
         signal.signal(signal.SIGALRM, before)
     gc.collect()
     assert interrupted
+
+
+class Interrupter:
+    """Raises KeyboardInterrupt at the n-th line of this library that is run."""
+
+    def __init__(self, at):
+        self.lines, self._at = 0, at
+
+    def __enter__(self):
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *exc_info):
+        sys.settrace(None)
+
+    def _trace(self, frame, event, arg):
+        if "/scratchwriter/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self._at:
+                raise KeyboardInterrupt
+        return self._trace
+
+
+@pytest.mark.parametrize(
+    "place", ["memory", "disk", "leaving memory", "leaving the machine"]
+)
+def test_an_interrupt_at_any_line_while_arrays_grow_costs_nothing(
+    make_settings, tmp_path, place, monkeypatch
+):
+    monkeypatch.setattr("scratchwriter.growth._GRANT_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter.growth._MEMORY_WINDOW_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter.growth._FILE_WINDOW_NBYTES", 4 * 8192)
+    fmt = ScratchFormat(
+        spill_dir=str(tmp_path),
+        max_memory_bytes=10 * 8192 if place == "leaving memory" else 1 << 30,
+    )
+    step = 7 if place == "leaving memory" else 13
+    for at in range(1, 10_000, step):
+        root_path = str(tmp_path / str(at)) if place == "disk" else ""
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            patch.setattr("scratchwriter.policy.available_nbytes", lambda: 12 * 8192)
+            if "machine" not in place:
+                patch.undo()
+            settings = make_settings(SIZES, root_path=root_path, format=fmt)
+            stream = create_stream(settings)
+            if "machine" in place:
+                patch.setattr(
+                    "scratchwriter.policy.available_nbytes",
+                    lambda stream=stream: 0 if stream.frames_written > 20 else 12 * 8192,
+                )
+            interrupter = Interrupter(at)
+            interrupted = False
+            while (number := stream.frames_written) < 60:
+                metadata = {"number": number}
+                if interrupter.lines >= at:
+                    stream.append(frame_of(number), frame_metadata=metadata)
+                    continue
+                try:
+                    with interrupter:
+                        stream.append(frame_of(number), frame_metadata=metadata)
+                except KeyboardInterrupt:
+                    interrupted = True
+            stream.close()
+        for number in range(60):
+            assert (stream.arrays[number % 2][number // 2] == number + 1).all(), number
+        if stream.path is not None:
+            with open_scratch(stream.path) as dataset:
+                assert find_faults(dataset) == []
+                numbers = [line["number"] for line in dataset.frame_metadata]
+                assert numbers == list(range(60))
+        if not interrupted:
+            break
+    assert not interrupted
+    assert at > 3 * step
+    if "leaving" in place:
+        assert stream.path is not None

@@ -56,8 +56,5 @@ class AheadThread:
     def prepare_now(self, position: int, start_nbytes: int) -> int:
         """Prepare the slot at `start_nbytes`; return 0, an errno, or -1 past the end."""
 
-    def forget(self, position: int, start_nbytes: int) -> None:
-        """Prepare a position anew from `start_nbytes` on: it is in a file now."""
-
     def stop(self) -> None:
         """End the threads; in a forked child, which has none, do nothing."""

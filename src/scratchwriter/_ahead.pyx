@@ -105,6 +105,7 @@ cdef struct Walk:
     int64_t ahead                     # frames ready, the next one's number; atomic
     Odometer next                     # its slot
     int64_t* prepared_nbytes          # per position: ready to here
+    bint* in_file                     # per position: what it was when looked at last
     int code                          # errno of what failed last
 
     # The sleep
@@ -147,6 +148,24 @@ cdef int _prepare_piece(
         steps = (stop + walk.step_nbytes - 1) // walk.step_nbytes
         code = make_readable(mapping, steps * walk.step_nbytes)
     return code if code else prepare(mapping, start, stop)
+
+
+cdef void _notice_file(Walk* walk, int64_t position) noexcept nogil:
+    """Begin anew at the frames, if an array goes on in a file since the last look.
+
+    The walk was ahead of them in memory that is no more.
+    """
+    cdef Mapping* mapping = walk.mappings[position]
+    cdef int64_t cursor
+    if walk.in_file[position] or not _in_file(mapping):
+        return
+    walk.in_file[position] = True
+    walk.prepared_nbytes[position] = min(
+        walk.prepared_nbytes[position], sw_load_acquire(&mapping.file_start)
+    )
+    cursor = _cursor(walk)
+    jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
+    sw_store_release(&walk.ahead, cursor)
 
 
 cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:
@@ -202,6 +221,7 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
     while done_nbytes < walk.piece_nbytes:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
             return False
+        _notice_file(walk, _position(walk))
         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
         if walk.code:
             return False
@@ -360,14 +380,16 @@ cdef class AheadThread:
         walk.mappings = <Mapping**>calloc(n, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
+        walk.in_file = <bint*>calloc(n, sizeof(bint))
         if (
             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
-            or walk.prepared_nbytes == NULL
+            or walk.prepared_nbytes == NULL or walk.in_file == NULL
         ):
             raise MemoryError(f"tables of {n} positions")
         for position in range(n):
             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
+            walk.in_file[position] = _in_file(walk.mappings[position])
             if walk.num_frames >= 0 and not walk.in_order:
                 walk.prepared_nbytes[position] = walk.step_nbytes  # allocated, and open
         self.pid = getpid()
@@ -382,6 +404,7 @@ cdef class AheadThread:
         free(self.walk.mappings)
         free(self.walk.memory_stop_nbytes)
         free(self.walk.prepared_nbytes)
+        free(self.walk.in_file)
 
     @property
     def frames_ahead(self):
@@ -414,24 +437,10 @@ cdef class AheadThread:
         cdef int code
         with nogil:
             self._lock()
+            _notice_file(walk, at)
             code = _prepare_slot(walk, at, start)
             sw_mutex_unlock(&walk.working)
         return code
-
-    def forget(self, position, start_nbytes):
-        cdef Walk* walk = &self.walk
-        cdef int64_t at = position, start = start_nbytes
-        cdef int64_t cursor
-        with nogil:
-            self._lock()
-            # The walk was ahead, in memory that is no more: it begins anew at the frames,
-            # and so does the gate.
-            walk.prepared_nbytes[at] = min(walk.prepared_nbytes[at], start)
-            sw_store_release(&walk.arrays[at].writable_nbytes, start)
-            cursor = _cursor(walk)
-            jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
-            sw_store_release(&walk.ahead, cursor)
-            sw_mutex_unlock(&walk.working)
 
     def stop(self):
         if self.pid == getpid():

@@ -42,6 +42,8 @@ class _Memory(Protocol):
 def is_plain(metadata: dict[Any, Any], /) -> bool:
     """Tell whether all keys are text and all values text, numbers, bools or None.
 
+    Integers are plain that fit in 64 bits.
+
     Exactly those types: what derives from them may not be what it looks like.
     """
 

@@ -23,7 +23,7 @@ from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Next
 from cpython.float cimport PyFloat_CheckExact
-from cpython.long cimport PyLong_CheckExact
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
@@ -108,6 +108,12 @@ cdef inline char* put_number(char* at, int64_t number) noexcept nogil:
 
 # --------------------------------------------------------------------- metadata
 
+cdef inline bint fits_in_64_bits(object number) except -1:
+    cdef int overflow = 0
+    PyLong_AsLongLongAndOverflow(number, &overflow)
+    return not overflow
+
+
 def is_plain(dict metadata not None):
     cdef PyObject* key
     cdef PyObject* value
@@ -117,7 +123,7 @@ def is_plain(dict metadata not None):
             return False
         if not (
             PyUnicode_CheckExact(<object>value)
-            or PyLong_CheckExact(<object>value)
+            or PyLong_CheckExact(<object>value) and fits_in_64_bits(<object>value)
             or PyFloat_CheckExact(<object>value)
             or PyBool_Check(<object>value)
             or <object>value is None

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from scratchwriter._version import __version__
+from scratchwriter.errors import DatasetError
 from scratchwriter.folders import reclaim_spill_folders
 from scratchwriter.policy import size, spill_parent
-from scratchwriter.reader import ScratchDataset, open_scratch
+from scratchwriter.reader import NOT_COUNTED, ScratchDataset, open_scratch
 from scratchwriter.repair import find_faults, recover
 from scratchwriter.settings import ScratchFormat
 
@@ -32,9 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, 1 if it failed."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args) or 0
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                return args.run(args) or 0
+            finally:
+                for warning in caught:
+                    _print(f"scratchwriter: warning: {warning.message}", sys.stderr)
     except (OSError, ValueError, MemoryError, ImportError, RuntimeError) as error:
-        print(f"scratchwriter: {error}", file=sys.stderr)
+        _print(f"scratchwriter: {error}", sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("scratchwriter: interrupted", file=sys.stderr)
@@ -118,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_path,
         nargs="?",
         metavar="PATH",
-        help="folder to look in (default: where temporary folders are made)",
+        help="folder to look in, a ScratchFormat.spill_dir (default: where temporary "
+        "folders are made without one)",
     )
     clean.set_defaults(run=_clean)
     return parser
@@ -192,7 +204,10 @@ def _info(args: argparse.Namespace) -> None:
         skipped = sum(map(len, dataset.skipped))
         lines = {
             "dataset": str(dataset.path),
-            "written by": f"version {dataset.version}",
+            "written by": (
+                f"{'scratchwriter' if dataset.counts_frames else 'ome-writers'} "
+                f"{dataset.version}"
+            ),
             "state": _STATES[dataset.state],
             "pixels": f"{settings.dtype}, {size(nbytes)}",
             "frames": _frames(dataset)
@@ -202,6 +217,8 @@ def _info(args: argparse.Namespace) -> None:
         for i, array in enumerate(arrays):
             sizes = ", ".join(f"{a}={n}" for a, n in zip(dims, array.shape, strict=True))
             lines[f"position {i}"] = f"{settings.positions[i].name}: {sizes}"
+        if dataset.counts_frames:
+            lines["on the device"] = f"the first {dataset.frames_synced} for certain"
         lines["frame metadata"] = f"{len(dataset.frame_metadata)} lines"
         lines["global metadata"] = ", ".join(dataset.global_metadata) or "none"
     for name, text in lines.items():
@@ -213,13 +230,31 @@ def _frames(dataset: ScratchDataset) -> str:
     return f"{dataset.frames_written}" + (f" of {expected}" if expected else "")
 
 
+def _missing(dataset: ScratchDataset) -> Iterator[str]:
+    """Tell what is missing: that is no fault, but zeros are not frames there."""
+    if not dataset.counts_frames:
+        yield f"frames that came: {NOT_COUNTED}"
+        return
+    with suppress(DatasetError):  # a fault, told as such
+        for skipped in dataset.skipped:
+            yield f"skipped: {len(skipped)} frames, {skipped[0]} to {skipped[-1]}"
+    expected = dataset.settings.num_frames
+    if expected is not None and dataset.frames_written < expected:
+        yield (
+            f"never came: {expected - dataset.frames_written} frames, "
+            f"{dataset.frames_written} to {expected - 1}"
+        )
+
+
 def _verify(args: argparse.Namespace) -> int:
     with open_scratch(args.path) as dataset:
         faults = find_faults(dataset)
         _print(f"{dataset.path}: {_STATES[dataset.state]}, {_frames(dataset)} frames")
+        for missing in _missing(dataset):
+            _print(missing)
     for fault in faults:
         _print(f"fault: {fault}")
-    print("damaged or not finished" if faults else "whole")
+    print("not whole" if faults else "whole")
     return 1 if faults else 0
 
 
@@ -231,12 +266,14 @@ def _recover(args: argparse.Namespace) -> None:
 
 def _clean(args: argparse.Namespace) -> None:
     parent = args.path or spill_parent(ScratchFormat())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "There is no such folder", str(parent))
     removed = reclaim_spill_folders(parent)
     for folder in removed:
         _print(f"{folder}: removed")
     print(f"{len(removed)} temporary folders of killed processes removed")
 
 
-def _print(text: str) -> None:
+def _print(text: str, file: TextIO | None = None) -> None:
     # What others wrote goes to a terminal: nothing that it would obey.
-    print("".join(c if c.isprintable() else "?" for c in text))
+    print("".join(c if c.isprintable() else "?" for c in text), file=file)

@@ -13,9 +13,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from scratchwriter import policy
-from scratchwriter._region.system import lock_folder
+from scratchwriter._region.system import lock_folder, unlock
 from scratchwriter.errors import DatasetError
-from scratchwriter.manifest import dataset_files, is_dataset, is_dataset_name, locked
+from scratchwriter.manifest import (
+    dataset_files,
+    is_beginning,
+    is_dataset,
+    is_dataset_name,
+    locked,
+)
 from scratchwriter.settings import ScratchFormat
 
 _SPILL_PREFIX = "scratchwriter_"
@@ -81,7 +87,7 @@ def claimed(
         _empty(folder, needed_nbytes)
         yield
     finally:
-        _close(fd)
+        unlock(fd)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -105,7 +111,7 @@ def _refuse_if_recorded(folder: Path) -> None:
 
 def _empty(folder: Path, needed_nbytes: int) -> None:
     """Delete the dataset that is in a folder."""
-    if any(folder.iterdir()) and not is_dataset(folder):
+    if any(folder.iterdir()) and not (is_dataset(folder) or is_beginning(folder)):
         raise _refusal(
             "The folder is not a scratch dataset and not empty: nothing is deleted. Use "
             "another root_path",
@@ -158,13 +164,13 @@ def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
                 (folder / _SPILL_MARK).touch()
                 _spill_folders[folder] = fd
                 return folder
-            os.close(fd)
+            unlock(fd)
 
 
 def remove_spill_folder(folder: Path) -> None:
     """Remove a temporary folder with all that is in it."""
     shutil.rmtree(folder, ignore_errors=True)
-    _close(_spill_folders.pop(folder, -1))
+    unlock(_spill_folders.pop(folder, -1))
 
 
 def reclaim_spill_folders(parent: Path) -> list[Path]:
@@ -184,8 +190,30 @@ def reclaim_spill_folders(parent: Path) -> list[Path]:
                     folder.rmdir()
                     removed.append(folder)
             finally:
-                os.close(fd)
+                unlock(fd)
     return removed
+
+
+def keep_spill_folder(folder: Path) -> bool:
+    """Make a temporary folder one that stays; tell whether it was one.
+
+    Raises
+    ------
+    BlockingIOError
+        If its owner lives.
+    """
+    if not (folder / _SPILL_MARK).exists():
+        return False
+    fd, is_free = lock_folder(folder)
+    try:
+        if is_free is False:
+            raise BlockingIOError(
+                errno.EAGAIN, "The temporary folder is in use", str(folder)
+            )
+        (folder / _SPILL_MARK).unlink(missing_ok=True)
+    finally:
+        unlock(fd)
+    return True
 
 
 def _is_own_spill_folder(fd: int) -> bool:
@@ -198,21 +226,11 @@ def _is_own_spill_folder(fd: int) -> bool:
     )
 
 
-def _close(fd: int) -> None:
-    if fd >= 0:
-        os.close(fd)
-
-
 @atexit.register
 def _remove_spill_folders() -> None:
     for folder in list(_spill_folders):
         remove_spill_folder(folder)
 
 
-def _leave_to_parent() -> None:
-    while _spill_folders:
-        _close(_spill_folders.popitem()[1])
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_spill_folders.clear)

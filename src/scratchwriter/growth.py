@@ -76,6 +76,8 @@ class Growth:
         self._plan, self._format = plan, fmt
         self._leave_memory = leave_memory
         self._writable_steps = [0] * plan.num_positions  # in memory, or portable
+        self._leaves_memory = [folder is None] * plan.num_positions  # some time
+        self._limit = ""  # of memory, that has been reached
         self._granted_steps = 0  # what the machine was asked for
         self._ahead: AheadThread | None = None
         self._closing = threading.Lock()  # several threads may close
@@ -112,13 +114,12 @@ class Growth:
             if plan.is_unbounded:
                 region.extend(plan.step_nbytes)
                 if folder is not None or self._memory_shortage(position, 1) is not None:
-                    self._attach(position)  # with nothing writable yet
+                    self._attach(position, 0)
             else:
                 region.allocate(0, plan.step_nbytes)
                 # In files the thread ahead opens slot by slot, if it can.
                 gated = folder and plan.is_in_order and not moves_when_it_grows(region)
-                self._writable_steps[position] = 0 if gated else 1
-                self._attach(position)
+                self._attach(position, 0 if gated else 1)
 
     def start_ahead(self) -> None:
         """Begin to make memory and files ready ahead of the frames."""
@@ -175,11 +176,14 @@ class Growth:
         step = -(-stop_nbytes // self._plan.step_nbytes)
         if step <= self._writable_steps[position]:
             return  # another thread was here before
-        if self.regions[position].path is None:
-            limit = self._memory_shortage(position, step)
-            if limit is None:
-                return
-            self._leave_memory(position, step, limit)
+        if self._leaves_memory[position]:
+            if self.regions[position].path is None:
+                limit = self._memory_shortage(position, step)
+                if limit is None:
+                    return
+                self._limit = limit
+            self._leave_memory(position, step, self._limit)
+            self._leaves_memory[position] = False  # last: an interrupt may come before
         self._grow_file(position, step, stop_nbytes)
 
     def _grow_file(self, position: int, step: int, stop_nbytes: int) -> None:
@@ -229,12 +233,12 @@ class Growth:
                 raise
             last = step
             region.allocate((step - 1) * step_nbytes, last * step_nbytes)
-        self._writable_steps[position] = last
-        self._attach(position)
+        self._attach(position, last)
 
-    def _attach(self, position: int) -> None:
-        writable_nbytes = self._writable_steps[position] * self._plan.step_nbytes
+    def _attach(self, position: int, writable_steps: int) -> None:
+        writable_nbytes = writable_steps * self._plan.step_nbytes
         self.writer.attach(position, self.regions[position], writable_nbytes)
+        self._writable_steps[position] = writable_steps
 
     def _make_steps(self, steps: int) -> None:
         """Make all arrays readable up to `steps`. Called by the writer for a long skip."""
@@ -263,19 +267,19 @@ class Growth:
         for position, region in enumerate(self.regions):
             region.extend(steps * self._plan.step_nbytes)
             if moves_when_it_grows(region):
-                self._attach(position)
+                self._attach(position, self._writable_steps[position])
         self.writer.set_readable_steps(steps)
 
     # -------------------------------------------------------- asked for by the storage
 
     def continue_in_file(self, folder: Path, position: int) -> None:
         """Let an array go on in a file, behind what it has in memory."""
-        start_nbytes = self._writable_steps[position] * self._plan.step_nbytes
-        region = self.regions[position]
-        region.continue_in_file(folder / array_name(position), start_nbytes)
-        self._attach(position)
+        region, steps = self.regions[position], self._writable_steps[position]
+        if region.path is None:
+            path = folder / array_name(position)
+            region.continue_in_file(path, steps * self._plan.step_nbytes)
+        self._attach(position, steps)
         if self._ahead is not None:
-            self._ahead.forget(position, start_nbytes)
             self._ahead.start_writeback(policy.backlog_nbytes(), policy.cached_nbytes())
 
     def finish_file(self, folder: Path, position: int) -> None:
@@ -305,24 +309,26 @@ class Growth:
 
     def populated_ahead_nbytes(self) -> int:
         """Bytes ahead of the frames that can be stored to without a page fault."""
-        if self._ahead is None:
+        if self._ahead is None or self.writer.closed:
             return 0
         return self._ahead.frames_ahead * self._plan.frame_nbytes
 
     def allocated_ahead_nbytes(self, cursor: int) -> int:
         """Bytes ahead of the frames that have memory granted, or blocks on the disk."""
+        if self.writer.closed:
+            return 0
         frames = self._plan.num_frames
         if frames is None:
             frames = min(self._writable_steps) * self._plan.step_frames
         ahead_nbytes = max(frames - cursor, 0) * self._plan.frame_nbytes
         return max(ahead_nbytes, self.populated_ahead_nbytes())
 
-    def unwritten_nbytes(self, cursor: int) -> int:
-        """Bytes in files that may not have been written to the disk yet."""
+    def unwritten_nbytes(self, cursor: int, synced: int) -> int:
+        """Bytes in files that may not be on the disk; `synced` frames are for certain."""
         if not self.is_in_files():
             return 0
         written_back = 0 if self._ahead is None else self._ahead.frames_written_back
-        return (cursor - written_back) * self._plan.frame_nbytes
+        return max(cursor - max(written_back, synced), 0) * self._plan.frame_nbytes
 
 
 def _stay(position: int, step: int, limit: str) -> None:

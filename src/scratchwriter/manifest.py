@@ -51,10 +51,12 @@ from scratchwriter._region import view_file
 from scratchwriter._region.system import (
     boot_id,
     errors_name,
+    hold,
     lock_file,
     open_regular,
     process_lives,
     sync_file,
+    unlock,
 )
 from scratchwriter._version import __version__
 from scratchwriter.errors import DatasetError
@@ -67,6 +69,7 @@ SKIPS = "skips.bin"
 FRAME_METADATA = "frame_metadata.jsonl"
 
 _MOST_NBYTES = 1 << 24  # of a manifest: five times what ten thousand positions need
+_SKIPS_NBYTES = 1 << 16  # read at a time
 _DIGITS = 16  # width of a length that is renewed in place, and its alignment
 _PROGRESS_NBYTES = 4096
 _PROGRESS_HEADER = np.dtype(
@@ -132,16 +135,18 @@ class Progress:
         header["pid"] = os.getpid()
         header["boot_id"] = boot_id().encode()
         self._path = path
-        self._locked_file = path.open("xb", buffering=0)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        self._fd = os.open(path, flags, 0o666)
+        hold(self._fd)
         with ExitStack() as undo:
             undo.callback(self.release)
             with errors_name(path, _PROGRESS_NBYTES):
-                is_locked = lock_file(self._locked_file.fileno())
+                is_locked = lock_file(self._fd)
                 if is_locked is False:
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 self.is_locked = is_locked is True
-                self._locked_file.write(header.tobytes())
-                status = os.fstat(self._locked_file.fileno())
+                os.write(self._fd, header.tobytes())  # of one page: whole, or not at all
+                status = os.fstat(self._fd)
                 self.file = MappedFile(path)
             undo.pop_all()
         self._identity = status.st_dev, status.st_ino
@@ -170,7 +175,8 @@ class Progress:
 
     def release(self) -> None:
         """Give up the lock."""
-        self._locked_file.close()
+        fd, self._fd = self._fd, -1
+        unlock(fd)
 
 
 @contextmanager
@@ -189,9 +195,13 @@ def locked(folder: Path) -> Iterator[int | None]:
         yield None
         return
     with faults_of(path):
-        file = open_regular(path)
+        try:
+            file = open_regular(path, writable=True)  # as NFS wants it for such a lock
+        except OSError:
+            file = open_regular(path)
     with file:
-        is_free = lock_file(file.fileno())
+        with faults_of(path):
+            is_free = lock_file(file.fileno())
         data = file.read(_PROGRESS_NBYTES).ljust(_PROGRESS_NBYTES, b"\0")
         header = np.frombuffer(data, _PROGRESS_HEADER)
         pid = int(header["pid"][0])
@@ -238,7 +248,7 @@ class ProgressView:
     @property
     def synced(self) -> int:
         """Frames that are certain to be on the device."""
-        return int(self._header["synced"][0])
+        return min(max(int(self._header["synced"][0]), 0), self.cursor)
 
     @property
     def is_closed(self) -> bool:
@@ -445,8 +455,10 @@ def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
         If it has none, or one that is not valid.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
+    if not folder.exists():
         raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(folder))
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is not a scratch dataset: it is not a folder")
     if not os.path.lexists(path):
         raise DatasetError(f"{folder} is not a scratch dataset: it has no {MANIFEST}")
     with faults_of(path):
@@ -487,17 +499,22 @@ def read_skips(folder: Path, cursor: int) -> list[range]:
     if not os.path.lexists(path):
         return []
     with faults_of(path):
+        ranges: list[range] = []
         with open_regular(path) as file:
-            # No more than there can be: a range and a gap are at least two frames.
-            most_nbytes = (cursor // 2 + 1) * 16
-            data = file.read(min(os.fstat(file.fileno()).st_size, most_nbytes))
-        # Half a pair is what a killed writer did not get to the end of.
-        pairs = np.frombuffer(data[: len(data) // 16 * 16], np.int64).reshape(-1, 2)
-        # What a killed writer has recorded but not done.
-        pairs = np.minimum(pairs[pairs[:, 0] < cursor], cursor)
-        if (np.diff(pairs.ravel()) <= 0).any() or (pairs < 0).any():
-            raise ValueError("its ranges are not in order")
-    return [range(start, stop) for start, stop in pairs.tolist()]
+            # In pieces: what is damaged is refused before it takes memory.
+            while len(data := file.read(_SKIPS_NBYTES)) >= 16:
+                # Half a pair is what a killed writer did not get to the end of.
+                data = data[: len(data) // 16 * 16]
+                pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
+                before = ranges[-1].stop if ranges else -1
+                if (np.diff(pairs.ravel(), prepend=before) <= 0).any():
+                    raise ValueError("its ranges are not in order")
+                # What a killed writer has recorded but not done does not count.
+                counted = np.minimum(pairs[pairs[:, 0] < cursor], cursor)
+                ranges += [range(start, stop) for start, stop in counted.tolist()]
+                if len(counted) < len(pairs):
+                    break
+    return ranges
 
 
 def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
@@ -505,12 +522,15 @@ def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
     path = folder / MANIFEST
     with faults_of(path), open_regular(path) as file:
         fields = json.loads(file.read())
+        text = json.dumps({**fields, "position_shapes": shapes}).encode("ascii")
+        if len(text) > _MOST_NBYTES:  # the white space of others may have been shorter
+            raise ValueError(f"it would have {len(text)} bytes, the most is {_MOST_NBYTES}")
     draft = draft_path(folder)
-    text = json.dumps({**fields, "position_shapes": shapes}, indent=1)
     try:
-        write_draft(draft, text.encode("ascii"))
+        write_draft(draft, text)
         sync_file(draft)
         draft.replace(path)
+        sync_file(folder)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -534,6 +554,16 @@ def is_dataset(folder: Path) -> bool:
     except (OSError, DatasetError):
         return False
     return True
+
+
+def is_beginning(folder: Path) -> bool:
+    """Tell whether a folder has no more than what a writer left that died as it began."""
+    if not all(is_dataset_name(path.name) for path in folder.iterdir()):
+        return False
+    try:
+        return ProgressView(folder).cursor == 0 and not (folder / MANIFEST).exists()
+    except DatasetError:
+        return False
 
 
 def dataset_files(folder: Path) -> list[Path]:

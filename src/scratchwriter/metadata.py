@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -23,6 +24,7 @@ from scratchwriter.errors import DatasetError
 
 _CHUNK_NBYTES = 1 << 24
 _MOST_LINE_NBYTES = 1 << 28
+_MOST_DEPTH = 200  # of JSON: who reads it has a stack of his own
 
 RESERVED_KEYS = ("_pos", "_idx")  # where a frame is; written by us
 
@@ -89,7 +91,18 @@ _NOT_JSON = (TypeError, ValueError, RecursionError)
 
 def _to_json(value: Mapping[Any, Any]) -> bytes:
     # NaN and infinity stay what they are, as Python's own json reads them.
-    return json.dumps(value, default=_natural).encode("ascii")
+    text = json.dumps(value, default=_natural).encode("ascii")
+    if text.count(b"[") + text.count(b"{") > _MOST_DEPTH and _depth(text) > _MOST_DEPTH:
+        raise ValueError(f"it is nested more than {_MOST_DEPTH} levels deep")
+    return text
+
+
+def _depth(text: bytes) -> int:
+    """Return how deep JSON is nested, at the most; brackets in its texts count, too."""
+    steps = np.frombuffer(text, np.uint8)
+    opens = (steps == ord("[")) | (steps == ord("{"))
+    closes = (steps == ord("]")) | (steps == ord("}"))
+    return int(np.cumsum(opens.astype(np.int64) - closes).max())
 
 
 def _natural(value: Any) -> Any:
@@ -171,13 +184,16 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         """Return the number of frames with metadata."""
         with self._lock:
             self._scan()
-        last = len(self._starts) - 2
-        if last < 0:
-            return 0
-        # A line is written before its frame is: it may be there alone.
+        count = len(self._starts) - 1
+        # A line is written before its frame is: it may be there alone. After a power cut
+        # there may be more of them.
+        if count == 0 or self._counts(count - 1):
+            return count
+        return bisect_left(range(count - 1), True, key=lambda i: not self._counts(i))
+
+    def _counts(self, number: int) -> bool:
         with self._faults():
-            position, index = where(self._line(last))
-        return last + self._is_counted(position, index)
+            return self._is_counted(*where(self._line(number)))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self._read(0, len(self))
@@ -246,7 +262,7 @@ class FrameMetadata(Sequence[dict[str, Any]]):
                     raise ValueError(f"a line has {end - start} bytes")
                 with open_regular(self._path) as file:
                     data = os.pread(file.fileno(), end - start, start)
-                lines = [json.loads(line) for line in data.split(b"\n")[:-1]]
+                lines = [json.loads(line) for line in data.decode().split("\n")[:-1]]
                 if len(lines) != last - number:
                     raise ValueError("it has become shorter")
                 if not all(isinstance(line, dict) for line in lines):
@@ -258,6 +274,8 @@ class FrameMetadata(Sequence[dict[str, Any]]):
     def _faults(self) -> Iterator[None]:
         try:
             yield
+        except DatasetError:
+            raise
         except (OSError, *_NOT_JSON) as error:
             raise DatasetError(f"{self._path}: {str(error)[:200]}") from None
 

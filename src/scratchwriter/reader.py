@@ -31,6 +31,9 @@ from scratchwriter.plan import make_plan
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.views import ArrayView
 
+# Why something cannot be told.
+NOT_COUNTED = "ome-writers wrote it, which does not tell how many frames came"
+
 State = Literal["closed", "recording", "killed"]
 
 
@@ -41,7 +44,7 @@ class ScratchDataset:
     tells grows with the frames.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_recorded: bool | None = None) -> None:
         self._path = path
         self._closed = False
         self._maps: dict[int, memoryview] = {}
@@ -56,9 +59,13 @@ class ScratchDataset:
             if len(self._manifest.position_shapes) != self._plan.num_positions:
                 raise ValueError("position_shapes does not fit the dimensions")
         self._their_shapes: list[tuple[int, ...]] = []
+        self._is_guessed = False
         self._most_frames: int | None = None  # that the files have room for, if that counts
         if self._progress is not None:
-            if self._progress.may_lack_frames:
+            # A writer that lives (in a container, on another machine) lacks none.
+            if is_recorded is None:
+                is_recorded = self.state == "recording"
+            if self._progress.may_lack_frames and not is_recorded:
                 self._most_frames = self._frames_in_files()
             is_exact = was_closed and self._most_frames is None
             self._check_ours(self._cursor, is_exact=is_exact)
@@ -68,6 +75,7 @@ class ScratchDataset:
             self._their_shapes = _shapes_of_ome_writers(
                 path, self._manifest, self._settings
             )
+            self._is_guessed = self._their_shapes != self._manifest.position_shapes
         self._frame_metadata = FrameMetadata(path / FRAME_METADATA, self._is_counted)
 
     def _check_ours(self, cursor: int, *, is_exact: bool) -> None:
@@ -173,10 +181,16 @@ class ScratchDataset:
         -------
         numpy.ndarray of bool
             In the shape of the array without the frame's axes.
+
+        Raises
+        ------
+        DatasetError
+            If ome-writers wrote it, which does not tell.
         """
         frames, plan = self.frames_written, self._plan
+        position = range(plan.num_positions)[position]
         if self._progress is None:
-            return np.ones(self.arrays[position].shape[:-2], np.bool_)
+            raise DatasetError(f"{self._path / MANIFEST}: {NOT_COUNTED}")
         written = plan.written(position, frames, self.skipped)
         return written.transpose(plan.storage_axes[:-2])
 
@@ -215,6 +229,11 @@ class ScratchDataset:
     def counts_frames(self) -> bool:
         """Whether its writer counted the frames; ome-writers does not."""
         return self._progress is not None
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether the shapes are what files of ome-writers have room for."""
+        return self._is_guessed
 
     @property
     def may_lack_frames(self) -> bool:
@@ -358,7 +377,7 @@ def _shapes_of_ome_writers(
             warnings.warn(
                 f"{path}: ome-writers did not close this dataset. Its length of {length} "
                 f"is what the file has room for, not how many frames came.",
-                stacklevel=5,
+                stacklevel=4,
             )
             shape = tuple(counts)
         shapes.append(shape)

@@ -12,6 +12,7 @@ import numpy as np
 
 from scratchwriter._region.system import open_regular
 from scratchwriter.errors import DatasetError
+from scratchwriter.folders import keep_spill_folder
 from scratchwriter.manifest import (
     FRAME_METADATA,
     MANIFEST,
@@ -25,7 +26,9 @@ from scratchwriter.manifest import (
     replace_shapes,
 )
 from scratchwriter.metadata import where
-from scratchwriter.reader import ScratchDataset
+from scratchwriter.reader import NOT_COUNTED, ScratchDataset
+
+_RESTARTED = "the machine was started anew, there may be more frames than are counted"
 
 
 def find_faults(dataset: ScratchDataset) -> list[str]:
@@ -35,10 +38,17 @@ def find_faults(dataset: ScratchDataset) -> list[str]:
     """
     faults = []
     state = dataset.state
+    if dataset.is_guessed:
+        faults.append(f"{dataset.path / MANIFEST}: {NOT_COUNTED}, and did not close it")
+    if dataset.may_lack_frames and state != "recording":
+        faults.append(
+            f"the machine was started anew before it was closed: only the first "
+            f"{dataset.frames_synced} of its {dataset.frames_written} frames are certain"
+        )
     if state == "killed":
         faults.append(
-            f"its writer died before it closed; the {dataset.frames_written} frames that "
-            "came are there, and `scratchwriter recover` finishes it"
+            f"its writer died before it closed; `scratchwriter recover` finishes it, with "
+            f"{dataset.frames_written} frames"
         )
     if state != "recording":
         faults += _wrong_shapes(dataset)
@@ -107,28 +117,41 @@ def recover(path: Path) -> list[str]:
                 f"The dataset is being recorded by process {writer_pid}",
                 str(path),
             )
-        with ScratchDataset(path) as dataset:
+        with ScratchDataset(path, is_recorded=False) as dataset:  # the lock is ours
             if not dataset.counts_frames:
                 raise DatasetError(
-                    f"{path / MANIFEST}: ome-writers wrote it, which does not tell how "
-                    "many frames came. open_scratch reads it as it is"
+                    f"{path / MANIFEST}: {NOT_COUNTED}. open_scratch reads it as it is"
                 )
-            return _finish(dataset)
+            done = _finish(dataset)
+        if keep_spill_folder(path):
+            done.append(f"{path}: no temporary folder any more, it stays")
+        return done
 
 
 def _finish(dataset: ScratchDataset) -> list[str]:
     done = []
     folder, shapes = dataset.path, dataset.file_shapes
     # First: at no time does it tell of more than there is.
-    if dataset.told_shapes != shapes:
+    told_shapes = dataset.told_shapes
+    if told_shapes != shapes:
         replace_shapes(folder, shapes)
-        done.append(f"{folder / MANIFEST}: shapes {dataset.told_shapes} -> {shapes}")
-    if not dataset.may_lack_frames:
-        for position, shape in enumerate(shapes):
-            done += _trim(folder / array_name(position), _nbytes(dataset, shape))
-    done += _trim(folder / FRAME_METADATA, dataset.frame_metadata.nbytes)
-    skipped = np.array([(r.start, r.stop) for r in dataset.skipped], np.int64)
-    done += _trim(folder / SKIPS, skipped.nbytes, tail=skipped[-1:].tobytes())
+        done.append(f"{folder / MANIFEST}: shapes {told_shapes} -> {shapes}")
+    for position, shape in enumerate(shapes):
+        path, nbytes = folder / array_name(position), _nbytes(dataset, shape)
+        if not dataset.may_lack_frames:
+            done += _trim(path, nbytes)
+        elif path.lstat().st_size > nbytes:
+            done.append(f"{path}: left longer than its {nbytes} bytes: {_RESTARTED}")
+    # What is damaged in them stays as it is, and the frames are finished all the same.
+    try:
+        done += _trim(folder / FRAME_METADATA, dataset.frame_metadata.nbytes)
+    except DatasetError as error:
+        done.append(f"left as it is: {error}")
+    try:
+        skipped = np.array([(r.start, r.stop) for r in dataset.skipped], np.int64)
+        done += _trim(folder / SKIPS, skipped.nbytes, tail=skipped[-1:].tobytes())
+    except DatasetError as error:
+        done.append(f"left as it is: {error}")
     for file in dataset_files(folder):
         if is_draft_name(file.name):
             file.unlink()

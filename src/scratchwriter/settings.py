@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -88,7 +89,7 @@ class ScratchFormat(StrictModel):
     spill_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
     casting: Casting = "safe"
     durability: Literal["process", "system"] = "process"
-    sync_interval_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    sync_interval_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] = 1.0
 
     def get_output_path(self, root_path: str, *, num_positions: int = 1) -> str:
         """Return the folder of the dataset: `root_path` as it is."""

@@ -20,7 +20,7 @@ from typing import Any
 from scratchwriter import policy
 from scratchwriter._core import FrameWriter
 from scratchwriter._region import Region
-from scratchwriter._region.system import sync_file
+from scratchwriter._region.system import DeviceError, sync_file
 from scratchwriter.folders import (
     claimed,
     make_spill_folder,
@@ -63,6 +63,8 @@ class Storage:
         Folder of the dataset, also of a temporary one; None in memory.
     growth : Growth
         The arrays.
+    synced : int
+        How many of the first frames `flush` has brought to the device.
 
     Raises
     ------
@@ -81,11 +83,15 @@ class Storage:
         self._settings_fields = dump_settings(settings)
         self._global_metadata: dict[str, Any] = {}
         self._saver: threading.Thread | None = None
+        self._saving = threading.Lock()  # of the files; taken before the next one
         self._lock = threading.RLock()  # of the manifest and of the end
         self._progress: Progress | None = None
         self._syncer: Syncer | None = None
         self._is_durable = settings.format.durability == "system"
         self._syncs_manifest = self._is_durable
+        self._unsynced: list[Path] = []  # folders with new names in them
+        self._lost: DeviceError | None = None  # what the device did not take
+        self.synced = 0  # frames that are on the device
         self._has_warned_of_spill = False
         self._fds: dict[str, int] = {}  # of files that only grow, by name
         with ExitStack() as locks, ExitStack() as undo:
@@ -110,6 +116,10 @@ class Storage:
 
     def _begin_in_folder(self, locks: ExitStack, undo: ExitStack) -> None:
         folder = Path(self.settings.output_path).expanduser().absolute()
+        if folder.is_symlink():
+            folder = folder.resolve()
+        new = [folder, *(path for path in folder.parents if not path.exists())]
+        self._unsynced = [path.parent for path in new]
         needed_nbytes = self.plan.total_nbytes
         overwrite = self.settings.overwrite
         locks.enter_context(claimed(folder, needed_nbytes, overwrite, undo))
@@ -117,6 +127,8 @@ class Storage:
         self._make_arrays(folder, undo)
         undo.callback(self._release)
         self._publish(folder)
+        if self._is_durable:
+            self._sync_names()
         if self._progress is not None and not self._progress.is_locked:
             policy.warn_of_no_lock(folder, stacklevel=5)
 
@@ -172,7 +184,10 @@ class Storage:
     # ------------------------------------------------------------------ out of memory
 
     def _leave_memory(self, position: int, step: int, limit: str) -> None:
-        """Let a position go on in a temporary folder. Called when memory has an end."""
+        """Let a position go on in a temporary folder. Called when memory has an end.
+
+        If it is interrupted it is called again, and goes on.
+        """
         needed_nbytes = step * self.plan.total_nbytes
         if not self.settings.format.spill_to_disk:
             raise policy.memory_error(needed_nbytes, limit)
@@ -197,14 +212,14 @@ class Storage:
             warn_in_thread(f"{self.folder} is not complete yet: {error}")
 
     def _save(self) -> None:
-        if self.folder is None:
-            return
-        for region in self.regions:
-            region.save()
-        # What is proportional to the frames so far is done while they come.
-        self.writer.copy_log(*self._open(self.folder, FRAME_METADATA))
-        with self._lock:
-            if self._progress is None:
+        with self._saving:
+            if self.folder is None or self._progress is not None:
+                return
+            for region in self.regions:
+                region.save()
+            # What is proportional to the frames so far is done while they come.
+            self.writer.copy_log(*self._open(self.folder, FRAME_METADATA))
+            with self._lock:
                 self._publish(self.folder)
 
     def _wait_for_saver(self) -> None:
@@ -218,28 +233,43 @@ class Storage:
         """Return when everything so far is on the device; see `ScratchStream.flush`."""
         self._need_owner("flush")
         self._wait_for_saver()
+        if self.folder is None or not self.growth.is_in_files():
+            return
+        self._save()
         with self._lock:
-            if self.folder is None or not self.growth.is_in_files():
-                return
             self._need_own_folder(self.folder)
-            if self._progress is None:
-                self._save()
-            if not self._syncs_manifest:
-                # From now on: what replaces a manifest that is on the device is there, too.
-                self._syncs_manifest = True
-                sync_file(self.folder.parent)
+            # From now on: what replaces a manifest that is on the device is there, too.
+            self._syncs_manifest = True
             self._sync(self.folder)
 
+    def _sync_names(self) -> None:
+        """Bring the names of folders that were made to the device."""
+        while self._unsynced:
+            sync_file(self._unsynced[-1])
+            self._unsynced.pop()
+
     def _sync(self, folder: Path) -> None:
+        self._check_lost()
         frames = self.writer.frames_written
-        for position in range(self.plan.num_positions):
-            sync_file(folder / array_name(position))
-        for name in (FRAME_METADATA, SKIPS, MANIFEST):
-            sync_file(folder / name)
-        sync_file(folder)
+        try:
+            self._sync_names()
+            for position in range(self.plan.num_positions):
+                sync_file(folder / array_name(position))
+            for name in (FRAME_METADATA, SKIPS, MANIFEST):
+                sync_file(folder / name)
+            sync_file(folder)
+            if self._progress is not None:
+                self._progress.mark_synced(frames)
+        except DeviceError as error:
+            # The system tells it once, and takes the data for written from then on.
+            self._lost = error
+            raise
+        self.synced = frames
+
+    def _check_lost(self) -> None:
+        if self._lost is not None:
+            raise DeviceError(*self._lost.args[:2], self._lost.filename)
         self.growth.check_written_back()
-        if self._progress is not None:
-            self._progress.mark_synced(frames)
 
     def _need_owner(self, what: str) -> None:
         if self._disowned:
@@ -276,8 +306,9 @@ class Storage:
         )
         writer = self.writer
         try:
-            if not writer.closed and self.plan.is_unbounded:
-                # The lengths are renewed in both: frames need not wait for the disk.
+            if self.plan.is_unbounded:
+                # The lengths are renewed in both: frames need not wait for the disk. Those
+                # that came since the draft was begun are in it then, too.
                 writer.exclusively(
                     lambda: writer.publish_steps(draft.length_addresses, draft.file)
                 )
@@ -304,7 +335,7 @@ class Storage:
         if self._syncer is not None:
             self._syncer.stop()
         self._wait_for_saver()
-        with self._lock:
+        with self._saving, self._lock:
             if self.finished:
                 return
             if self.folder is not None:
@@ -316,7 +347,7 @@ class Storage:
                     for position in range(self.plan.num_positions):
                         steps.callback(self.growth.finish_file, self.folder, position)
             self.finished = True
-        self.growth.check_written_back()
+        self._check_lost()
 
     def _need_own_folder(self, folder: Path) -> None:
         if self._progress is not None and not self._progress.is_in(folder):
@@ -332,7 +363,8 @@ class Storage:
     def disown(self) -> None:
         """In a forked child: leave everything to the parent."""
         self.growth.disown()
-        self._lock = threading.RLock()  # a thread that is not here may have held it
+        # Threads that are not here may have held them.
+        self._saving, self._lock = threading.Lock(), threading.RLock()
         self.finished = self._disowned = True
         self._release()
 
@@ -350,10 +382,11 @@ class Storage:
             return  # what failed is told; until it is done this is no whole dataset
         if self._progress is None:
             self._publish(folder)
+        # The manifest is exact at any time; to write another one a full disk has no room.
         self._close_files()
-        self._write_manifest(folder)
         if self._is_durable:
-            self._sync(folder)
+            with suppress(DeviceError):  # told at the end of all
+                self._sync(folder)
         if self._progress is not None:
             self._progress.mark_closed()
         if self._is_durable:

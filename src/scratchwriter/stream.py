@@ -129,7 +129,7 @@ class ScratchStream:
             storage.plan.frame_nbytes,
             populated_ahead_nbytes=storage.growth.populated_ahead_nbytes(),
             allocated_ahead_nbytes=storage.growth.allocated_ahead_nbytes(frames),
-            unwritten_nbytes=storage.growth.unwritten_nbytes(frames),
+            unwritten_nbytes=storage.growth.unwritten_nbytes(frames, storage.synced),
         )
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:

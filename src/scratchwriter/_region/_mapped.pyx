@@ -196,7 +196,7 @@ cdef class MappedRegion:
                         # At the pace of the disk, so that the frames need not wait for it.
                         sync_file_range(fd, synced, at - synced, WRITE_AND_WAIT)
                         synced = at
-                self._check(code, stop)
+                self._check(code, self.nbytes + stop - (at - nbytes))
         finally:
             close(fd)
         self._is_saved = True

@@ -7,8 +7,8 @@ import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from scratchwriter._region.system import errors_name, open_regular
 
 _ZEROS = bytes(1 << 20)
+_O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 
 
 class PortableRegion:
@@ -51,29 +52,32 @@ class PortableRegion:
                 grown[: self.nbytes] = self._buffer
                 self._buffer = grown
             else:
-                with self._open(self._path) as file:
+                with self._open(self._path, nbytes - self.nbytes) as file:
                     file.truncate(nbytes)
                     self._buffer = _map(file, nbytes)
 
     def allocate(self, start: int, stop: int) -> None:
         if self._path is not None:
-            with self._open(self._path) as file:
+            with self._open(self._path, stop - start) as file:
                 _fill(file, start, stop)
                 if stop > self.nbytes:
                     self._buffer = _map(file, stop)
         self.extend(stop)
 
     def continue_in_file(self, path: Path, start: int) -> None:
-        path.touch(exist_ok=False)
+        fd = -1
         try:
-            with errors_name(path), path.open("r+b", buffering=0) as file:
+            # Not by pathlib: an interrupt in its code would leave the file.
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+            with errors_name(path, self.nbytes), FileIO(fd, "r+b") as file:
                 _write_all(file, self._buffer.data)
                 buffer = _map(file, self.nbytes)
-                identity = _identity(os.fstat(file.fileno()))
+                identity = _identity(os.fstat(fd))
+            self._path, self._identity, self._buffer = path, identity, buffer
         except BaseException:
-            path.unlink()
+            if fd >= 0:
+                path.unlink()
             raise
-        self._path, self._identity, self._buffer = path, identity, buffer
 
     def save(self) -> None:
         """All is in the file since `continue_in_file`."""
@@ -96,8 +100,8 @@ class PortableRegion:
         return np.ndarray(shape, dtype, buffer=buffer)
 
     @contextmanager
-    def _open(self, path: Path) -> Iterator[BinaryIO]:
-        with errors_name(path), path.open("r+b", buffering=0) as file:
+    def _open(self, path: Path, needed_nbytes: int = 0) -> Iterator[FileIO]:
+        with errors_name(path, needed_nbytes), FileIO(str(path), "r+b") as file:
             if _identity(os.fstat(file.fileno())) != self._identity:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             yield file
@@ -113,11 +117,11 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _map(file: BinaryIO, nbytes: int) -> npt.NDArray[np.uint8]:
+def _map(file: FileIO, nbytes: int) -> npt.NDArray[np.uint8]:
     return np.memmap(file, np.uint8, "r+", shape=(nbytes,))
 
 
-def _fill(file: BinaryIO, start: int, stop: int) -> None:
+def _fill(file: FileIO, start: int, stop: int) -> None:
     """Give a file real blocks from `start` to `stop`, or leave it as it was."""
     length = os.fstat(file.fileno()).st_size
     try:
@@ -129,7 +133,7 @@ def _fill(file: BinaryIO, start: int, stop: int) -> None:
         raise
 
 
-def _write_all(file: BinaryIO, data: memoryview) -> int:
+def _write_all(file: FileIO, data: memoryview) -> int:
     written = 0
     while written < len(data):
         written += file.write(data[written:])

@@ -21,6 +21,8 @@ except ImportError:  # Windows
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
+# EBADF: NFS does not lock for writing what is open for reading only, as folders are.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 _LOOK_S = 0.1  # more than anybody takes who only looks at a lock
 
 
@@ -82,7 +84,7 @@ def lock_file(fd: int, *, shared: bool = False, patience_s: float = _LOOK_S) -> 
                 return False
             time.sleep(_LOOK_S / 50)
         except OSError as error:
-            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            if error.errno in _NO_LOCKS:
                 return None
             raise
         else:
@@ -92,29 +94,55 @@ def lock_file(fd: int, *, shared: bool = False, patience_s: float = _LOOK_S) -> 
 def lock_folder(path: Path, *, patience_s: float = _LOOK_S) -> tuple[int, bool | None]:
     """Open a folder and lock it: the descriptor, and what `lock_file` says.
 
-    Without locks the descriptor is -1 where folders cannot be opened.
+    The descriptor is for `unlock`. Without locks it is -1 where folders cannot be opened.
     """
     if fcntl is None:
         return -1, None
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    hold(fd)
     try:
-        return fd, lock_file(fd, patience_s=patience_s)
+        with errors_name(path):
+            return fd, lock_file(fd, patience_s=patience_s)
     except OSError:
-        os.close(fd)
+        unlock(fd)
         raise
+
+
+_held: set[int] = set()  # descriptors whose locks are of this process
+
+
+def hold(fd: int) -> None:
+    """Have a descriptor closed in forked children, so that its lock goes with its owner."""
+    _held.add(fd)
+
+
+def unlock(fd: int) -> None:
+    """Close a descriptor that was held; one that a fork has closed, or -1, is none."""
+    if fd in _held:
+        _held.discard(fd)
+        os.close(fd)
+
+
+def _leave_to_parent() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
     """Return an OSError that names the path and, if there is no room, how much there is."""
     text = os.strerror(code)
-    if code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    if needed_nbytes > 0 and code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         with suppress(OSError):
             free_nbytes = shutil.disk_usage(path.parent).free
             text += (
-                f": {max(needed_nbytes, 1):,} bytes more are needed, {free_nbytes:,} are "
+                f": {needed_nbytes:,} bytes more are needed, {free_nbytes:,} are "
                 "free. Free some space and go on; what was stored is safe"
             )
-    elif code == errno.EFBIG:
+    elif needed_nbytes > 0 and code == errno.EFBIG:
         text += f": {needed_nbytes:,} bytes more are past the limit (ulimit -f)"
     elif code == errno.ESTALE:
         text = "The file was replaced by another, which is left as it is"
@@ -149,12 +177,31 @@ def open_regular(path: Path, *, writable: bool = False) -> FileIO:
     return FileIO(fd, "r+b" if writable else "rb")
 
 
+class DeviceError(OSError):
+    """A device has not taken what was written. The system tells that once only."""
+
+
 def sync_file(path: Path) -> None:
-    """Return when a file, or the list of names in a folder, is on the device."""
+    """Return when a file, or the list of names in a folder, is on the device.
+
+    Raises
+    ------
+    DeviceError
+        If the device does not take it.
+    OSError
+        If it cannot be opened: another try may do better.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
-        with errors_name(path):
-            os.fsync(fd)
+        os.fsync(fd)
+    except OSError as error:
+        raise DeviceError(
+            error.errno,
+            f"{os.strerror(error.errno or 0)}: the device has not taken all that was "
+            "written, and may never have it. It can still be read: copy it to another "
+            "device before this machine is turned off",
+            str(path),
+        ) from None
     finally:
         os.close(fd)
 
