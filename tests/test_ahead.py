@@ -240,7 +240,7 @@ def test_what_the_disk_has_leaves_memory_and_is_still_read(
 ):
     if is_ram_backed(tmp_path):
         pytest.skip("files in memory stay there")
-    monkeypatch.setattr(policy, "backlog_nbytes", lambda: 16 << 20)
+    monkeypatch.setattr(policy, "backlog_nbytes", lambda ahead_nbytes: 16 << 20)
     monkeypatch.setattr(policy, "cached_nbytes", lambda: 32 << 20)
     folder = tmp_path / "d"
     settings = make_settings({"t": 400, "y": 256, "x": 512}, root_path=str(folder))

@@ -142,6 +142,23 @@ def test_the_default_does_not_wait_for_the_device(make_settings, tmp_path, monke
     assert synced == []
 
 
+@pytest.mark.parametrize("durability", ["process", "system"])
+def test_the_names_of_all_folders_that_were_made_are_brought_to_the_device(
+    make_settings, tmp_path, monkeypatch, durability
+):
+    synced = []
+    for place in ("storage", "manifest"):
+        monkeypatch.setattr(f"scratchwriter.{place}.sync_file", synced.append)
+    fmt = ScratchFormat(durability=durability, sync_interval_s=60)
+    folder = tmp_path / "new" / "newer" / "data"
+    with create_stream(make_settings(SIZES, root_path=str(folder), format=fmt)) as stream:
+        assert (tmp_path in synced) == (durability == "system")
+        stream.flush()
+        assert {tmp_path, tmp_path / "new", tmp_path / "new" / "newer", folder} <= set(
+            synced
+        )
+
+
 def test_flush_in_memory_has_nothing_to_do(make_settings):
     with create_stream(make_settings(SIZES)) as stream:
         stream.append(frame_of(0))

@@ -229,3 +229,26 @@ def test_lines_can_be_read_while_frames_come(make_settings, tmp_path, frames):
         for i in range(3):
             stream.append(frames[i], frame_metadata={"i": i})
             assert len(read_lines(tmp_path / "d")) == i + 1
+
+
+def nest(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value", [10**5000, nest(250), nest(990)], ids=["digits", "deep", "deeper"]
+)
+def test_a_value_that_no_reader_could_read_is_left_out_with_a_warning(value):
+    with pytest.warns(UserWarning, match="'odd' is not stored"):
+        text = encode_frame_metadata({"odd": value, "b": 1})
+    assert json.loads(text) == {"b": 1}
+    with pytest.raises(TypeError, match="cannot be written as JSON"):
+        encode_global_metadata("mine", {"odd": value})
+
+
+@pytest.mark.parametrize("value", [10**4000, nest(150), [[]] * 1000, "[{" * 1000])
+def test_large_values_that_can_be_read_are_stored(value):
+    assert json.loads(encode_frame_metadata({"a": value})) == {"a": value}

@@ -185,3 +185,14 @@ def test_without_a_choice_a_folder_in_memory_is_avoided(monkeypatch, tmp_path):
 )
 def test_sizes_are_said_for_people(nbytes, text):
     assert policy.size(nbytes) == text
+
+
+@pytest.mark.parametrize(
+    ("threshold", "backlog"), [(None, 256), (2400, 1844), (400, 100), (40, 10)]
+)
+def test_files_wait_for_the_disk_until_the_kernel_would_write_them(
+    monkeypatch, threshold, backlog
+):
+    nbytes = None if threshold is None else threshold << 20
+    monkeypatch.setattr(policy, "writeback_threshold_nbytes", lambda: nbytes)
+    assert policy.backlog_nbytes(256 << 20) == backlog << 20

@@ -1,5 +1,6 @@
 """open_scratch: datasets closed, killed, or still being recorded."""
 
+import errno
 import fcntl
 import itertools
 import json
@@ -26,6 +27,7 @@ from scratchwriter import (
     create_stream,
     open_scratch,
 )
+from scratchwriter.repair import recover
 
 SIZES = {"t": None, "p": 2, "c": 2, "y": 4, "x": 5}
 
@@ -470,3 +472,52 @@ def test_datasets_of_the_version_before_can_be_opened(make_settings, folder, fra
             json.loads((folder / "manifest.json").read_text())["position_shapes"]
             == [[1, 2, 4, 5]] * 2
         )
+
+
+def test_a_live_reader_of_another_machine_or_container_grows(
+    make_settings, folder, monkeypatch
+):
+    settings = make_settings({"t": None, "y": 64, "x": 64}, root_path=str(folder))
+    frame = np.ones((64, 64), "uint16")
+    with create_stream(settings) as stream:
+        stream.append(frame)
+        monkeypatch.setattr("scratchwriter.manifest.boot_id", lambda: "another")
+        with open_scratch(folder) as dataset:
+            room = (folder / "pos_0.dat").stat().st_size // frame.nbytes
+            for _ in range(room + 10):
+                stream.append(frame)
+            assert dataset.frames_written == room + 11
+            assert dataset.arrays[0].shape == (room + 11, 64, 64)
+
+
+def test_a_position_that_is_not_there_is_an_error(make_settings, folder):
+    settings = make_settings({"t": 3, "p": 2, "y": 4, "x": 5}, root_path=str(folder))
+    with create_stream(settings) as stream:
+        stream.append(np.ones((4, 5), "uint16"))
+    with open_scratch(folder) as dataset:
+        assert dataset.written(-2).sum() == 1
+        for position in (2, 7, -3):
+            with pytest.raises(IndexError):
+                dataset.written(position)
+
+
+def test_a_folder_that_cannot_be_locked_for_writing_as_on_nfs_is_used_all_the_same(
+    make_settings, folder, monkeypatch
+):
+    def flock(fd, operation):
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and access == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(fd, operation)
+
+    real = fcntl.flock
+    monkeypatch.setattr("scratchwriter._region.system.fcntl.flock", flock)
+    settings = make_settings(
+        {"t": 3, "y": 4, "x": 5}, root_path=str(folder), overwrite=True
+    )
+    for _ in range(2):
+        with create_stream(settings) as stream:
+            stream.append(np.ones((4, 5), "uint16"))
+            with pytest.raises(FileExistsError, match="being recorded by process"):
+                create_stream(settings)
+    assert recover(folder) == []

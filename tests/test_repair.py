@@ -432,3 +432,126 @@ def test_what_belongs_to_another_user_is_not_reclaimed(tmp_path):
     os.chown(theirs, 1000, 1000)
     assert reclaim_spill_folders(tmp_path) == []
     assert theirs.exists()
+
+
+# -------------------------------------------------- what a power cut leaves, and recover
+
+
+def set_cursor(folder, cursor):
+    with (folder / "progress.bin").open("r+b") as file:
+        file.seek(64)
+        file.write(cursor.to_bytes(8, "little"))
+
+
+RECORD_6 = "[stream.append(frame + i, frame_metadata={'i': i}) for i in range(6)]"
+
+
+@pytest.mark.filterwarnings("ignore:.*started anew")
+def test_lines_of_frames_that_are_not_counted_are_not_told_and_are_cut(folder):
+    kill(folder, {"t": None, "y": 4, "x": 5}, RECORD_6)
+    restart(folder)
+    set_cursor(folder, 2)
+    with open_scratch(folder) as dataset:
+        assert [line["i"] for line in dataset.frame_metadata] == [0, 1]
+    done = recover(folder)
+    assert any("[(6, 4, 5)] -> [(2, 4, 5)]" in what for what in done)
+    with open_scratch(folder) as dataset:
+        assert len(find_faults(dataset)) == 1  # the restart
+    assert (folder / "frame_metadata.jsonl").read_text().count("\n") == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*started anew")
+@pytest.mark.parametrize(
+    ("name", "at"), [("frame_metadata.jsonl", -17), ("skips.bin", -16)]
+)
+def test_recover_finishes_the_frames_though_a_file_beside_them_is_damaged(folder, name, at):
+    kill(folder, {"t": None, "y": 4, "x": 5}, RECORD_6 + "; stream.skip()")
+    with (folder / name).open("r+b") as file:
+        file.seek(at, os.SEEK_END)
+        file.write(bytes(16))  # as after a power cut: a block that was never written
+    before = (folder / name).read_bytes()
+    assert any("left as it is" in what and name in what for what in recover(folder))
+    assert (folder / name).read_bytes() == before
+    with open_scratch(folder) as dataset:
+        assert dataset.state == "closed"
+        assert (dataset.arrays[0][5] == FRAME + 5).all()
+        (fault,) = find_faults(dataset)
+    assert fault.count(name) == 1
+
+
+def test_recover_writes_no_manifest_that_cannot_be_read(folder):
+    code = "stream.set_global_metadata('flat', {'px': [0] * 4_000_000})"
+    kill(folder, {"t": None, "y": 4, "x": 5}, f"{RECORD_6}; {code}")
+    set_cursor(folder, 5)  # a frame was being stored
+    recover(folder)
+    with open_scratch(folder) as dataset:
+        assert (dataset.state, dataset.frames_written) == ("closed", 5)
+        assert len(dataset.global_metadata["flat"]["px"]) == 4_000_000
+
+
+def test_a_temporary_folder_that_was_recovered_stays(make_settings, tmp_path):
+    program = f"""
+    import os, signal, time, warnings
+    import numpy as np
+    from scratchwriter import (
+        AcquisitionSettings, ScratchFormat, create_stream, dims_from_standard_axes
+    )
+    warnings.simplefilter("ignore")
+    stream = create_stream(
+        AcquisitionSettings(
+            dimensions=dims_from_standard_axes({{"t": None, "y": 4, "x": 5}}),
+            dtype="uint16",
+            format=ScratchFormat(max_memory_bytes=400, spill_dir={str(tmp_path)!r}),
+        )
+    )
+    for i in range(20):
+        stream.append(np.full((4, 5), i, "uint16"))
+    while not (stream.path / "manifest.json").exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60)
+    (folder,) = tmp_path.iterdir()
+    assert any("stays" in what for what in recover(folder))
+    assert reclaim_spill_folders(tmp_path) == []
+    fmt = {"spill_dir": str(tmp_path)}
+    create_stream(make_settings({"t": None, "y": 4, "x": 5}, format=fmt)).close()
+    with open_scratch(folder) as dataset:
+        assert (dataset.state, dataset.frames_written) == ("closed", 20)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_verify_tells_what_was_skipped_and_what_never_came(make_settings, folder, capsys):
+    settings = make_settings({"t": 10, "y": 4, "x": 5}, root_path=str(folder))
+    with create_stream(settings) as stream:
+        stream.append(FRAME)
+        stream.skip(frames=2)
+    assert main(["verify", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "skipped: 2 frames, 1 to 2",
+        "never came: 7 frames, 3 to 9",
+        "whole",
+    ]
+
+
+def test_clean_of_a_folder_that_is_not_there_fails(tmp_path, capsys):
+    assert main(["clean", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_errors_and_warnings_of_commands_are_lines_that_no_terminal_obeys(folder, capsys):
+    kill(folder, {"t": None, "y": 4, "x": 5}, RECORD_6)
+    restart(folder)
+    assert main(["info", str(folder)]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("scratchwriter: warning: ")
+    assert err.count("\n") == 1
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["format"] = {"\x1b]0;owned\x07": 1}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["info", str(folder)]) == 1
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert "owned" in err

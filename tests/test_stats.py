@@ -100,7 +100,7 @@ def test_what_is_allocated_ahead_is_the_rest_of_a_bounded_acquisition(make_setti
 
 
 def test_bytes_are_unwritten_until_the_disk_has_them(make_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy, "backlog_nbytes", lambda: 16 << 20)
+    monkeypatch.setattr(policy, "backlog_nbytes", lambda ahead_nbytes: 16 << 20)
     settings = make_settings({"t": None, "y": 512, "x": 512}, root_path=str(tmp_path / "d"))
     frame = np.ones((512, 512), "uint16")
     with create_stream(settings) as stream:
@@ -121,3 +121,23 @@ def test_nothing_is_unwritten_in_memory(make_settings):
     with create_stream(make_settings({"t": 2, "y": 4, "x": 5}, format=fmt)) as stream:
         stream.append(np.ones((4, 5), "uint16"))
         assert stream.stats().unwritten_nbytes == 0
+
+
+def test_what_was_flushed_is_written(make_settings, tmp_path):
+    frame = np.ones((64, 64), "uint16")
+    settings = make_settings({"t": None, "y": 64, "x": 64}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream:
+        stream.append(frame)
+        stream.append(frame)
+        assert stream.stats().unwritten_nbytes == 2 * frame.nbytes
+        stream.flush()
+        assert stream.stats().unwritten_nbytes == 0
+        stream.append(frame)
+        assert stream.stats().unwritten_nbytes == frame.nbytes
+
+
+def test_nothing_is_ahead_after_close(make_settings, place):
+    with create_stream(make_settings({"t": None, "y": 64, "x": 64}, **place)) as stream:
+        stream.append(np.ones((64, 64), "uint16"))
+    stats = stream.stats()
+    assert (stats.populated_ahead_nbytes, stats.allocated_ahead_nbytes) == (0, 0)

@@ -108,6 +108,29 @@ def test_overwrite_replaces_a_dataset(make_settings, tmp_path, frames):
     np.testing.assert_array_equal(old[0], frames[0])  # held: still what it was
 
 
+def test_overwrite_accepts_what_a_writer_left_that_died_as_it_began(
+    make_settings, tmp_path, frames
+):
+    settings = make_settings(SIZES, root_path=str(tmp_path / "d"), overwrite=True)
+    create_stream(settings).close()
+    (tmp_path / "d" / "manifest.json").unlink()
+    with create_stream(settings) as stream:
+        stream.append(frames[0])
+    (tmp_path / "d" / "manifest.json").unlink()  # with a frame it is more than that
+    with pytest.raises(FileExistsError, match="nothing is deleted"):
+        create_stream(settings)
+
+
+def test_overwrite_follows_a_link_to_a_dataset(make_settings, tmp_path, frames):
+    create_stream(make_settings(SIZES, root_path=str(tmp_path / "d"))).close()
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    settings = make_settings(SIZES, root_path=str(tmp_path / "link"), overwrite=True)
+    with create_stream(settings) as stream:
+        stream.append(frames[0])
+        assert stream.path == tmp_path / "d"
+    assert (read_plain(tmp_path / "link")[0][0] == frames[0]).all()
+
+
 def test_overwrite_accepts_an_empty_folder(make_settings, tmp_path):
     (tmp_path / "data").mkdir()
     create_stream(
@@ -991,3 +1014,35 @@ def test_a_forked_child_leaves_temporary_folders_to_its_parent(
     stream.append(frames[0])
     stream.close()
     np.testing.assert_array_equal(read_plain(stream.path)[0][0], frames[0])
+
+
+def test_a_child_forked_while_a_stream_is_being_made_does_not_keep_its_lock(tmp_path):
+    program = f"""
+    import os, signal, sys
+    from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
+    from scratchwriter import manifest, storage
+    made = manifest.ManifestDraft
+    def fork_and_make(*args, **kwargs):
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        print(pid, flush=True)
+        return made(*args, **kwargs)
+    storage.ManifestDraft = fork_and_make
+    dims = dims_from_standard_axes({{"t": 3, "y": 4, "x": 5}})
+    stream = create_stream(
+        AcquisitionSettings(root_path={str(tmp_path / "d")!r}, dimensions=dims, dtype="u2")
+    )
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ended = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE
+    )
+    with ended:
+        pid = int(ended.stdout.readline())
+        ended.wait(timeout=30)
+        try:
+            with open_scratch(tmp_path / "d") as dataset:
+                assert dataset.state == "killed"
+        finally:
+            os.kill(pid, 9)

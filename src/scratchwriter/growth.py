@@ -149,7 +149,9 @@ class Growth:
             window_nbytes,
         )
         if path is not None:
-            self._ahead.start_writeback(policy.backlog_nbytes(), policy.cached_nbytes())
+            self._ahead.start_writeback(
+                policy.backlog_nbytes(_FILE_WINDOW_NBYTES), policy.cached_nbytes()
+            )
 
     def close(self) -> None:
         """Refuse frames, and end what runs ahead of them. The arrays stay."""
@@ -280,7 +282,9 @@ class Growth:
             region.continue_in_file(path, steps * self._plan.step_nbytes)
         self._attach(position, steps)
         if self._ahead is not None:
-            self._ahead.start_writeback(policy.backlog_nbytes(), policy.cached_nbytes())
+            self._ahead.start_writeback(
+                policy.backlog_nbytes(_FILE_WINDOW_NBYTES), policy.cached_nbytes()
+            )
 
     def finish_file(self, folder: Path, position: int) -> None:
         """Give an array's file its exact size, and what it lacks. After `close`."""
