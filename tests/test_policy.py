@@ -188,7 +188,7 @@ def test_sizes_are_said_for_people(nbytes, text):
 
 
 @pytest.mark.parametrize(
-    ("threshold", "backlog"), [(None, 256), (2400, 1844), (400, 100), (40, 10)]
+    ("threshold", "backlog"), [(None, 256), (2400, 2144), (400, 144), (40, 10)]
 )
 def test_files_wait_for_the_disk_until_the_kernel_would_write_them(
     monkeypatch, threshold, backlog

@@ -138,16 +138,15 @@ def file_window_nbytes(folder: Path, most_nbytes: int) -> int:
 def backlog_nbytes(ahead_nbytes: int) -> int:
     """Return how many bytes of files may wait before they are written back.
 
-    With what is made ready ahead of the frames they stay below the kernel's own threshold,
-    beyond which it writes by itself, all at once, and everybody's. But not far below: who
-    writes to the disk takes time of the cores (512x512 at 2 kHz, 2 GB, on 2 cores of a
-    virtual machine: p99.9 2.2 ms with two fifths of the threshold, 0.08 ms before it is
-    reached).
+    With what is made ready ahead of the frames they are at the kernel's own threshold,
+    beyond which it writes by itself, all at once, and everybody's. Not below: who writes
+    to the disk takes time of the cores (512x512 at 2 kHz, 2 GB, on 2 cores of a virtual
+    machine: p99.9 2.2 ms if it begins at two fifths of the threshold, 0.06 ms before).
     """
     threshold_nbytes = writeback_threshold_nbytes()
     if threshold_nbytes is None:
         return _BACKLOG_NBYTES
-    return max(threshold_nbytes * 7 // 8 - ahead_nbytes, threshold_nbytes // 4)
+    return max(threshold_nbytes - ahead_nbytes, threshold_nbytes // 4)
 
 
 def cached_nbytes() -> int:
