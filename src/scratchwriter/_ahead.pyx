@@ -105,7 +105,7 @@ cdef struct Walk:
     int64_t ahead                     # frames ready, the next one's number; atomic
     Odometer next                     # its slot
     int64_t* prepared_nbytes          # per position: ready to here
-    bint* in_file                     # per position: what it was when looked at last
+    bint* in_file                     # per position: as noticed by `_notice_file`
     int code                          # errno of what failed last
 
     # The sleep
@@ -132,9 +132,9 @@ cdef int64_t _position(Walk* walk) noexcept nogil:
     return walk.next.index[walk.position_axis] if walk.position_axis >= 0 else 0
 
 
-cdef void _open_gate(Walk* walk, int64_t position, bint in_file) noexcept nogil:
+cdef void _open_gate(Walk* walk, int64_t position) noexcept nogil:
     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
-    if in_file and sw_load_acquire(gate) < walk.prepared_nbytes[position]:
+    if walk.in_file[position] and sw_load_acquire(gate) < walk.prepared_nbytes[position]:
         sw_store_release(gate, walk.prepared_nbytes[position])
 
 
@@ -171,7 +171,8 @@ cdef void _notice_file(Walk* walk, int64_t position) noexcept nogil:
 cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:
     """Prepare the slot at `start`, and what comes after it as far as a piece goes."""
     cdef Mapping* mapping = walk.mappings[position]
-    cdef bint in_file = _in_file(mapping)
+    # As it was noticed, with what follows from it for the walk, and not as it is by now.
+    cdef bint in_file = walk.in_file[position]
     cdef int64_t stop = start + walk.frame_nbytes
     cdef int64_t limit, step_stop, piece_stop
     cdef int code
@@ -191,7 +192,7 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
             if code:
                 return code
             walk.prepared_nbytes[position] = step_stop
-        _open_gate(walk, position, in_file)
+        _open_gate(walk, position)
         populate(mapping, start, stop)
         return 0
     if stop > walk.prepared_nbytes[position]:
@@ -206,7 +207,7 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
         if code:
             return code
         walk.prepared_nbytes[position] = piece_stop
-    _open_gate(walk, position, in_file)
+    _open_gate(walk, position)
     return 0
 
 
