@@ -32,11 +32,20 @@ def extension(name: str) -> Extension:
     return Extension(
         f"scratchwriter.{name}",
         [f"src/scratchwriter/{name.replace('.', '/')}.pyx"],
-        include_dirs=["src/scratchwriter", "src/scratchwriter/_region", np.get_include()],
+        include_dirs=[
+            "src/scratchwriter",
+            "src/scratchwriter/_region",
+            "src/scratchwriter/include",
+            np.get_include(),
+        ],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
-        depends=["src/scratchwriter/copy.h", "src/scratchwriter/_region/platform.h"],
+        depends=[
+            "src/scratchwriter/copy.h",
+            "src/scratchwriter/_region/platform.h",
+            "src/scratchwriter/include/scratchwriter.h",
+        ],
     )
 
 

@@ -1,5 +1,7 @@
 """FrameWriter: what a frame may be, where it goes, and what is refused."""
 
+import array
+import ctypes
 import datetime
 import gc
 import itertools
@@ -34,6 +36,23 @@ class Subclass(np.ndarray):
     pass
 
 
+class OfDevice:
+    """A tensor of another library, in the memory of a device."""
+
+    def __init__(self, device):
+        self._device = device
+
+    def __dlpack_device__(self):
+        return (self._device, 0)
+
+    def __dlpack__(self, **kwargs):
+        return FRAME.__dlpack__(**kwargs)
+
+
+class ArrayInterface:
+    __array_interface__ = FRAME.__array_interface__
+
+
 class ArrayLike:
     def __array__(self, dtype=None, copy=None):
         return np.array(FRAME, dtype)
@@ -53,6 +72,15 @@ LAYOUTS = {
     "matrix-like": memoryview(FRAME),
     "array-like": ArrayLike(),
     "nested list": FRAME.tolist(),
+    "bytes": FRAME.tobytes(),
+    "bytearray": bytearray(FRAME.tobytes()),
+    "memory of bytes": memoryview(FRAME.tobytes()),
+    "memory of pixels": memoryview(FRAME.ravel()),
+    "ctypes": (ctypes.c_uint16 * 20).from_buffer_copy(FRAME),
+    "ctypes in rows": (ctypes.c_uint16 * 5 * 4).from_buffer_copy(FRAME),
+    "array.array": array.array("H", FRAME.ravel().tolist()),
+    "array interface": ArrayInterface(),
+    "DLPack": OfDevice(1),
     "uint8": FRAME.astype("uint8"),
     "bool": FRAME > 7,
     "other descriptor": FRAME.astype(np.dtype("uint16", metadata={"a": 1})),
@@ -64,7 +92,10 @@ def test_every_memory_layout_is_stored_right(stream, layout):
     frame = LAYOUTS[layout]
     stream.append(FRAME[::-1])
     stream.append(frame)
-    np.testing.assert_array_equal(stored(stream)[1], np.asarray(frame))
+    expected = np.asarray(frame)
+    if expected.shape != FRAME.shape:  # a buffer, to numpy
+        expected = FRAME
+    np.testing.assert_array_equal(stored(stream)[1], expected)
     np.testing.assert_array_equal(stored(stream)[0], FRAME[::-1])
     assert not stored(stream)[2].any()
 
@@ -310,3 +341,37 @@ def test_metadata_that_is_not_a_mapping_is_refused_and_nothing_is_consumed(strea
     with pytest.raises(TypeError, match="frame_metadata"):
         stream.append(FRAME, frame_metadata=[("t", datetime.date.today())])
     assert stream.frames_written == 0
+
+
+def test_a_tensor_on_a_gpu_is_refused_with_the_remedy(stream):
+    with pytest.raises(ValueError, match=r"OfDevice.*GPU.*cpu\(\)"):
+        stream.append(OfDevice(2))
+    assert stream.frames_written == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        FRAME.tobytes()[:-1],
+        FRAME.tobytes() + b"x",
+        (ctypes.c_uint16 * 19)(),
+        array.array("d", [0.0] * 20),
+        array.array("I", [0] * 20),
+        memoryview(FRAME.tobytes())[::2],
+    ],
+    ids=["short", "long", "pixels", "doubles", "wider pixels", "strided"],
+)
+def test_a_buffer_that_is_not_exactly_a_frame_is_refused(stream, frame):
+    with pytest.raises(ValueError, match="Frame"):
+        stream.append(frame)
+    assert stream.frames_written == 0
+
+
+@pytest.mark.parametrize("width", [5, 64, 3000])
+def test_padded_rows_are_stored_without_their_padding(make_settings, place, width):
+    padded = np.arange(3 * (width + 7), dtype="uint16").reshape(3, width + 7)
+    with create_stream(make_settings({"t": 2, "y": 3, "x": width}, **place)) as stream:
+        stream.append(padded[:, :width])
+        stream.append(padded[::-1, 4 : 4 + width])
+        np.testing.assert_array_equal(stream.arrays[0][0], padded[:, :width])
+        np.testing.assert_array_equal(stream.arrays[0][1], padded[::-1, 4 : 4 + width])

@@ -48,7 +48,7 @@ def make(library, spec):
 # ------------------------------------------------------------------ names and defaults
 
 
-OURS = {"DatasetError", "ScratchDataset", "ScratchStream", "open_scratch"}
+OURS = {"DatasetError", "ScratchDataset", "ScratchStream", "get_include", "open_scratch"}
 
 
 @pytest.mark.parametrize("name", sorted({*scratchwriter.__all__} - OURS))
@@ -73,6 +73,8 @@ def test_fields_of_the_format_are_those_of_ome_writers_and_some_more():
         "casting": "safe",
         "durability": "process",
         "sync_interval_s": 1.0,
+        "timestamps": False,
+        "keep_last": None,
     }
 
 
@@ -94,7 +96,6 @@ def test_methods_and_properties_are_those_of_ome_writers(model):
         "Plate.from_standard_wells",
         "ScratchFormat.get_output_path",
         "StandardAxis.to_dimension",
-        "OMEStream.append",
         "OMEStream.skip",
         "OMEStream.close",
         "OMEStream.get_metadata",
@@ -111,6 +112,16 @@ def test_arguments_are_those_of_ome_writers(name):
         parameters = inspect.signature(function).parameters.values()
         signatures.append([(p.name, p.kind, p.default) for p in parameters])
     assert signatures[0] == signatures[1]
+
+
+def test_append_takes_the_arguments_of_ome_writers_and_what_came_with_the_frame():
+    theirs, ours = (
+        inspect.signature(library.OMEStream.append).parameters for library in LIBRARIES
+    )
+    assert list(ours) == [*theirs, "timestamp_ns", "frame_id"]
+    for name in ("timestamp_ns", "frame_id"):
+        assert ours[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert ours[name].default is None
 
 
 def test_standard_axes_are_those_of_ome_writers():

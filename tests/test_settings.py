@@ -67,6 +67,8 @@ def test_the_scratch_format_has_these_defaults():
         "casting": "safe",
         "durability": "process",
         "sync_interval_s": 1.0,
+        "timestamps": False,
+        "keep_last": None,
     }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         dims_from_standard_axes,
     )
     from scratchwriter.errors import DatasetError
+    from scratchwriter.native import get_include
     from scratchwriter.reader import ScratchDataset, open_scratch
     from scratchwriter.settings import AcquisitionSettings, ScratchFormat
     from scratchwriter.stream import OMEStream, ScratchStream, create_stream
@@ -38,10 +39,11 @@ __all__ = [
     "__version__",
     "create_stream",
     "dims_from_standard_axes",
+    "get_include",
     "open_scratch",
 ]
 
-_ROOMS = ("dimensions", "settings", "errors", "stream", "reader")  # from the bottom
+_ROOMS = ("native", "dimensions", "settings", "errors", "stream", "reader")  # from the bottom
 
 
 def __getattr__(name: str) -> object:

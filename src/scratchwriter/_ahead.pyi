@@ -53,8 +53,11 @@ class AheadThread:
         What is more than `cached_nbytes` behind that need not stay in memory.
         """
 
-    def prepare_now(self, position: int, start_nbytes: int) -> int:
-        """Prepare the slot at `start_nbytes`; return 0, an errno, or -1 past the end."""
+    def prepare_now(self, position: int, stop_nbytes: int) -> int:
+        """Prepare the slot before `stop_nbytes`; return 0, an errno, or -1 past the end."""
+
+    def add_records(self, region: MappedRegion) -> None:
+        """Prepare the records of frames, too, from now on."""
 
     def stop(self) -> None:
         """End the threads; in a forked child, which has none, do nothing."""

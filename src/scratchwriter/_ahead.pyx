@@ -18,6 +18,9 @@ writer therefore goes no further than `writable_nbytes`, which this thread store
 has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
 Slots that come in another order are populated, which changes no bytes, and have no gate.
 
+Records: what is known of frames besides their pixels is one more array, the last one, with
+a record for each frame in acquisition order. It may come later than the others.
+
 Locks: `working` guards the walk. It is held for one piece at a time, and never together
 with the writer's mutex taken after it. `napping` guards the sleep only.
 
@@ -34,7 +37,7 @@ from posix.unistd cimport getpid
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 
-from scratchwriter._core cimport Array, FrameWriter
+from scratchwriter._core cimport Array, FrameWriter, Record
 from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
 from scratchwriter._platform cimport (
     sw_add,
@@ -86,7 +89,7 @@ cdef struct Walk:
     int64_t num_positions
     int64_t num_frames                # -1: unbounded
     int64_t frame_nbytes
-    int64_t step_nbytes
+    int64_t step_nbytes               # of an array of frames
     int64_t visit_frames
     bint in_order                     # slots of a position come in the order of its bytes
     int64_t window_nbytes
@@ -97,7 +100,7 @@ cdef struct Walk:
     int64_t* memory_stop_nbytes       # per position: the most that may be in memory
     Array* arrays                     # the writer's
     int64_t** cursor                  # the writer's, and it may change where it is
-    Mapping** mappings
+    Mapping** mappings                # of the positions, and of the records (or NULL)
 
     # The walk: guarded by `working`
     sw_mutex working
@@ -139,15 +142,62 @@ cdef void _open_gate(Walk* walk, int64_t position) noexcept nogil:
 
 
 cdef int _prepare_piece(
-    Walk* walk, Mapping* mapping, int64_t start, int64_t stop
+    Walk* walk, Mapping* mapping, int64_t start, int64_t stop, int64_t step_nbytes
 ) noexcept nogil:
     cdef int64_t steps
     cdef int code = 0
     if walk.num_frames < 0 and _in_file(mapping):
         # An array is shown in whole steps.
-        steps = (stop + walk.step_nbytes - 1) // walk.step_nbytes
-        code = make_readable(mapping, steps * walk.step_nbytes)
+        steps = (stop + step_nbytes - 1) // step_nbytes
+        code = make_readable(mapping, steps * step_nbytes)
     return code if code else prepare(mapping, start, stop)
+
+
+cdef int _prepare_in_order(
+    Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t limit,
+    int64_t step_nbytes,
+) noexcept nogil:
+    """Prepare what is not, to `stop` at least, and as far after it as a piece goes."""
+    cdef Mapping* mapping = walk.mappings[position]
+    cdef int64_t piece_stop
+    cdef int code
+    if stop > walk.prepared_nbytes[position]:
+        start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
+        # Whole pieces, so that a file in order has huge pages (see _mapped.pyx).
+        piece_stop = (stop + walk.piece_nbytes - 1) // walk.piece_nbytes * walk.piece_nbytes
+        piece_stop = max(stop, min(piece_stop, limit))
+        code = _prepare_piece(walk, mapping, start, piece_stop, step_nbytes)
+        if code and piece_stop > stop:
+            piece_stop = stop  # a disk that is nearly full may have room for one more
+            code = _prepare_piece(walk, mapping, start, stop, step_nbytes)
+        if code:
+            return code
+        walk.prepared_nbytes[position] = piece_stop
+    _open_gate(walk, position)
+    return 0
+
+
+cdef int _prepare_record(Walk* walk, int64_t frame) noexcept nogil:
+    """Prepare the record of a frame, and what comes after it as far as a piece goes."""
+    cdef int64_t position = walk.num_positions
+    cdef Mapping* mapping = walk.mappings[position]
+    cdef int64_t record_nbytes = sizeof(Record)
+    cdef int64_t limit
+    if mapping == NULL:
+        return -1  # there are none yet: not ours to decide
+    _notice_file(walk, position)
+    if walk.num_frames >= 0:
+        limit = walk.num_frames * record_nbytes
+    elif walk.in_file[position]:
+        limit = mapping.reserved_nbytes // record_nbytes * record_nbytes
+    else:
+        limit = sw_load_acquire(&mapping.nbytes)  # memory is opened by the writer
+    if (frame + 1) * record_nbytes > limit:
+        return -1
+    return _prepare_in_order(
+        walk, position, frame * record_nbytes, (frame + 1) * record_nbytes, limit,
+        record_nbytes,
+    )
 
 
 cdef void _notice_file(Walk* walk, int64_t position) noexcept nogil:
@@ -174,7 +224,7 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
     # As it was noticed, with what follows from it for the walk, and not as it is by now.
     cdef bint in_file = walk.in_file[position]
     cdef int64_t stop = start + walk.frame_nbytes
-    cdef int64_t limit, step_stop, piece_stop
+    cdef int64_t limit, step_stop
     cdef int code
     if walk.num_frames >= 0:
         limit = walk.step_nbytes
@@ -195,20 +245,7 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
         _open_gate(walk, position)
         populate(mapping, start, stop)
         return 0
-    if stop > walk.prepared_nbytes[position]:
-        start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
-        # Whole pieces, so that a file in order has huge pages (see _mapped.pyx).
-        piece_stop = (stop + walk.piece_nbytes - 1) // walk.piece_nbytes * walk.piece_nbytes
-        piece_stop = max(stop, min(piece_stop, limit))
-        code = _prepare_piece(walk, mapping, start, piece_stop)
-        if code and piece_stop > stop:
-            piece_stop = stop  # a disk that is nearly full may have room for one more
-            code = _prepare_piece(walk, mapping, start, stop)
-        if code:
-            return code
-        walk.prepared_nbytes[position] = piece_stop
-    _open_gate(walk, position)
-    return 0
+    return _prepare_in_order(walk, position, start, stop, limit, walk.step_nbytes)
 
 
 cdef bint _walk_on(Walk* walk) noexcept nogil:
@@ -223,6 +260,7 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
             return False
         _notice_file(walk, _position(walk))
+        _prepare_record(walk, walk.ahead)  # if it fails, the writer is told when it is there
         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
         if walk.code:
             return False
@@ -339,6 +377,26 @@ cdef void* _run_writeback(void* arg) noexcept nogil:
         sw_store_release(&walk.written_back, start)
 
 
+cdef void _lock(Walk* walk) noexcept nogil:
+    """Take `working` before the thread ahead does again."""
+    sw_add(&walk.waiting, 1)
+    sw_mutex_lock(&walk.working)
+    sw_add(&walk.waiting, -1)
+
+
+cdef int prepare_from_c(void* ahead, int64_t position, int64_t stop_nbytes) noexcept nogil:
+    cdef Walk* walk = <Walk*>ahead
+    cdef int code
+    _lock(walk)
+    if position == walk.num_positions:
+        code = _prepare_record(walk, stop_nbytes // <int64_t>sizeof(Record) - 1)
+    else:
+        _notice_file(walk, position)
+        code = _prepare_slot(walk, position, stop_nbytes - walk.frame_nbytes)
+    sw_mutex_unlock(&walk.working)
+    return code
+
+
 # --------------------------------------------------------------------------- class
 
 @cython.final
@@ -378,10 +436,10 @@ cdef class AheadThread:
         )
         walk.arrays = writer._arrays
         walk.cursor = &writer._cursor
-        walk.mappings = <Mapping**>calloc(n, sizeof(Mapping*))
+        walk.mappings = <Mapping**>calloc(n + 1, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
-        walk.prepared_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
-        walk.in_file = <bint*>calloc(n, sizeof(bint))
+        walk.prepared_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
+        walk.in_file = <bint*>calloc(n + 1, sizeof(bint))
         if (
             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
             or walk.prepared_nbytes == NULL or walk.in_file == NULL
@@ -394,6 +452,9 @@ cdef class AheadThread:
             if walk.num_frames >= 0 and not walk.in_order:
                 walk.prepared_nbytes[position] = walk.step_nbytes  # allocated, and open
         self.pid = getpid()
+        writer._ahead = walk
+        writer._prepare = prepare_from_c
+        writer._frames_ahead = &walk.ahead
         self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
 
     def __dealloc__(self):
@@ -432,25 +493,25 @@ cdef class AheadThread:
         )
         sw_store_release(&self.walk.writes_back, self.runs_writeback)
 
-    def prepare_now(self, position, start_nbytes):
-        cdef Walk* walk = &self.walk
-        cdef int64_t at = position, start = start_nbytes
+    def prepare_now(self, position, stop_nbytes):
+        cdef int64_t at = position, stop = stop_nbytes
         cdef int code
         with nogil:
-            self._lock()
-            _notice_file(walk, at)
-            code = _prepare_slot(walk, at, start)
-            sw_mutex_unlock(&walk.working)
+            code = prepare_from_c(&self.walk, at, stop)
         return code
+
+    def add_records(self, MappedRegion region not None):
+        cdef int64_t at = self.walk.num_positions
+        self.regions.append(region)
+        with nogil:
+            _lock(&self.walk)
+            self.walk.in_file[at] = _in_file(&region.mapping)
+            self.walk.mappings[at] = &region.mapping
+            sw_mutex_unlock(&self.walk.working)
 
     def stop(self):
         if self.pid == getpid():
             self._join()
-
-    cdef void _lock(self) noexcept nogil:
-        sw_add(&self.walk.waiting, 1)
-        sw_mutex_lock(&self.walk.working)
-        sw_add(&self.walk.waiting, -1)
 
     cdef void _join(self) noexcept:
         with nogil:

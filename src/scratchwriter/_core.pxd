@@ -1,10 +1,15 @@
+cimport numpy as cnp
 from libc.stdint cimport int64_t, uintptr_t
 
+from scratchwriter cimport scratchwriter_stream
 from scratchwriter._odometer cimport MAX_AXES, Odometer
 from scratchwriter._platform cimport sw_mutex
 
 cdef extern from "copy.h" nogil:
     void sw_copy(char* to, const char* data, int64_t nbytes)
+    void sw_copy_rows(
+        char* to, const char* data, int64_t rows, int64_t row_nbytes, int64_t pitch_nbytes
+    )
 
 cdef enum:
     # Counts of append times: each power of two is divided into 32 (3 % resolution), as in
@@ -21,6 +26,8 @@ cdef enum Status:
     NEED_STEPS     # a skip goes past what can be read
     LOG_FAILED     # the metadata line could not be written
     SKIP_FAILED    # the skip could not be recorded
+    SLOT_OPEN      # called by the thread that has a slot open
+    SLOTS_APART    # the slots that are wanted together are not next to each other
 
 cdef struct Array:
     char* base                 # first byte of the position's array
@@ -41,14 +48,39 @@ cdef struct MetadataLog:
     int64_t copied_nbytes      # of those, in the file; with the first block at this place
     LogBlock* first
     LogBlock* last
-    char* line                 # the line being made
-    size_t line_capacity_nbytes
+    char* lines                # those that are being made
+    size_t lines_capacity_nbytes
 
 cdef struct SkipLog:           # ranges of frames that were skipped
     int fd                     # -1: there is no file (yet)
     int64_t* ranges            # start and stop of each, in order, none touching the next
     int64_t count
     int64_t capacity
+
+cdef struct Frame:             # that is to be stored
+    const char* data           # NULL: it is in its slot already
+    int64_t pitch_nbytes       # from row to row
+    const char* body           # of its metadata line, or NULL
+    size_t body_nbytes
+    int64_t timestamp_ns       # UNKNOWN, or not negative
+    int64_t frame_id           # the same
+
+cdef enum:
+    UNKNOWN = -1
+    # What is known of a frame, besides its pixels.
+    KNOWS_TIME = 1
+    KNOWS_ID = 2
+    IS_HOST_TIME = 4           # the time is of this machine's monotonic clock
+
+cdef struct Record:            # of a frame, in acquisition order; see docs/format.md
+    int64_t timestamp_ns
+    int64_t frame_id
+    int64_t known
+
+# Has what is ahead of the frames make a slot ready that ends there: 0, or an errno.
+ctypedef int (*prepare_function)(
+    void* ahead, int64_t position, int64_t stop_nbytes
+) noexcept nogil
 
 cdef struct Request:           # what a refused call lacks, for the one who provides it
     int64_t position
@@ -64,6 +96,7 @@ cdef class FrameWriter:
     cdef str _frame_dims                     # names of the frame's axes, for messages
     cdef int64_t _height, _width             # shape of a frame
     cdef int64_t _frame_nbytes
+    cdef int64_t _row_nbytes
     cdef int64_t _num_positions
     cdef int64_t _num_frames                 # of a bounded plan, else -1
     cdef int64_t _step_frames                # frames per step of the unbounded axis
@@ -74,6 +107,11 @@ cdef class FrameWriter:
     cdef int _file_axes[MAX_AXES]            # acquisition axis per file axis
     cdef int64_t _counts[MAX_AXES]           # 0: unbounded
     cdef int64_t _strides_nbytes[MAX_AXES]   # 0 for the position axis
+    cdef int64_t _ring_nbytes                # of a position, then it begins anew; 0: never
+    cdef int64_t _ring_frames                # the same for all positions
+    cdef int64_t _keep_steps                 # of them, those that are shown; 0: all
+    cdef bint _clears_next                   # the slot that a step later comes there
+    cdef bint _takes_time                    # of frames that come without one
 
     # What moves with the frames: guarded by _mutex
     cdef sw_mutex _mutex
@@ -81,11 +119,22 @@ cdef class FrameWriter:
     cdef bint _closed
     cdef bint _disowned                      # this process is a fork of the owner
     cdef Odometer _next
-    cdef Array* _arrays                      # one per position
+    cdef Array* _arrays                      # one per position, and that of the records
     cdef int64_t _skipped                    # of the frames before the cursor
     cdef int64_t _readable_steps             # steps that every array can be read to
     cdef MetadataLog _log
     cdef SkipLog _skips
+    cdef int64_t _last_frame_id              # UNKNOWN: none yet
+    cdef int64_t _dropped                    # frame numbers that never came
+    cdef int64_t _slot_frames                # of those that are open; 0: none
+    cdef int64_t _slot_serial                # of the last ones that were opened
+    cdef uintptr_t _slot_thread              # who opened them
+    cdef char _error_text[1024]              # of the last failure, for C
+
+    # What is ahead of the frames; NULL without it, and after close
+    cdef void* _ahead
+    cdef prepare_function _prepare
+    cdef int64_t* _frames_ahead              # frames that are ready; atomic
 
     # How long appends took: added to atomically, by any thread, without a lock
     cdef int64_t _append_counts[NUM_BUCKETS]
@@ -103,18 +152,50 @@ cdef class FrameWriter:
     cdef object _make_room, _make_steps, _encode_metadata, _disk_error
     cdef object _log_path, _skips_path
 
-    cdef int put(self, object frame, object frame_metadata) except -1
-    cdef object _as_frame(self, object frame)
+    # For C: who has its address may use it for ever
+    cdef scratchwriter_stream _c_stream
+    cdef bint _is_immortal
+
+    cdef int put(
+        self, object frame, object frame_metadata, object timestamp_ns, object frame_id
+    ) except -1
+    cdef int put_all(
+        self, object frames, object frame_metadata, object timestamps_ns, object frame_ids
+    ) except -1
+    cdef int put_frames(self, str what, Frame* frames, int64_t count, int64_t serial) except -1
+    cdef int open_slots(self, int64_t count, char** address) except -1
+    cdef void give_back(self, int64_t serial) noexcept nogil
+    cdef bint _is_plain_frame(self, object frame) noexcept
+    cdef cnp.ndarray _as_frame(self, object frame)
+    cdef cnp.ndarray _as_frames(self, object frames)
+    cdef int _begin(self) except -1
+    cdef Status _begin_native(self) noexcept nogil
+    cdef void _lock(self) noexcept nogil
+    cdef int _answer(self, Status status, str what, object frames, Request* request) except -1
+    cdef int _answer_native(self, Status status, Request* request) noexcept nogil
+    cdef bint _prepare_native(self, Request* request) noexcept nogil
     cdef void _count_append(self, int64_t start_ns) noexcept nogil
     cdef Status _acquire(self) noexcept
-    cdef Status _put(
-        self, const char* frame, const char* body, size_t body_nbytes, Request* request
+    cdef int64_t _position(self, Odometer* slot) noexcept nogil
+    cdef void _advance(self, Odometer* slot) noexcept nogil
+    cdef void _clear(self, int64_t steps) noexcept nogil
+    cdef Status _put(self, Frame* frame, Request* request) noexcept nogil
+    cdef Status _put_all(self, Frame* frames, int64_t count, Request* request) noexcept nogil
+    cdef Status _look_ahead(
+        self, int64_t count, bint together, Request* request
     ) noexcept nogil
+    cdef Status _look_for_record(self, int64_t stop, Request* request) noexcept nogil
+    cdef void _record(self, int64_t frame_number, Frame* frame) noexcept nogil
+    cdef Status _reserve(self, int64_t count, char** address, Request* request) noexcept nogil
+    cdef Status _commit(
+        self, int64_t serial, Frame* frames, int64_t count, Request* request
+    ) noexcept nogil
+    cdef void _populate(self, char* start, int64_t nbytes) noexcept nogil
     cdef Status _skip(self, int64_t frames, Request* request) noexcept nogil
-    cdef int _write_line(
-        self, int64_t position, const char* body, size_t body_nbytes
-    ) noexcept nogil
-    cdef bint _keep_line(self, const char* line, size_t nbytes) noexcept nogil
+    cdef void _skip_in_ring(self, int64_t cursor, int64_t frames) noexcept nogil
+    cdef int _write_lines(self, Frame* frames, int64_t count) noexcept nogil
+    cdef char* _put_line(self, char* at, Odometer* slot, Frame* frame) noexcept nogil
+    cdef bint _keep_lines(self, const char* lines, size_t nbytes) noexcept nogil
     cdef int _copy_first_block(self, int fd) noexcept nogil
     cdef void _drop_first_block(self) noexcept nogil
     cdef int _note_skip(self, int64_t start, int64_t stop) noexcept nogil
@@ -123,3 +204,4 @@ cdef class FrameWriter:
         self, Status status, str what, object frames, Request* request
     ) except -1
     cdef int _check(self, int code, object path, int64_t needed_nbytes) except -1
+

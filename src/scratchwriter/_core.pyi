@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
 
@@ -38,6 +38,8 @@ class _Plan(Protocol):
 class _Memory(Protocol):
     @property
     def address(self) -> int: ...
+    @property
+    def memory(self) -> object: ...
 
 def is_plain(metadata: dict[Any, Any], /) -> bool:
     """Tell whether all keys are text and all values text, numbers, bools or None.
@@ -46,6 +48,9 @@ def is_plain(metadata: dict[Any, Any], /) -> bool:
 
     Exactly those types: what derives from them may not be what it looks like.
     """
+
+def c_append_of(writer: FrameWriter, /) -> tuple[int, int]:
+    """Return the address of the C function that appends, and of its state."""
 
 @final
 class FrameWriter:
@@ -70,6 +75,8 @@ class FrameWriter:
         Words an error of a file.
     keep_metadata : bool
         Whether lines that come before `log_to` are kept for it.
+    takes_time : bool
+        Whether the time of frames that come without one is recorded.
     """
 
     def __new__(
@@ -82,6 +89,7 @@ class FrameWriter:
         disk_error: Callable[[int, Path, int], OSError],
         *,
         keep_metadata: bool,
+        takes_time: bool = False,
     ) -> FrameWriter: ...
     def skip(self, *, frames: int = 1) -> None:
         """Leave out the next slots; see `ScratchStream.skip`."""
@@ -104,7 +112,10 @@ class FrameWriter:
         """Run `action()` while nobody appends; what is below is called from it."""
 
     def attach(self, position: int, owner: _Memory, writable_nbytes: int) -> None:
-        """Take a position's array, or what has become of it after it has grown."""
+        """Take a position's array, or what has become of it after it has grown.
+
+        The one behind the last position is that of the records.
+        """
 
     def set_readable_steps(self, steps: int) -> None:
         """Allow skips as far as `steps`."""
@@ -133,6 +144,10 @@ class FrameWriter:
     def disown(self) -> None:
         """Refuse everything: this process was forked from the one that writes."""
 
+    @property
+    def c_address(self) -> int:
+        """Address of its `scratchwriter_stream`, for the life of the process."""
+
 @final
 class Appender:
     """The way in: who holds it, or its `append`, keeps the acquisition going.
@@ -145,6 +160,67 @@ class Appender:
 
     def __new__(cls, writer: FrameWriter) -> Appender: ...
     def append(
-        self, frame: npt.ArrayLike, *, frame_metadata: Mapping[str, Any] | None = None
+        self,
+        frame: Any,
+        *,
+        frame_metadata: Mapping[str, Any] | None = None,
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
     ) -> None:
         """Store the next frame; see `ScratchStream.append`."""
+
+    def extend(
+        self,
+        frames: npt.NDArray[Any] | Iterable[Any],
+        *,
+        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps_ns: npt.ArrayLike | None = None,
+        frame_ids: npt.ArrayLike | None = None,
+    ) -> None:
+        """Store the next frames; see `ScratchStream.extend`."""
+
+    def slot(
+        self,
+        *,
+        frame_metadata: Mapping[str, Any] | None = None,
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+    ) -> Slot:
+        """Reserve the next frame; see `ScratchStream.slot`."""
+
+    def slots(
+        self,
+        n: int,
+        *,
+        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps_ns: npt.ArrayLike | None = None,
+        frame_ids: npt.ArrayLike | None = None,
+    ) -> Slot:
+        """Reserve the next frames; see `ScratchStream.slots`."""
+
+    @property
+    def capsule(self) -> object:
+        """A PyCapsule; see `ScratchStream.capsule`."""
+
+@final
+class Slot:
+    """The memory of the next frame, or frames, open for one who fills it in place.
+
+    A context manager; made by `ScratchStream.slot` and `ScratchStream.slots`. What is set
+    before its block is left is kept with the frames.
+
+    Attributes
+    ----------
+    frame_metadata, timestamp_ns, frame_id
+        As `append` takes them; of several frames, a sequence with one for each.
+    num_filled : int or None
+        Of several frames, how many were filled; the others are given back. None: all.
+    """
+
+    frame_metadata: Any
+    timestamp_ns: Any
+    frame_id: Any
+    num_filled: int | None
+
+    def __enter__(self) -> npt.NDArray[Any]: ...
+    def __exit__(self, exc_type: object, exc_value: object, traceback: object, /) -> bool: ...

@@ -8,7 +8,8 @@ it was given with their addresses, and it keeps those alive.
 Locks: `_mutex` guards everything that moves with the frames. It is held while a frame is
 copied, so that appends of several threads come whole, one after the other. It is not the
 GIL: a thread that finds it taken waits without the GIL. No Python code runs under it but
-what `exclusively` is given, and that may not append.
+what `exclusively` is given, and that may not append. While slots are open (`_slot_frames`)
+it is free, and only those wait who want the next slot themselves.
 
 GIL: everything from the taken mutex on is `noexcept nogil` and returns a `Status`;
 `_raise` alone turns those into exceptions. Small frames are copied with the GIL held,
@@ -16,34 +17,55 @@ because to give it up and to take it back costs more than the copy.
 
 Commit: `_cursor` is stored last, by a release-store. Who loads it by an acquire-load
 finds the frames before it whole.
+
+C: the functions of include/scratchwriter.h are called without the GIL. What they cannot do
+themselves they ask for as the Python methods do, with the GIL (`_ask`); but slots in files
+are made ready by the thread ahead's own function (`_prepare`), which needs none.
 """
 
 cimport cython
 from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.dict cimport PyDict_Next
 from cpython.float cimport PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strlen
 
 cimport numpy as cnp
 
-from scratchwriter._odometer cimport MAX_AXES, advance, jump
+from scratchwriter cimport (
+    SCRATCHWRITER_ABI_VERSION,
+    SCRATCHWRITER_APART,
+    SCRATCHWRITER_BUSY,
+    SCRATCHWRITER_CAPSULE,
+    SCRATCHWRITER_CLOSED,
+    SCRATCHWRITER_FAILED,
+    SCRATCHWRITER_FULL,
+    SCRATCHWRITER_INVALID,
+    SCRATCHWRITER_OK,
+    scratchwriter_stream,
+)
+from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
 from scratchwriter._platform cimport (
     SW_NO_THREAD,
     sw_add,
     sw_load_acquire,
+    sw_load_pointer,
     sw_mutex_destroy,
     sw_mutex_init,
     sw_mutex_lock,
     sw_mutex_try,
     sw_mutex_unlock,
+    sw_nap,
     sw_now_ns,
     sw_append,
     sw_pwrite,
@@ -51,11 +73,23 @@ from scratchwriter._platform cimport (
     sw_store_pointer,
     sw_store_release,
     sw_this_thread,
+    sw_touch,
 )
 
 import numpy as np
 
 cnp.import_array()
+
+cdef extern from "Python.h":
+    int PyGILState_Check() nogil
+    void* PyEval_SaveThread() nogil
+    void PyEval_RestoreThread(void* state) nogil
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_NewFromDescr(
+        PyTypeObject* subtype, cnp.dtype descr, int nd, const cnp.npy_intp* dims,
+        const cnp.npy_intp* strides, void* data, int flags, PyObject* obj,
+    )
 
 cdef enum:
     # From here on a frame is copied without the GIL. To give it up and take it back costs
@@ -67,6 +101,8 @@ cdef enum:
     SAMPLED = 16               # ... and one in so many of smaller ones
     LOG_BLOCK_NBYTES = 65000   # small enough for malloc to have it at hand
     PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
+    NAP_NS = 50_000            # between looks whether a slot is still open
+    PAGE_NBYTES = 4096         # of memory, at least
 
 
 # ------------------------------------------------------------------ index functions
@@ -140,7 +176,7 @@ cdef class FrameWriter:
 
     def __cinit__(
         self, plan, casting, make_room, make_steps, encode_metadata, disk_error, *,
-        keep_metadata,
+        keep_metadata, takes_time=False,
     ):
         cdef int64_t position
         cdef int i
@@ -157,6 +193,15 @@ cdef class FrameWriter:
         self._frame_dims = ", ".join(plan.file_dims[len(plan.file_axes):])
         self._height, self._width = plan.frame_shape
         self._frame_nbytes = plan.frame_nbytes
+        self._row_nbytes = self._width * self._dtype.itemsize
+        self._takes_time = takes_time
+        self._ring_nbytes = plan.ring_steps * plan.step_nbytes
+        self._ring_frames = plan.ring_frames
+        self._keep_steps = plan.keep_steps or 0
+        self._clears_next = (
+            self._ring_frames > 0 and plan.step_frames > plan.num_positions
+        )
+        self._last_frame_id = UNKNOWN
         self._num_positions = plan.num_positions
         self._num_frames = -1 if plan.is_unbounded else plan.num_frames
         self._step_frames = plan.step_frames
@@ -172,36 +217,38 @@ cdef class FrameWriter:
         for i in range(self._num_file_axes):
             self._file_axes[i] = plan.file_axes[i]
 
-        self._arrays = <Array*>calloc(self._num_positions, sizeof(Array))
+        self._arrays = <Array*>calloc(self._num_positions + 1, sizeof(Array))
         if self._arrays == NULL:
             raise MemoryError(f"table of {self._num_positions} positions")
         for position in range(self._num_positions):
             self._arrays[position].steps = 1
-        self._array_owners = [None] * self._num_positions
+        self._array_owners = [None] * (self._num_positions + 1)
         self._cursor_owners = []
         self._readable_steps = 1
         self._make_room = make_room
         self._make_steps = make_steps
         self._encode_metadata = encode_metadata
         self._disk_error = disk_error
+        fill_c_stream(&self._c_stream, self)
 
     def __dealloc__(self):
         free(self._arrays)
         free(self._skips.ranges)
         while self._log.first != NULL:
             self._drop_first_block()
-        free(self._log.line)
+        free(self._log.lines)
         sw_mutex_destroy(&self._mutex)
 
     # ------------------------------------------------------------- for the camera loop
 
-    cdef int put(self, object frame, object frame_metadata) except -1:
+    cdef int put(
+        self, object frame, object frame_metadata, object timestamp_ns, object frame_id
+    ) except -1:
         cdef cnp.ndarray array
         cdef bytes body
-        cdef const char* body_data = NULL
-        cdef size_t body_nbytes = 0
+        cdef Frame one
         cdef int64_t start_ns = 0
-        cdef Status status
+        cdef int status
         cdef Request request
 
         if (
@@ -209,48 +256,139 @@ cdef class FrameWriter:
             or sw_load_acquire(self._cursor) % SAMPLED == 0
         ):
             start_ns = sw_now_ns()
-        if (
-            cnp.PyArray_CheckExact(frame)
-            and <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>frame) == <PyObject*>self._dtype
-            and cnp.PyArray_NDIM(<cnp.ndarray>frame) == 2
-            and cnp.PyArray_DIM(<cnp.ndarray>frame, 0) == self._height
-            and cnp.PyArray_DIM(<cnp.ndarray>frame, 1) == self._width
-            and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>frame)
-        ):
+        if self._is_plain_frame(frame):
             array = <cnp.ndarray>frame
+            one.pitch_nbytes = self._row_nbytes
         else:
             array = self._as_frame(frame)
+            one.pitch_nbytes = cnp.PyArray_STRIDE(array, 0)
+        one.data = cnp.PyArray_BYTES(array)
+        one.body = NULL
+        one.body_nbytes = 0
         if frame_metadata is not None:
             body = self._encode_metadata(frame_metadata)
-            body_data = PyBytes_AS_STRING(body)
-            body_nbytes = PyBytes_GET_SIZE(body)
+            one.body = PyBytes_AS_STRING(body)
+            one.body_nbytes = PyBytes_GET_SIZE(body)
+        one.timestamp_ns = one.frame_id = UNKNOWN
+        if timestamp_ns is not None:
+            one.timestamp_ns = as_stamp(timestamp_ns, "timestamp_ns")
+        if frame_id is not None:
+            one.frame_id = as_stamp(frame_id, "frame_id")
 
         while True:
-            status = self._acquire()
+            status = self._begin()
             if status == OK:
-                if self._frame_nbytes >= RELEASE_GIL_NBYTES or body_nbytes:
+                if self._frame_nbytes >= RELEASE_GIL_NBYTES or one.body_nbytes:
                     with nogil:
-                        status = self._put(
-                            cnp.PyArray_BYTES(array), body_data, body_nbytes, &request
-                        )
+                        status = self._put(&one, &request)
                         sw_mutex_unlock(&self._mutex)
                 else:
-                    status = self._put(
-                        cnp.PyArray_BYTES(array), body_data, body_nbytes, &request
-                    )
+                    status = self._put(&one, &request)
                     sw_mutex_unlock(&self._mutex)
+                if status == OK:
+                    if start_ns:
+                        self._count_append(start_ns)
+                    return 0
+            self._answer(<Status>status, "append", 1, &request)
+
+    cdef int put_all(
+        self, object frames, object frame_metadata, object timestamps_ns, object frame_ids
+    ) except -1:
+        """Store many frames: all of them, or none."""
+        cdef cnp.ndarray array = None
+        cdef cnp.ndarray times = None
+        cdef cnp.ndarray ids = None
+        cdef list arrays, bodies
+        cdef Frame* table
+        cdef int64_t count, i
+        if cnp.PyArray_Check(frames):
+            array = self._as_frames(frames)
+            count = cnp.PyArray_DIM(array, 0)
+        else:
+            arrays = []
+            for i, frame in enumerate(frames):
+                try:
+                    arrays.append(self._as_frame(frame))
+                except ValueError as error:
+                    raise ValueError(f"Frame {i} of the batch: {error}") from None
+            count = len(arrays)
+        bodies = self._bodies(frame_metadata, count)
+        times = as_stamps(timestamps_ns, count, "timestamps_ns")
+        ids = as_stamps(frame_ids, count, "frame_ids")
+        if count == 0:
+            return 0
+        table = <Frame*>malloc(count * sizeof(Frame))
+        if table == NULL:
+            raise MemoryError(f"table of {count} frames")
+        try:
+            for i in range(count):
+                if array is not None:
+                    table[i].data = (
+                        cnp.PyArray_BYTES(array) + i * cnp.PyArray_STRIDE(array, 0)
+                    )
+                    table[i].pitch_nbytes = cnp.PyArray_STRIDE(array, 1)
+                else:
+                    table[i].data = cnp.PyArray_BYTES(<cnp.ndarray>arrays[i])
+                    table[i].pitch_nbytes = cnp.PyArray_STRIDE(<cnp.ndarray>arrays[i], 0)
+            set_extras(table, count, bodies, times, ids)
+            return self.put_frames("append", table, count, 0)
+        finally:
+            free(table)
+
+    cdef int put_frames(self, str what, Frame* frames, int64_t count, int64_t serial) except -1:
+        """Store frames from anywhere, or (with a serial) those that are in open slots."""
+        cdef int64_t start_ns = sw_now_ns()
+        cdef int status
+        cdef Request request
+        while True:
+            status = self._acquire() if serial else self._begin()
             if status == OK:
-                if start_ns:
+                with nogil:
+                    if serial:
+                        status = self._commit(serial, frames, count, &request)
+                    else:
+                        status = self._put_all(frames, count, &request)
+                    sw_mutex_unlock(&self._mutex)
+                if status == OK:
                     self._count_append(start_ns)
-                return 0
-            make_room = self._make_room
-            if status == NEED_ROOM and make_room is not None:
-                make_room(request.position, request.stop_nbytes)
-            elif status != NEED_ROOM:
-                self._raise(status, "append", 1, &request)
+                    return 0
+            self._answer(<Status>status, what, count, &request)
+
+    def _bodies(self, frame_metadata, int64_t count):
+        if frame_metadata is None:
+            return None
+        bodies = [
+            None if metadata is None else self._encode_metadata(metadata)
+            for metadata in frame_metadata
+        ]
+        if len(bodies) != count:
+            raise ValueError(
+                f"frame_metadata has {len(bodies)} entries for {count} frames: give one "
+                "for each, None where there is none."
+            )
+        return bodies
+
+    cdef int open_slots(self, int64_t count, char** address) except -1:
+        """Reserve the next slots; return where they begin."""
+        cdef int status
+        cdef Request request
+        while True:
+            status = self._begin()
+            if status == OK:
+                status = self._reserve(count, address, &request)
+                sw_mutex_unlock(&self._mutex)
+                if status == OK:
+                    return 0
+            self._answer(<Status>status, "reserve", count, &request)
+
+    cdef void give_back(self, int64_t serial) noexcept nogil:
+        """Give open slots back: they are as if they had never been reserved."""
+        self._lock()
+        self._commit(serial, NULL, 0, NULL)
+        sw_mutex_unlock(&self._mutex)
 
     def skip(self, *, frames=1):
-        cdef Status status
+        cdef int status
         cdef Request request
         cdef int64_t count
         wanted = PyNumber_Index(frames)
@@ -259,17 +397,13 @@ cdef class FrameWriter:
         # No array reaches that far; the same answer as for any skip that is too long.
         count = min(wanted, 1 << 62)
         while True:
-            status = self._acquire()
+            status = self._begin()
             if status == OK:
                 status = self._skip(count, &request)
                 sw_mutex_unlock(&self._mutex)
-            if status == OK:
-                return
-            make_steps = self._make_steps
-            if status == NEED_STEPS and make_steps is not None:
-                make_steps(request.steps)
-            elif status != NEED_STEPS:
-                self._raise(status, "skip", wanted, &request)
+                if status == OK:
+                    return
+            self._answer(<Status>status, "skip", wanted, &request)
 
     @property
     def frames_written(self):
@@ -308,6 +442,7 @@ cdef class FrameWriter:
             "elapsed_s": (self._last_append_ns - self._first_append_ns) / 1e9,
             "append_counts": counts,
             "longest_append_ns": self._longest_append_ns,
+            "num_dropped": self._dropped,
         }
 
     # --------------------------------------------------------------- for the storage
@@ -327,7 +462,7 @@ cdef class FrameWriter:
         cdef Array* array = &self._arrays[<int64_t>position]
         array.base = <char*><uintptr_t>owner.address
         sw_store_release(&array.writable_nbytes, <int64_t>writable_nbytes)
-        self._array_owners[position] = owner
+        self._array_owners[position] = owner.memory
 
     def set_readable_steps(self, steps):
         self._readable_steps = steps
@@ -397,6 +532,10 @@ cdef class FrameWriter:
         if status != OK:
             self._raise(status, "close", 0, NULL)
         self._closed = True
+        self._slot_frames = 0  # whoever has them open is told when he comes back
+        self._ahead = NULL
+        self._prepare = NULL
+        self._frames_ahead = NULL
         # Nothing outside is written from here on, and its owners may go.
         sw_store_release(&self._own_cursor, self._cursor[0])
         sw_store_pointer(<void**>&self._cursor, &self._own_cursor)
@@ -406,18 +545,40 @@ cdef class FrameWriter:
         sw_mutex_unlock(&self._mutex)
         self._digits_owner = self._new_digits_owner = None
         self._make_room = self._make_steps = None
+        self._array_owners = []
 
     def disown(self):
         """In a forked child: all this is the parent's."""
         sw_mutex_init(&self._mutex)  # a thread that is not here may have held it
         self._exclusive_thread = SW_NO_THREAD
+        self._slot_frames = 0
+        self._ahead = NULL
+        self._prepare = NULL
         self._closed = self._disowned = True
+
+    @property
+    def c_address(self):
+        """Address of the stream's `scratchwriter_stream`, for the life of the process."""
+        if not self._is_immortal:
+            self._is_immortal = True
+            Py_INCREF(self)
+        return <uintptr_t>&self._c_stream
 
     # ------------------------------------------------------------------------ inside
 
-    cdef object _as_frame(self, object frame):
-        """Check a frame of any kind; return it contiguous and of the right dtype."""
-        array = np.asarray(frame)
+    cdef bint _is_plain_frame(self, object frame) noexcept:
+        return (
+            cnp.PyArray_CheckExact(frame)
+            and <PyObject*>cnp.PyArray_DESCR(<cnp.ndarray>frame) == <PyObject*>self._dtype
+            and cnp.PyArray_NDIM(<cnp.ndarray>frame) == 2
+            and cnp.PyArray_DIM(<cnp.ndarray>frame, 0) == self._height
+            and cnp.PyArray_DIM(<cnp.ndarray>frame, 1) == self._width
+            and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>frame)
+        )
+
+    cdef cnp.ndarray _as_frame(self, object frame):
+        """Check a frame of any kind; return it with whole rows and the right dtype."""
+        array = as_array(frame, self._dtype, (self._height, self._width))
         expected = (self._height, self._width)
         if array.shape != expected:
             raise ValueError(
@@ -425,13 +586,30 @@ cdef class FrameWriter:
                 f"{expected} ({self._frame_dims}). Append a 2-D array of that shape, or "
                 "set the count of these dimensions to the camera's."
             )
+        return self._as_rows(array, frame)
+
+    cdef cnp.ndarray _as_frames(self, object frames):
+        """Check an array of frames; return it with whole rows and the right dtype."""
+        array = np.asarray(frames)
+        expected = (self._height, self._width)
+        if array.ndim != 3 or array.shape[1:] != expected:
+            raise ValueError(
+                f"The batch has shape {array.shape}, expected (n, {self._height}, "
+                f"{self._width}) (n, {self._frame_dims}). Append a 3-D array of n frames of "
+                "that shape, or a list of frames."
+            )
+        return self._as_rows(array, frames)
+
+    def _as_rows(self, array, given):
         if array.dtype.kind not in "biufc":
             raise ValueError(
                 f"Frame has dtype {array.dtype}, expected {self._dtype}: it holds no "
                 "pixels. Convert it to a bool, integer, float or complex dtype."
             )
-        if not np.can_cast(array.dtype, self._dtype, self._casting):
-            if isinstance(frame, (list, tuple)) and array.dtype.kind in "biufc":
+        if array.dtype != self._dtype and not np.can_cast(
+            array.dtype, self._dtype, self._casting
+        ):
+            if isinstance(given, (list, tuple)):
                 # Plain numbers have no dtype to respect: what counts is their values.
                 with np.errstate(all="ignore"):
                     cast = array.astype(self._dtype)
@@ -443,6 +621,8 @@ cdef class FrameWriter:
                 f"the settings' dtype to {array.dtype.name!r}, or allow the cast with "
                 "ScratchFormat(casting='same_kind' or 'unsafe')."
             )
+        if array.dtype == self._dtype and array.strides[array.ndim - 1] == self._dtype.itemsize:
+            return array  # rows with gaps between them need no copy
         return np.ascontiguousarray(array, self._dtype)
 
     cdef void _count_append(self, int64_t start_ns) noexcept nogil:
@@ -467,37 +647,311 @@ cdef class FrameWriter:
             return CLOSED
         return OK
 
-    cdef Status _put(
-        self, const char* frame, const char* body, size_t body_nbytes, Request* request
-    ) noexcept nogil:
-        """Copy a frame into the next slot and commit it, with its metadata line."""
+    cdef int _begin(self) except -1:
+        """Take the mutex when no slot is open, by `_acquire`; return a `Status`."""
+        cdef Status status
+        cdef bint is_mine
+        while True:
+            status = self._acquire()
+            if status != OK or self._slot_frames == 0:
+                return status
+            is_mine = self._slot_thread == sw_this_thread()
+            sw_mutex_unlock(&self._mutex)
+            if is_mine:
+                return SLOT_OPEN
+            with nogil:
+                sw_nap(NAP_NS)
+            PyErr_CheckSignals()
+
+    cdef Status _begin_native(self) noexcept nogil:
+        """The same for C, whose thread may have the GIL or not."""
+        cdef void* python = NULL
+        cdef Status status
+        while True:
+            if not sw_mutex_try(&self._mutex):
+                if self._exclusive_thread == sw_this_thread():
+                    status = BUSY
+                    break
+                python = leave_python(python)
+                sw_mutex_lock(&self._mutex)
+            status = CLOSED if self._closed else OK
+            if status == OK and self._slot_frames == 0:
+                break
+            if status == OK and self._slot_thread == sw_this_thread():
+                status = SLOT_OPEN
+            sw_mutex_unlock(&self._mutex)
+            if status != OK:
+                break
+            python = leave_python(python)
+            sw_nap(NAP_NS)
+        return_to_python(python)
+        return status
+
+    cdef void _lock(self) noexcept nogil:
+        """Take the mutex, whatever is open or closed."""
+        cdef void* python = NULL
+        if not sw_mutex_try(&self._mutex):
+            python = leave_python(python)
+            sw_mutex_lock(&self._mutex)
+            return_to_python(python)
+
+    cdef int _answer(self, Status status, str what, object frames, Request* request) except -1:
+        """See to what a call lacks, so that it can be tried again, or raise."""
+        make_room, make_steps = self._make_room, self._make_steps
+        if status == NEED_ROOM:
+            if make_room is not None:  # else it has been closed: the next try says so
+                make_room(request.position, request.stop_nbytes)
+        elif status == NEED_STEPS:
+            if make_steps is not None:
+                make_steps(request.steps)
+        else:
+            self._raise(status, what, frames, request)
+        return 0
+
+    cdef int _answer_native(self, Status status, Request* request) noexcept nogil:
+        """The same without the GIL: OK, or a `scratchwriter_status`."""
+        if status == CLOSED:
+            return SCRATCHWRITER_CLOSED
+        if status == BUSY or status == SLOT_OPEN:
+            return SCRATCHWRITER_BUSY
+        if status == FULL:
+            return SCRATCHWRITER_FULL
+        if status == SLOTS_APART:
+            return SCRATCHWRITER_APART
+        return ask(self, status, request)
+
+    cdef bint _prepare_native(self, Request* request) noexcept nogil:
+        """Have a slot in a file made ready without Python, if that is to be had."""
+        return self._prepare != NULL and self._prepare(
+            self._ahead, request.position, request.stop_nbytes
+        ) == 0
+
+    cdef int64_t _position(self, Odometer* slot) noexcept nogil:
+        return slot.index[self._position_axis] if self._position_axis >= 0 else 0
+
+    cdef void _advance(self, Odometer* slot) noexcept nogil:
+        advance(slot, self._counts, self._strides_nbytes, self._num_axes)
+        if self._ring_nbytes and slot.offset_nbytes >= self._ring_nbytes:
+            slot.offset_nbytes -= self._ring_nbytes
+
+    cdef void _clear(self, int64_t steps) noexcept nogil:
+        """Clear the next slot of a ring, or the one that is some steps behind it."""
+        cdef int64_t step_nbytes = self._strides_nbytes[0]
+        cdef int64_t at = self._next.offset_nbytes + steps * step_nbytes
+        memset(
+            self._arrays[self._position(&self._next)].base + at % self._ring_nbytes, 0,
+            self._frame_nbytes,
+        )
+
+    cdef Status _put(self, Frame* frame, Request* request) noexcept nogil:
+        """Copy a frame into the next slot and commit it, with all that came with it."""
         cdef int64_t cursor = self._cursor[0]
-        cdef int64_t position = 0
+        cdef int64_t position = self._position(&self._next)
         cdef int64_t stop_nbytes
-        cdef Array* array
+        cdef Array* array = &self._arrays[position]
+        cdef bint has_record
         if cursor == self._num_frames:
             return FULL
-        if self._position_axis >= 0:
-            position = self._next.index[self._position_axis]
-        array = &self._arrays[position]
         stop_nbytes = self._next.offset_nbytes + self._frame_nbytes
         if stop_nbytes > sw_load_acquire(&array.writable_nbytes):
             request.position = position
             request.stop_nbytes = stop_nbytes
             return NEED_ROOM
 
+        # Both are UNKNOWN (negative) only if neither bit of the sign is clear.
+        has_record = (frame.timestamp_ns & frame.frame_id) >= 0 or (
+            self._arrays[self._num_positions].base != NULL
+        )
+        if has_record and self._look_for_record(cursor + 1, request) != OK:
+            return NEED_ROOM
+
         # What may fail comes first: a frame that is refused leaves nothing in its slot.
-        if body_nbytes:
-            request.errno_code = self._write_line(position, body, body_nbytes)
+        if frame.body_nbytes:
+            request.errno_code = self._write_lines(frame, 1)
             if request.errno_code:
-                request.needed_nbytes = PREFIX_NBYTES + body_nbytes
+                request.needed_nbytes = PREFIX_NBYTES + frame.body_nbytes
                 return LOG_FAILED
-        sw_copy(array.base + self._next.offset_nbytes, frame, self._frame_nbytes)
+        sw_copy_rows(
+            array.base + self._next.offset_nbytes, frame.data, self._height,
+            self._row_nbytes, frame.pitch_nbytes,
+        )
+        if has_record:
+            self._record(cursor, frame)
+        if self._clears_next:
+            # When the next step is shown, what it lacks is not what was there before.
+            self._clear(1)
         if self._num_frames < 0 and self._next.index[0] >= array.steps:
             self._set_steps(array, self._next.index[0] + 1)
-        advance(&self._next, self._counts, self._strides_nbytes, self._num_axes)
+        self._advance(&self._next)
         sw_store_release(self._cursor, cursor + 1)
         return OK
+
+    cdef Status _put_all(self, Frame* frames, int64_t count, Request* request) noexcept nogil:
+        """Store many frames and commit them at once; those without data are in place."""
+        cdef int64_t cursor = self._cursor[0]
+        cdef int64_t i, body_nbytes = 0
+        cdef int64_t run_nbytes = 0  # frames that follow each other here and there
+        cdef const char* run_data = NULL
+        cdef char* run_to = NULL
+        cdef char* to
+        cdef bint has_records = self._arrays[self._num_positions].base != NULL
+        cdef Array* array
+        cdef Status status = self._look_ahead(count, False, request)
+        if status != OK:
+            return status
+        for i in range(count):
+            body_nbytes += frames[i].body_nbytes
+            has_records |= (frames[i].timestamp_ns & frames[i].frame_id) >= 0
+        if has_records and self._look_for_record(cursor + count, request) != OK:
+            return NEED_ROOM
+        if body_nbytes:
+            request.errno_code = self._write_lines(frames, count)
+            if request.errno_code:
+                request.needed_nbytes = count * PREFIX_NBYTES + body_nbytes
+                return LOG_FAILED
+        for i in range(count):
+            array = &self._arrays[self._position(&self._next)]
+            to = array.base + self._next.offset_nbytes
+            if frames[i].data != NULL:
+                if (
+                    run_nbytes
+                    and to == run_to + run_nbytes
+                    and frames[i].data == run_data + run_nbytes
+                    and frames[i].pitch_nbytes == self._row_nbytes
+                ):
+                    run_nbytes += self._frame_nbytes
+                else:
+                    if run_nbytes:
+                        sw_copy(run_to, run_data, run_nbytes)
+                    run_nbytes = 0
+                    # What clears slots does so between two frames.
+                    if frames[i].pitch_nbytes == self._row_nbytes and not self._clears_next:
+                        run_to, run_data, run_nbytes = to, frames[i].data, self._frame_nbytes
+                    else:
+                        sw_copy_rows(
+                            to, frames[i].data, self._height, self._row_nbytes,
+                            frames[i].pitch_nbytes,
+                        )
+            if has_records:
+                self._record(cursor + i, &frames[i])
+            if self._clears_next:
+                self._clear(1)
+            if self._num_frames < 0 and self._next.index[0] >= array.steps:
+                self._set_steps(array, self._next.index[0] + 1)
+            self._advance(&self._next)
+        if run_nbytes:
+            sw_copy(run_to, run_data, run_nbytes)
+        sw_store_release(self._cursor, cursor + count)
+        return OK
+
+    cdef Status _look_ahead(
+        self, int64_t count, bint together, Request* request
+    ) noexcept nogil:
+        """See whether the next slots may be written, and lie one behind the other."""
+        cdef int64_t cursor = self._cursor[0]
+        cdef Odometer slot = self._next
+        cdef int64_t first = self._position(&slot)
+        cdef int64_t i, position, stop_nbytes
+        if self._num_frames >= 0 and count > self._num_frames - cursor:
+            return FULL
+        for i in range(count):
+            position = self._position(&slot)
+            if together and (
+                position != first
+                or slot.offset_nbytes != self._next.offset_nbytes + i * self._frame_nbytes
+            ):
+                return SLOTS_APART
+            stop_nbytes = slot.offset_nbytes + self._frame_nbytes
+            if stop_nbytes > sw_load_acquire(&self._arrays[position].writable_nbytes):
+                request.position = position
+                request.stop_nbytes = stop_nbytes
+                return NEED_ROOM
+            self._advance(&slot)
+        return OK
+
+    cdef Status _look_for_record(self, int64_t stop, Request* request) noexcept nogil:
+        """See whether the records of the frames before `stop` may be written."""
+        cdef int64_t stop_nbytes = sizeof(Record) * (
+            stop if self._ring_frames == 0 else min(stop, self._ring_frames)
+        )
+        cdef int64_t* writable_nbytes = &self._arrays[self._num_positions].writable_nbytes
+        if stop_nbytes <= sw_load_acquire(writable_nbytes):
+            return OK
+        request.position = self._num_positions
+        request.stop_nbytes = stop_nbytes
+        return NEED_ROOM
+
+    cdef void _record(self, int64_t frame_number, Frame* frame) noexcept nogil:
+        cdef Record* record = (
+            <Record*>self._arrays[self._num_positions].base
+            + (frame_number % self._ring_frames if self._ring_frames else frame_number)
+        )
+        cdef int64_t known = 0
+        if frame.timestamp_ns >= 0:
+            record.timestamp_ns = frame.timestamp_ns
+            known = KNOWS_TIME
+        elif self._takes_time:
+            record.timestamp_ns = sw_now_ns()
+            known = KNOWS_TIME | IS_HOST_TIME
+        if frame.frame_id >= 0:
+            record.frame_id = frame.frame_id
+            known |= KNOWS_ID
+            # A smaller number than before: the camera has begun to count anew.
+            if self._last_frame_id >= 0 and frame.frame_id > self._last_frame_id:
+                self._dropped += frame.frame_id - self._last_frame_id - 1
+            self._last_frame_id = frame.frame_id
+        record.known = known
+
+    cdef Status _reserve(self, int64_t count, char** address, Request* request) noexcept nogil:
+        """Open the next slots for one who fills them in place."""
+        cdef Status status = self._look_ahead(count, count > 1, request)
+        if status != OK:
+            return status
+        address[0] = (
+            self._arrays[self._position(&self._next)].base + self._next.offset_nbytes
+        )
+        if (
+            self._frames_ahead == NULL
+            or sw_load_acquire(self._frames_ahead) < self._cursor[0] + count
+        ):
+            self._populate(address[0], count * self._frame_nbytes)
+        self._slot_frames = count
+        self._slot_serial += 1
+        self._slot_thread = sw_this_thread()
+        return OK
+
+    cdef Status _commit(
+        self, int64_t serial, Frame* frames, int64_t count, Request* request
+    ) noexcept nogil:
+        """Store the first frames that are in the open slots; give the others back."""
+        cdef int64_t rest = self._slot_frames - count
+        cdef char* start
+        cdef Status status = OK
+        if self._slot_frames == 0 or serial != self._slot_serial:
+            return CLOSED
+        start = self._arrays[self._position(&self._next)].base + self._next.offset_nbytes
+        if count:
+            status = self._put_all(frames, count, request)
+            if status == NEED_ROOM:
+                return status  # for records; the slots stay open for the next try
+            if status != OK:
+                rest += count
+        # What is given back may be skipped, or never come: zeros, to a reader.
+        if rest:
+            memset(
+                start + (self._slot_frames - rest) * self._frame_nbytes, 0,
+                rest * self._frame_nbytes,
+            )
+        self._slot_frames = 0
+        return status
+
+    cdef void _populate(self, char* start, int64_t nbytes) noexcept nogil:
+        """Take the page faults now, that a camera's own thread would take later."""
+        cdef char* at = start
+        while at < start + nbytes:
+            sw_touch(at)
+            at += PAGE_NBYTES
+        sw_touch(start + nbytes - 1)
 
     cdef Status _skip(self, int64_t frames, Request* request) noexcept nogil:
         """Commit frames that were never written."""
@@ -523,55 +977,90 @@ cdef class FrameWriter:
                 if steps > self._arrays[position].steps:
                     self._set_steps(&self._arrays[position], steps)
         self._skipped += frames
+        if self._ring_frames:
+            self._skip_in_ring(cursor, frames)
         jump(
             &self._next, cursor + frames, self._counts, self._strides_nbytes,
             self._num_axes,
         )
+        if self._ring_nbytes:
+            self._next.offset_nbytes %= self._ring_nbytes
         sw_store_release(self._cursor, cursor + frames)
         return OK
 
-    cdef int _write_line(
-        self, int64_t position, const char* body, size_t body_nbytes
-    ) noexcept nogil:
-        """Log '{"_pos": p, "_idx": [...], ' and the rest of `body`, a JSON object."""
+    cdef void _skip_in_ring(self, int64_t cursor, int64_t frames) noexcept nogil:
+        """Clear what was in the slots before, and forget what was known of it."""
+        cdef Frame nothing
+        cdef int64_t frame = cursor + max(frames - self._ring_frames, <int64_t>0)
+        nothing.timestamp_ns = nothing.frame_id = UNKNOWN
+        jump(&self._next, frame, self._counts, self._strides_nbytes, self._num_axes)
+        self._next.offset_nbytes %= self._ring_nbytes
+        while frame < cursor + frames:
+            self._clear(0)
+            if self._clears_next:
+                self._clear(1)
+            if self._arrays[self._num_positions].base != NULL:
+                self._record(frame, &nothing)
+                (<Record*>self._arrays[self._num_positions].base)[
+                    frame % self._ring_frames
+                ].known = 0
+            self._advance(&self._next)
+            frame += 1
+
+    cdef int _write_lines(self, Frame* frames, int64_t count) noexcept nogil:
+        """Log the metadata of the next frames, all or none: 0, or an errno."""
         cdef MetadataLog* log = &self._log
-        cdef size_t needed_nbytes = PREFIX_NBYTES + body_nbytes
+        cdef Odometer slot = self._next
+        cdef size_t needed_nbytes = 0
         cdef char* memory
         cdef char* at
-        cdef int i
-        if needed_nbytes > log.line_capacity_nbytes:
-            memory = <char*>realloc(log.line, 2 * needed_nbytes)
+        cdef int64_t i
+        cdef int code
+        for i in range(count):
+            needed_nbytes += PREFIX_NBYTES + frames[i].body_nbytes
+        if needed_nbytes > log.lines_capacity_nbytes:
+            memory = <char*>realloc(log.lines, 2 * needed_nbytes)
             if memory == NULL:
                 return ENOMEM
-            log.line = memory
-            log.line_capacity_nbytes = 2 * needed_nbytes
-        at = put_number(put_text(log.line, b'{"_pos": ', 9), position)
-        at = put_text(at, b', "_idx": [', 11)
-        for i in range(self._num_file_axes):
-            if i:
-                at = put_text(at, b', ', 2)
-            at = put_number(at, self._next.index[self._file_axes[i]])
-        at = put_text(at, b']', 1)
-        if body_nbytes > 2:
-            at = put_text(at, b', ', 2)
-        at = put_text(at, body + 1, body_nbytes - 1)
-        at = put_text(at, b'\n', 1)
+            log.lines = memory
+            log.lines_capacity_nbytes = 2 * needed_nbytes
+        at = log.lines
+        for i in range(count):
+            if frames[i].body_nbytes:
+                at = self._put_line(at, &slot, &frames[i])
+            if i + 1 < count:
+                self._advance(&slot)
 
-        needed_nbytes = at - log.line
+        needed_nbytes = at - log.lines
         if log.fd >= 0:
-            i = sw_append(log.fd, log.line, needed_nbytes, log.nbytes)
-            if i:
-                return i
+            code = sw_append(log.fd, log.lines, needed_nbytes, log.nbytes)
+            if code:
+                return code
         elif log.keep:
-            if not self._keep_line(log.line, needed_nbytes):
+            if not self._keep_lines(log.lines, needed_nbytes):
                 return ENOMEM
         else:
             return 0
         log.nbytes += needed_nbytes
         return 0
 
-    cdef bint _keep_line(self, const char* line, size_t nbytes) noexcept nogil:
-        """Keep a line in memory; blocks grow in number, so that none is ever copied."""
+    cdef char* _put_line(self, char* at, Odometer* slot, Frame* frame) noexcept nogil:
+        """Write '{"_pos": p, "_idx": [...], ' and the rest of the body, a JSON object."""
+        cdef int i
+        at = put_number(put_text(at, b'{"_pos": ', 9), self._position(slot))
+        at = put_text(at, b', "_idx": [', 11)
+        for i in range(self._num_file_axes):
+            if i:
+                at = put_text(at, b', ', 2)
+            at = put_number(at, slot.index[self._file_axes[i]])
+        at = put_text(at, b']', 1)
+        if frame.body_nbytes > 2:
+            at = put_text(at, b', ', 2)
+        at = put_text(at, frame.body + 1, frame.body_nbytes - 1)
+        return put_text(at, b'\n', 1)
+
+    cdef bint _keep_lines(self, const char* lines, size_t nbytes) noexcept nogil:
+        """Keep lines in memory; blocks grow in number, so that none is ever copied."""
         cdef MetadataLog* log = &self._log
         cdef LogBlock* block = log.last
         cdef size_t capacity_nbytes
@@ -588,7 +1077,7 @@ cdef class FrameWriter:
             else:
                 log.last.next = block
             log.last = block
-        memcpy(<char*>(block + 1) + block.nbytes, line, nbytes)
+        memcpy(<char*>(block + 1) + block.nbytes, lines, nbytes)
         block.nbytes += nbytes
         return True
 
@@ -640,6 +1129,8 @@ cdef class FrameWriter:
         cdef char text[DIGITS]
         cdef int i = DIGITS
         array.steps = steps
+        if self._keep_steps and steps > self._keep_steps:
+            steps = self._keep_steps
         if array.shape_digits == NULL and array.new_digits == NULL:
             return
         memset(text, c' ', DIGITS)
@@ -671,6 +1162,18 @@ cdef class FrameWriter:
                 f"Cannot {what} while the stream is growing, from the thread that grows "
                 "it (a signal handler, say): call it again later."
             )
+        if status == SLOT_OPEN:
+            raise RuntimeError(
+                f"Cannot {what} while this thread has a slot open: leave its `with` block "
+                "first."
+            )
+        if status == SLOTS_APART:
+            raise ValueError(
+                f"Cannot reserve {frames} frames together: they do not lie one behind the "
+                "other in one array. Reserve fewer (as many as the last dimension has left), "
+                "one by one with slot(), or use storage_order='acquisition' with the "
+                "positions first."
+            )
         if status == FULL:
             raise IndexError(
                 f"Cannot {what} {frames} frame{'s' if frames > 1 else ''}: it would "
@@ -700,6 +1203,451 @@ cdef class Appender:
     def __cinit__(self, FrameWriter writer not None):
         self._writer = writer
 
-    def append(self, frame, *, frame_metadata=None):
-        "append($self, frame, *, frame_metadata=None)\n--\n\nStore the next frame."
-        self._writer.put(frame, frame_metadata)
+    def append(self, frame, *, frame_metadata=None, timestamp_ns=None, frame_id=None):
+        """append($self, frame, *, frame_metadata=None, timestamp_ns=None, frame_id=None)
+--
+
+Store the next frame."""
+        self._writer.put(frame, frame_metadata, timestamp_ns, frame_id)
+
+    def extend(self, frames, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
+        """extend($self, frames, *, frame_metadata=None, timestamps_ns=None, frame_ids=None)
+--
+
+Store the next frames."""
+        self._writer.put_all(frames, frame_metadata, timestamps_ns, frame_ids)
+
+    def slot(self, *, frame_metadata=None, timestamp_ns=None, frame_id=None):
+        return make_slot(self, 0, frame_metadata, timestamp_ns, frame_id)
+
+    def slots(self, n, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
+        count = PyNumber_Index(n)
+        if count <= 0:
+            raise ValueError(f"slots({count}): the number must be positive.")
+        return make_slot(self, count, frame_metadata, timestamps_ns, frame_ids)
+
+    @property
+    def capsule(self):
+        capsule = PyCapsule_New(
+            &self._writer._c_stream, SCRATCHWRITER_CAPSULE, release_capsule
+        )
+        PyCapsule_SetContext(capsule, <void*>self)
+        Py_INCREF(self)
+        return capsule
+
+
+cdef void release_capsule(object capsule) noexcept:
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+
+
+@cython.final
+@cython.no_gc_clear
+@cython.freelist(4)
+cdef class Slot:
+    """The memory of the next frame, or frames, open for one who fills it in place.
+
+    A context manager; see `ScratchStream.slot` and `ScratchStream.slots`.
+    """
+
+    cdef Appender _appender
+    cdef int64_t _count           # of frames; 0: one, and the array is 2-D
+    cdef int64_t _serial          # of the open slots; 0: not open
+    cdef cnp.ndarray _array
+    cdef bytes _body              # of the metadata line
+    cdef public object frame_metadata, timestamp_ns, frame_id, num_filled
+
+    def __init__(self):
+        raise TypeError("a Slot is made by ScratchStream.slot() or slots()")
+
+    def __dealloc__(self):
+        if self._serial:
+            self._appender._writer.give_back(self._serial)
+
+    def __enter__(self):
+        cdef FrameWriter writer = self._appender._writer
+        cdef cnp.npy_intp shape[3]
+        cdef char* address = NULL
+        if self._serial:
+            raise RuntimeError("This slot is open already: leave its `with` block first.")
+        shape[0] = self._count
+        shape[1], shape[2] = writer._height, writer._width
+        writer.open_slots(max(self._count, 1), &address)
+        self._serial = writer._slot_serial
+        Py_INCREF(writer._dtype)  # which the array takes over
+        self._array = PyArray_NewFromDescr(
+            <PyTypeObject*>np.ndarray, <cnp.dtype>writer._dtype, 3 if self._count else 2,
+            &shape[0] if self._count else &shape[1], NULL, address,
+            cnp.NPY_ARRAY_CARRAY, NULL,
+        )
+        cnp.set_array_base(
+            self._array, writer._array_owners[writer._position(&writer._next)]
+        )
+        return self._array
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        cdef FrameWriter writer = self._appender._writer
+        cdef int64_t serial = self._serial
+        cdef int64_t count = max(self._count, 1)
+        cdef Frame one
+        cdef Frame* table = &one
+        if serial == 0:
+            raise RuntimeError("This slot is not open: use it in a `with` statement.")
+        cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
+        try:
+            if exc_type is None:
+                if self._count == 0:
+                    self._fill_one(&one)
+                else:
+                    if self.num_filled is not None:
+                        count = PyNumber_Index(self.num_filled)
+                        if not 0 <= count <= self._count:
+                            raise ValueError(
+                                f"num_filled={count}: it must be from 0 to {self._count}, "
+                                "the number of frames reserved."
+                            )
+                    bodies = writer._bodies(self.frame_metadata, count)
+                    times = as_stamps(self.timestamp_ns, count, "timestamps_ns")
+                    ids = as_stamps(self.frame_id, count, "frame_ids")
+                    table = <Frame*>calloc(max(count, 1), sizeof(Frame))
+                    if table == NULL:
+                        raise MemoryError(f"table of {count} frames")
+                    set_extras(table, count, bodies, times, ids)
+                writer.put_frames("commit", table, count, serial)
+        finally:
+            self._serial = 0
+            self._array = None
+            writer.give_back(serial)  # if they have not been committed
+            if table != &one:
+                free(table)
+        return False
+
+    cdef int _fill_one(self, Frame* one) except -1:
+        one.data = NULL
+        one.pitch_nbytes = 0
+        one.body = NULL
+        one.body_nbytes = 0
+        one.timestamp_ns = one.frame_id = UNKNOWN
+        if self.frame_metadata is not None:
+            # Kept by this object until the line is written.
+            self._body = self._appender._writer._encode_metadata(self.frame_metadata)
+            one.body = PyBytes_AS_STRING(self._body)
+            one.body_nbytes = PyBytes_GET_SIZE(self._body)
+        if self.timestamp_ns is not None:
+            one.timestamp_ns = as_stamp(self.timestamp_ns, "timestamp_ns")
+        if self.frame_id is not None:
+            one.frame_id = as_stamp(self.frame_id, "frame_id")
+        return 0
+
+
+cdef Slot make_slot(
+    Appender appender, int64_t count, object frame_metadata, object timestamp_ns,
+    object frame_id,
+):
+    cdef Slot slot = Slot.__new__(Slot)
+    slot._appender = appender
+    slot._count = count
+    slot.frame_metadata = frame_metadata
+    slot.timestamp_ns, slot.frame_id = timestamp_ns, frame_id
+    return slot
+
+
+# --------------------------------------------------------- what came with the frames
+
+cdef int64_t as_stamp(object value, str name) except? -2:
+    cdef int overflow = 0
+    cdef int64_t number = PyLong_AsLongLongAndOverflow(PyNumber_Index(value), &overflow)
+    if number < 0 or overflow:
+        raise ValueError(
+            f"{name}={value}: it must be from 0 to 2**63 - 1. Leave it out if it is not "
+            "known."
+        )
+    return number
+
+
+cdef cnp.ndarray as_stamps(object values, int64_t count, str name):
+    if values is None:
+        return None
+    stamps = np.asarray(values)
+    if stamps.size == 0:
+        stamps = stamps.astype(np.int64)  # an empty list has no dtype of its own
+    if stamps.shape != (count,) or stamps.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} has shape {stamps.shape} and dtype {stamps.dtype}, expected one integer "
+            f"for each of {count} frames."
+        )
+    if count and not 0 <= int(stamps.min()) <= int(stamps.max()) < 1 << 63:
+        raise ValueError(f"{name}: none may be negative, or 2**63 and more.")
+    return np.ascontiguousarray(stamps, np.int64)
+
+
+cdef int set_extras(
+    Frame* table, int64_t count, list bodies, cnp.ndarray times, cnp.ndarray ids
+) except -1:
+    cdef int64_t i
+    for i in range(count):
+        table[i].body = NULL
+        table[i].body_nbytes = 0
+        if bodies is not None and bodies[i] is not None:
+            table[i].body = PyBytes_AS_STRING(bodies[i])
+            table[i].body_nbytes = PyBytes_GET_SIZE(bodies[i])
+        table[i].timestamp_ns = table[i].frame_id = UNKNOWN
+        if times is not None:
+            table[i].timestamp_ns = (<int64_t*>cnp.PyArray_DATA(times))[i]
+        if ids is not None:
+            table[i].frame_id = (<int64_t*>cnp.PyArray_DATA(ids))[i]
+    return 0
+
+
+cdef object as_array(object frame, object dtype, tuple shape):
+    """Make a numpy array of a frame of any kind: of its own memory, wherever it can be."""
+    if isinstance(frame, np.ndarray):
+        return np.asarray(frame)
+    if hasattr(type(frame), "__dlpack_device__"):
+        device = frame.__dlpack_device__()[0]
+        if device not in (1, 3, 11, 13):  # CPU, or memory that the CPU can reach, too
+            raise ValueError(
+                f"Frame ({type(frame).__name__}) is in the memory of a GPU (DLPack device "
+                f"type {int(device)}). Copy it to the host first: tensor.cpu(), or "
+                "cupy.asnumpy(array)."
+            )
+        return np.from_dlpack(frame)
+    if not isinstance(frame, (list, tuple)):
+        try:
+            view = memoryview(frame)
+        except TypeError:
+            pass  # not a buffer
+        else:
+            if view.ndim == 1 and view.c_contiguous:
+                # A frame's bytes, or its pixels, one after the other.
+                pixels = shape[0] * shape[1]
+                if view.itemsize == 1 and view.nbytes == pixels * dtype.itemsize:
+                    return np.frombuffer(view, dtype).reshape(shape)
+                if len(view) == pixels:
+                    return np.asarray(view).reshape(shape)
+                raise ValueError(
+                    f"Frame ({type(frame).__name__}) is a buffer of {view.nbytes} bytes, "
+                    f"expected {pixels} pixels, {pixels * dtype.itemsize} bytes."
+                )
+    return np.asarray(frame)
+
+
+# ----------------------------------------------------------------------------- for C
+
+cdef void* leave_python(void* state) noexcept nogil:
+    """Give up the GIL, if this thread has it: who holds the mutex may need it."""
+    if state == NULL and PyGILState_Check():
+        return PyEval_SaveThread()
+    return state
+
+
+cdef void return_to_python(void* state) noexcept nogil:
+    if state != NULL:
+        PyEval_RestoreThread(state)
+
+
+cdef int ask(FrameWriter writer, Status status, Request* request) noexcept with gil:
+    """Have Python see to what a call lacks: OK if it may be tried again."""
+    cdef bytes text
+    try:
+        writer._answer(status, "append", 1, request)
+        return SCRATCHWRITER_OK
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}".encode()[: sizeof(writer._error_text) - 1]
+        writer._lock()
+        memcpy(writer._error_text, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
+        sw_mutex_unlock(&writer._mutex)
+        return SCRATCHWRITER_FAILED
+
+
+cdef int c_append(FrameWriter writer, const void* data) noexcept nogil:
+    return c_append_rows(writer, data, writer._row_nbytes, UNKNOWN, UNKNOWN)
+
+
+cdef int c_append_rows(
+    FrameWriter writer, const void* data, int64_t pitch_nbytes, int64_t timestamp_ns,
+    int64_t frame_id,
+) noexcept nogil:
+    cdef int64_t start_ns = 0
+    cdef Status status
+    cdef Request request
+    cdef Frame frame
+    cdef int answer
+    if (
+        data == NULL or timestamp_ns < UNKNOWN or frame_id < UNKNOWN
+        or -writer._row_nbytes < pitch_nbytes < writer._row_nbytes
+    ):
+        return SCRATCHWRITER_INVALID
+    if (
+        writer._frame_nbytes >= TIMED_NBYTES
+        or sw_load_acquire(writer._cursor) % SAMPLED == 0
+    ):
+        start_ns = sw_now_ns()
+    frame.data = <const char*>data
+    frame.pitch_nbytes = pitch_nbytes
+    frame.body = NULL
+    frame.body_nbytes = 0
+    frame.timestamp_ns = timestamp_ns
+    frame.frame_id = frame_id
+    while True:
+        status = writer._begin_native()
+        if status == OK:
+            status = writer._put(&frame, &request)
+            while status == NEED_ROOM and writer._prepare_native(&request):
+                status = writer._put(&frame, &request)
+            sw_mutex_unlock(&writer._mutex)
+            if status == OK:
+                if start_ns:
+                    writer._count_append(start_ns)
+                return SCRATCHWRITER_OK
+        answer = writer._answer_native(status, &request)
+        if answer != SCRATCHWRITER_OK:
+            return answer
+
+
+cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept nogil:
+    cdef Status status
+    cdef Request request
+    cdef int answer
+    if frames == NULL or count <= 0:
+        return SCRATCHWRITER_INVALID
+    while True:
+        status = writer._begin_native()
+        if status == OK:
+            status = writer._reserve(count, <char**>frames, &request)
+            while status == NEED_ROOM and writer._prepare_native(&request):
+                status = writer._reserve(count, <char**>frames, &request)
+            sw_mutex_unlock(&writer._mutex)
+            if status == OK:
+                return SCRATCHWRITER_OK
+        answer = writer._answer_native(status, &request)
+        if answer != SCRATCHWRITER_OK:
+            return answer
+
+
+cdef int c_commit(
+    FrameWriter writer, int64_t count, const int64_t* timestamps_ns, const int64_t* frame_ids
+) noexcept nogil:
+    cdef Frame few[16]
+    cdef Frame* frames = few
+    cdef Status status = CLOSED
+    cdef Request request
+    cdef int64_t i
+    cdef int answer
+    if count < 0:
+        return SCRATCHWRITER_INVALID
+    for i in range(count):
+        if (
+            timestamps_ns != NULL and timestamps_ns[i] < UNKNOWN
+            or frame_ids != NULL and frame_ids[i] < UNKNOWN
+        ):
+            return SCRATCHWRITER_INVALID
+    if count > 16:
+        frames = <Frame*>malloc(count * sizeof(Frame))
+        if frames == NULL:
+            return SCRATCHWRITER_FAILED
+    for i in range(count):
+        frames[i].data = NULL
+        frames[i].body = NULL
+        frames[i].body_nbytes = 0
+        frames[i].timestamp_ns = UNKNOWN if timestamps_ns == NULL else timestamps_ns[i]
+        frames[i].frame_id = UNKNOWN if frame_ids == NULL else frame_ids[i]
+    while True:
+        writer._lock()
+        answer = SCRATCHWRITER_CLOSED
+        if not writer._closed and writer._slot_frames:
+            answer = SCRATCHWRITER_INVALID
+            if count <= writer._slot_frames:
+                answer = SCRATCHWRITER_OK
+                status = writer._commit(writer._slot_serial, frames, count, &request)
+                while status == NEED_ROOM and writer._prepare_native(&request):
+                    status = writer._commit(writer._slot_serial, frames, count, &request)
+        sw_mutex_unlock(&writer._mutex)
+        if answer != SCRATCHWRITER_OK or status == OK:
+            break
+        answer = writer._answer_native(status, &request)
+        if answer != SCRATCHWRITER_OK:
+            break
+    if frames != few:
+        free(frames)
+    return answer
+
+
+cdef int c_skip(FrameWriter writer, int64_t frames) noexcept nogil:
+    cdef Status status
+    cdef Request request
+    cdef int answer
+    if frames <= 0:
+        return SCRATCHWRITER_INVALID
+    while True:
+        status = writer._begin_native()
+        if status == OK:
+            status = writer._skip(frames, &request)
+            sw_mutex_unlock(&writer._mutex)
+            if status == OK:
+                return SCRATCHWRITER_OK
+        answer = writer._answer_native(status, &request)
+        if answer != SCRATCHWRITER_OK:
+            return answer
+
+
+def c_append_of(FrameWriter writer not None):
+    writer.c_address  # noqa: whoever has its address may use it for ever
+    return <uintptr_t><void*>writer._c_stream.append, <uintptr_t>writer._c_stream.state
+
+
+cdef int64_t c_frames_written(FrameWriter writer) noexcept nogil:
+    return sw_load_acquire(<int64_t*>sw_load_pointer(<void**>&writer._cursor))
+
+
+cdef const char* c_status_text(int status) noexcept nogil:
+    if status == SCRATCHWRITER_OK:
+        return b"ok"
+    if status == SCRATCHWRITER_CLOSED:
+        return b"the stream is closed, or the slot was taken back"
+    if status == SCRATCHWRITER_BUSY:
+        return b"this thread has a slot open, or is growing the stream"
+    if status == SCRATCHWRITER_FULL:
+        return b"the dimensions have no more frames"
+    if status == SCRATCHWRITER_FAILED:
+        return b"no room in memory or on the disk: see error_text"
+    if status == SCRATCHWRITER_INVALID:
+        return b"an argument is out of range"
+    if status == SCRATCHWRITER_APART:
+        return b"the slots are not next to each other"
+    return b"unknown status"
+
+
+cdef int64_t c_error_text(
+    FrameWriter writer, char* text, int64_t capacity_nbytes
+) noexcept nogil:
+    cdef int64_t nbytes
+    writer._lock()
+    nbytes = strlen(writer._error_text)
+    if text != NULL and capacity_nbytes > 0:
+        memcpy(text, writer._error_text, min(nbytes, capacity_nbytes - 1))
+        text[min(nbytes, capacity_nbytes - 1)] = 0
+    sw_mutex_unlock(&writer._mutex)
+    return nbytes
+
+
+cdef void fill_c_stream(scratchwriter_stream* stream, FrameWriter writer) noexcept:
+    cdef bytes dtype = writer._dtype.str.encode()[:15]
+    stream.abi_version = SCRATCHWRITER_ABI_VERSION
+    stream.nbytes = sizeof(scratchwriter_stream)
+    stream.state = <void*>writer
+    stream.frame_nbytes = writer._frame_nbytes
+    stream.height, stream.width = writer._height, writer._width
+    stream.itemsize = writer._dtype.itemsize
+    memcpy(stream.dtype, PyBytes_AS_STRING(dtype), PyBytes_GET_SIZE(dtype) + 1)
+    stream.append = <int (*)(void*, const void*) noexcept nogil>c_append
+    stream.append_rows = (
+        <int (*)(void*, const void*, int64_t, int64_t, int64_t) noexcept nogil>c_append_rows
+    )
+    stream.reserve = <int (*)(void*, int64_t, void**) noexcept nogil>c_reserve
+    stream.commit = (
+        <int (*)(void*, int64_t, const int64_t*, const int64_t*) noexcept nogil>c_commit
+    )
+    stream.skip = <int (*)(void*, int64_t) noexcept nogil>c_skip
+    stream.frames_written = <int64_t (*)(void*) noexcept nogil>c_frames_written
+    stream.status_text = c_status_text
+    stream.error_text = <int64_t (*)(void*, char*, int64_t) noexcept nogil>c_error_text

@@ -22,11 +22,12 @@ cdef extern from "platform.h" nogil:
     void sw_store_16(char* p, const char* data)
 
     int64_t sw_now_ns()
+    void sw_nap(int64_t nap_ns)
+    void sw_touch(char* p)
     int sw_pwrite(int fd, const char* data, size_t nbytes, int64_t offset)
     int sw_append(int fd, const char* data, size_t nbytes, int64_t end)
 
     # Linux only so far
-    void sw_touch(char* p)
     ctypedef struct sw_thread:
         pass
     int sw_thread_start(sw_thread* thread, void* (*run)(void*) noexcept nogil, void* arg)

@@ -219,6 +219,8 @@ def _info(args: argparse.Namespace) -> None:
             lines[f"position {i}"] = f"{settings.positions[i].name}: {sizes}"
         if dataset.counts_frames:
             lines["on the device"] = f"the first {dataset.frames_synced} for certain"
+        if dropped := dataset.dropped:
+            lines["dropped"] = f"{dropped} frame numbers never came"
         lines["frame metadata"] = f"{len(dataset.frame_metadata)} lines"
         lines["global metadata"] = ", ".join(dataset.global_metadata) or "none"
     for name, text in lines.items():
@@ -238,6 +240,8 @@ def _missing(dataset: ScratchDataset) -> Iterator[str]:
     with suppress(DatasetError):  # a fault, told as such
         for skipped in dataset.skipped:
             yield f"skipped: {len(skipped)} frames, {skipped[0]} to {skipped[-1]}"
+        if dropped := dataset.dropped:
+            yield f"dropped: {dropped} frame numbers never came"
     expected = dataset.settings.num_frames
     if expected is not None and dataset.frames_written < expected:
         yield (

@@ -55,4 +55,15 @@ static inline void sw_copy(char *to, const char *from, int64_t nbytes) {
         memcpy(to, from, nbytes);
 }
 
+/* Copy a frame whose rows begin `pitch_nbytes` from each other. */
+static inline void sw_copy_rows(char *to, const char *from, int64_t rows, int64_t row_nbytes,
+                                int64_t pitch_nbytes) {
+    if (pitch_nbytes == row_nbytes) {
+        sw_copy(to, from, rows * row_nbytes);
+        return;
+    }
+    for (; rows; rows--, to += row_nbytes, from += pitch_nbytes)
+        sw_copy(to, from, row_nbytes);
+}
+
 #endif

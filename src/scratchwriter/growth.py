@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, cast
 
 from scratchwriter import policy
 from scratchwriter._core import FrameWriter
-from scratchwriter._region import Region, make_region, moves_when_it_grows
+from scratchwriter._region import Region, make_region, make_ring, moves_when_it_grows
 from scratchwriter._region.system import disk_error
 from scratchwriter.manifest import array_name
 from scratchwriter.metadata import encode_frame_metadata
 from scratchwriter.plan import FramePlan
+from scratchwriter.record_array import RecordArray
 from scratchwriter.settings import ScratchFormat
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _GRANT_NBYTES = 256 << 20
 _SKIP_STEPS = 16
 # Memory of one position from which on huge pages (2 MiB) are no waste.
 _HUGE_FROM_NBYTES = 4 << 20
+# Of a ring, which has no end.
+_MOST_STEPS = 1 << 40
 
 
 class Growth:
@@ -59,6 +62,8 @@ class Growth:
     writer : FrameWriter
     regions : list of Region
         One per position.
+    records : RecordArray
+        What is known of frames besides.
 
     Raises
     ------
@@ -77,6 +82,7 @@ class Growth:
         self._leave_memory = leave_memory
         self._writable_steps = [0] * plan.num_positions  # in memory, or portable
         self._leaves_memory = [folder is None] * plan.num_positions  # some time
+        self._memory_frames = 0  # those before this one may be in memory for good
         self._limit = ""  # of memory, that has been reached
         self._granted_steps = 0  # what the machine was asked for
         self._ahead: AheadThread | None = None
@@ -91,9 +97,13 @@ class Growth:
             disk_error,
             # Without a file they can only be wanted for a later one.
             keep_metadata=plan.is_unbounded and fmt.spill_to_disk,
+            takes_time=fmt.timestamps,
         )
+        self.records = RecordArray(plan, self.writer)
         try:
             self._make_arrays(folder)
+            if fmt.timestamps:
+                self.records.make(folder)
         except BaseException:
             self.writer.close()  # it refers to self: break the circle
             raise
@@ -107,6 +117,9 @@ class Growth:
             # As far ahead of the frames memory is made ready in any case.
             huge_from_nbytes = _MEMORY_WINDOW_NBYTES // plan.num_positions
         huge_pages = huge_from_nbytes >= _HUGE_FROM_NBYTES
+        if plan.ring_steps:
+            self._make_rings(folder)
+            return
         for position in range(plan.num_positions):
             path = folder and folder / array_name(position)
             region = _reserve(reserve_nbytes, plan.step_nbytes, path, huge_pages)
@@ -121,9 +134,20 @@ class Growth:
                 gated = folder and plan.is_in_order and not moves_when_it_grows(region)
                 self._attach(position, 0 if gated else 1)
 
+    def _make_rings(self, folder: Path | None) -> None:
+        for position in range(self._plan.num_positions):
+            path = folder and folder / array_name(position)
+            self.regions.append(
+                make_ring(self._plan.ring_steps * self._plan.step_nbytes, path)
+            )
+            self._attach(position, self._plan.ring_steps)
+        self.writer.set_readable_steps(_MOST_STEPS)
+
     def start_ahead(self) -> None:
         """Begin to make memory and files ready ahead of the frames."""
         plan, fmt = self._plan, self._format
+        if plan.ring_steps:
+            return  # all is ready
         if any(map(moves_when_it_grows, self.regions)):
             return
         from scratchwriter._ahead import AheadThread  # is not built everywhere
@@ -148,6 +172,7 @@ class Growth:
             memory_stops,
             window_nbytes,
         )
+        self.records.be_prepared_by(self._ahead)
         if path is not None:
             self._ahead.start_writeback(
                 policy.backlog_nbytes(_FILE_WINDOW_NBYTES), policy.cached_nbytes()
@@ -175,6 +200,11 @@ class Growth:
     def _grow(self, position: int, stop_nbytes: int) -> None:
         if self.writer.closed:
             return  # by another thread; the writer will say so
+        if position == self._plan.num_positions:
+            path = self.regions[0].path if self.is_in_files() else None
+            self.records.make(path and path.parent)
+            self.records.grow(stop_nbytes)
+            return
         step = -(-stop_nbytes // self._plan.step_nbytes)
         if step <= self._writable_steps[position]:
             return  # another thread was here before
@@ -192,7 +222,7 @@ class Growth:
         if self._ahead is None:
             self._allocate(position, step, step - 1 + self._steps_in(_MEMORY_WINDOW_NBYTES))
             return
-        code = self._ahead.prepare_now(position, stop_nbytes - self._plan.frame_nbytes)
+        code = self._ahead.prepare_now(position, stop_nbytes)
         if code in (-1, errno.ENOMEM):
             raise MemoryError(
                 f"The addresses reserved for an array end at {stop_nbytes} bytes. Raise "
@@ -250,6 +280,8 @@ class Growth:
         if self.writer.closed:
             return
         plan, fmt = self._plan, self._format
+        if plan.ring_steps:
+            raise MemoryError(f"No acquisition has {steps} steps: skip fewer frames.")
         for position, region in enumerate(self.regions):
             most = policy.memory_steps(plan, fmt, position)
             if region.path is None and steps > most and not fmt.spill_to_disk:
@@ -280,7 +312,11 @@ class Growth:
         if region.path is None:
             path = folder / array_name(position)
             region.continue_in_file(path, steps * self._plan.step_nbytes)
+        frames = steps * self._plan.step_frames
+        self._memory_frames = max(self._memory_frames, frames)
         self._attach(position, steps)
+        if self.is_in_files():
+            self.records.continue_in_file(folder)
         if self._ahead is not None:
             self._ahead.start_writeback(
                 policy.backlog_nbytes(_FILE_WINDOW_NBYTES), policy.cached_nbytes()
@@ -295,13 +331,28 @@ class Growth:
         region.trim(nbytes)  # first: it gives back room on the disk
         region.save()
 
+    def all_regions(self) -> list[Region]:
+        """Return those of the positions, and of the records if there are any."""
+        records = self.records.region
+        return self.regions if records is None else [*self.regions, records]
+
     def is_saved(self) -> bool:
         """Tell whether the files have all of the arrays."""
-        return self.is_in_files() and all(region.is_saved for region in self.regions)
+        return self.is_in_files() and all(r.is_saved for r in self.all_regions())
 
     def is_in_files(self) -> bool:
         """Tell whether all arrays go on in files."""
         return all(region.path is not None for region in self.regions)
+
+    def is_past_memory(self) -> bool:
+        """Tell whether no frame comes to the part in memory any more.
+
+        Arrays go on in files before the frames of a batch, or those of open slots, are in
+        the memory before.
+        """
+        writer = self.writer
+        has_come = writer.closed or writer.frames_written >= self._memory_frames
+        return has_come and self.is_in_files()
 
     def check_written_back(self) -> None:
         """Raise OSError if the disk has failed to take what was written back."""

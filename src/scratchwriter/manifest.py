@@ -66,6 +66,7 @@ from scratchwriter.settings import EVERY_FIELD, WITHOUT_WARNINGS, AcquisitionSet
 MANIFEST = "manifest.json"
 PROGRESS = "progress.bin"
 SKIPS = "skips.bin"
+RECORDS = "frame_records.bin"
 FRAME_METADATA = "frame_metadata.jsonl"
 
 _MOST_NBYTES = 1 << 24  # of a manifest: five times what ten thousand positions need
@@ -84,6 +85,7 @@ _PROGRESS_HEADER = np.dtype(
 _RECORDING, _CLOSED, _RESTARTED = 1, 2, 3
 _DATASET_FILE = re.compile(
     r"manifest\.json|\.manifest\.json\.\d+|progress\.bin|skips\.bin|frame_metadata\.jsonl"
+    r"|frame_records\.bin"
     r"|pos_\d+\.dat"
 )
 

@@ -8,7 +8,8 @@ All sizes are exact Python integers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,10 @@ class FramePlan:
         Names of all axes of a file, the frame's included.
     storage_axes : tuple of int
         Axes of a file in the order of the arrays that users get (for `transpose`).
+    keep_steps : int or None
+        How many of the newest steps along the unbounded axis are kept; None: all.
+    ring_steps : int
+        How many there is room for then, before the oldest is overwritten; else 0.
     """
 
     dtype: np.dtype[np.generic]
@@ -54,6 +59,8 @@ class FramePlan:
     file_axes: tuple[int, ...]
     file_dims: tuple[str, ...]
     storage_axes: tuple[int, ...]
+    keep_steps: int | None = None
+    ring_steps: int = 0
 
     @property
     def frame_nbytes(self) -> int:
@@ -69,6 +76,11 @@ class FramePlan:
     def num_frames(self) -> int | None:
         """Frames of all positions together, None if unbounded."""
         return None if self.is_unbounded else self.step_frames
+
+    @property
+    def ring_frames(self) -> int:
+        """Frames of all positions that a ring has room for; 0 if nothing is overwritten."""
+        return self.ring_steps * self.step_frames
 
     @property
     def is_in_order(self) -> bool:
@@ -87,11 +99,11 @@ class FramePlan:
 
     @property
     def total_nbytes(self) -> int:
-        """Bytes of all positions; with an unbounded axis, of its first step."""
-        return self.num_positions * self.step_nbytes
+        """Bytes of all positions; with an unbounded axis, of its first step, or its ring."""
+        return self.num_positions * self.step_nbytes * max(self.ring_steps, 1)
 
     def steps(self, position: int, cursor: int) -> int:
-        """Return how far the outermost file axis of a position reaches in steps.
+        """Return how far the outermost file axis of a position has come, in steps.
 
         A step is the whole array if the plan is bounded. Before its first frame an
         array has one step already (of zeros), so that it can be shown and mapped.
@@ -103,6 +115,17 @@ class FramePlan:
             full_steps += 1
         return max(full_steps, 1)
 
+    def first_step(self, position: int, cursor: int) -> int:
+        """Return the first step of a position that is kept."""
+        steps = self.steps(position, cursor)
+        return steps - min(steps, self.keep_steps or steps)
+
+    def start_nbytes(self, position: int, cursor: int) -> int:
+        """Return where in a position's file that step is."""
+        if self.ring_steps == 0:
+            return 0
+        return self.first_step(position, cursor) % self.ring_steps * self.step_nbytes
+
     def most_frames(self, position: int, steps: int) -> int:
         """Return the largest cursor for which a position reaches no further than that."""
         if not self.is_unbounded:
@@ -111,13 +134,13 @@ class FramePlan:
 
     def file_shape(self, position: int, cursor: int) -> tuple[int, ...]:
         """Return the shape of a position's file after `cursor` frames."""
-        steps = self.steps(position, cursor)
+        steps = self.steps(position, cursor) - self.first_step(position, cursor)
         counts = (self.counts[axis] for axis in self.file_axes)
         return (*(steps if n is None else n for n in counts), *self.frame_shape)
 
     def file_nbytes(self, position: int, cursor: int) -> int:
         """Return the size of a position's file after `cursor` frames."""
-        return self.steps(position, cursor) * self.step_nbytes
+        return (self.ring_steps or self.steps(position, cursor)) * self.step_nbytes
 
     @property
     def visit_frames(self) -> int:
@@ -159,19 +182,35 @@ class FramePlan:
         written = np.zeros(self.file_shape(position, cursor)[:-2], np.bool_)
         starts = [0, *(r.stop for r in skipped)]
         stops = [*(r.start for r in skipped), cursor]
+        first_step = self.first_step(position, cursor)
         for start, stop in zip(starts, stops, strict=True):
-            for first in range(start, stop, _CHUNK_FRAMES):
-                rest = np.arange(first, min(first + _CHUNK_FRAMES, stop))
-                slot = []
-                for count in reversed(self.counts):
-                    rest, index = (rest, rest) if count is None else divmod(rest, count)
-                    slot.append(index)
-                slot.reverse()
-                if self.position_axis is not None:
-                    here = slot[self.position_axis] == position
-                    slot = [index[here] for index in slot]
-                written[tuple(slot[axis] for axis in self.file_axes)] = True
+            for _, index in self.slots(position, start, stop, first_step):
+                written[index] = True
         return written
+
+    def slots(
+        self, position: int, start: int, stop: int, first_step: int = 0
+    ) -> Iterator[tuple[npt.NDArray[np.int64], tuple[npt.NDArray[np.int64], ...]]]:
+        """Yield which frames of a range are in a position's file, and where in it.
+
+        In pieces: the numbers of frames, and for each axis of the file but the frame's the
+        index of each of them, counted from the first step that is kept.
+        """
+        start = max(start, first_step * self.step_frames)
+        for first in range(start, stop, _CHUNK_FRAMES):
+            frames = rest = np.arange(first, min(first + _CHUNK_FRAMES, stop))
+            slot = []
+            for count in reversed(self.counts):
+                if count is None:
+                    index = rest - first_step
+                else:
+                    rest, index = divmod(rest, count)
+                slot.append(index)
+            slot.reverse()
+            if self.position_axis is not None:
+                here = slot[self.position_axis] == position
+                frames, slot = frames[here], [index[here] for index in slot]
+            yield frames, tuple(slot[axis] for axis in self.file_axes)
 
 
 def make_plan(settings: AcquisitionSettings) -> FramePlan:
@@ -207,4 +246,17 @@ def make_plan(settings: AcquisitionSettings) -> FramePlan:
         file_axes=tuple(axis_of[name] for name in file_names),
         file_dims=file_dims,
         storage_axes=tuple(file_dims.index(n) for n in (*storage_names, *frame_names)),
+        keep_steps=settings.format.keep_last,
+        ring_steps=_ring_steps(settings.format.keep_last, stride_nbytes),
     )
+
+
+def _ring_steps(keep_steps: int | None, step_nbytes: int) -> int:
+    """Return how many steps a ring has: those that are kept, and what is being written.
+
+    As many as fill whole pages, so that it can be mapped behind itself.
+    """
+    if keep_steps is None:
+        return 0
+    unit = mmap.ALLOCATIONGRANULARITY // math.gcd(mmap.ALLOCATIONGRANULARITY, step_nbytes)
+    return -(-(keep_steps + 2) // unit) * unit

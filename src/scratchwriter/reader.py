@@ -13,12 +13,13 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._region import view_file
+from scratchwriter._region import view_file, view_ring
 from scratchwriter.errors import DatasetError
 from scratchwriter.manifest import (
     FRAME_METADATA,
     MANIFEST,
     PROGRESS,
+    RECORDS,
     Manifest,
     ProgressView,
     array_name,
@@ -28,6 +29,7 @@ from scratchwriter.manifest import (
 )
 from scratchwriter.metadata import FrameMetadata
 from scratchwriter.plan import make_plan
+from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.views import ArrayView
 
@@ -195,6 +197,27 @@ class ScratchDataset:
         return written.transpose(plan.storage_axes[:-2])
 
     @property
+    def timestamps(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """When each frame was taken, one array per position; see `ScratchStream`.
+
+        Raises
+        ------
+        DatasetError
+            If frame_records.bin is damaged.
+        """
+        return self._records("timestamp_ns")
+
+    @property
+    def frame_ids(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """The camera's number of each frame, one array per position; -1: not known."""
+        return self._records("frame_id")
+
+    @property
+    def dropped(self) -> int:
+        """How many frame numbers are missing between those that came with the frames."""
+        return count_dropped(self._read_records(self.frames_written))
+
+    @property
     def frame_metadata(self) -> FrameMetadata:
         """The metadata of the frames that came with some."""
         return self._frame_metadata
@@ -254,6 +277,15 @@ class ScratchDataset:
         """Shape of each position's file as the frames that came make it."""
         return [self._file_shape(i) for i in range(self._plan.num_positions)]
 
+    def file_nbytes(self, position: int) -> int:
+        """Return the size of a position's file as the frames that came make it."""
+        return self._plan.file_nbytes(position, self._cursor)
+
+    @property
+    def records_nbytes(self) -> int:
+        """Size of the records of those frames, if there are any."""
+        return (self._plan.ring_frames or self._cursor) * RECORD.itemsize
+
     def frame_number(self, position: int, index: Sequence[int]) -> int:
         """Return which frame, in acquisition order, has an index in a position's file."""
         with faults_of(self._path / FRAME_METADATA):
@@ -261,29 +293,60 @@ class ScratchDataset:
 
     # ------------------------------------------------------------------------ inside
 
+    def _records(
+        self, name: Literal["timestamp_ns", "frame_id"]
+    ) -> tuple[npt.NDArray[np.int64], ...]:
+        cursor = self.frames_written
+        records = self._read_records(cursor)
+        if self._progress is None:
+            shapes = (array.shape[:-2] for array in self.arrays)
+            return tuple(np.full(shape, UNKNOWN, np.int64) for shape in shapes)
+        return tuple(
+            arrange(self._plan, position, records, cursor, name)
+            for position in range(self._plan.num_positions)
+        )
+
+    def _read_records(self, cursor: int) -> npt.NDArray[np.void] | None:
+        path = self._path / RECORDS
+        if not os.path.lexists(path) or self._progress is None:
+            return None
+        with faults_of(path):
+            _need_nbytes(path, 0, PROGRESS)
+            # It may be shorter than that: the last frames have no record then.
+            count = self._plan.ring_frames or cursor
+            count = min(count, path.lstat().st_size // RECORD.itemsize)
+            if count == 0:
+                return None
+            return np.frombuffer(view_file(path), RECORD, count)
+
     def _is_counted(self, position: int, index: Sequence[int]) -> bool:
         if self._progress is None:
             return True
         return self.frame_number(position, index) < self._cursor
 
-    def _file_shape(self, position: int) -> tuple[int, ...]:
+    def _file_shape(self, position: int, cursor: int | None = None) -> tuple[int, ...]:
         if self._progress is None:
             return self._their_shapes[position]
-        return self._plan.file_shape(position, self._cursor)
+        return self._plan.file_shape(position, self._cursor if cursor is None else cursor)
 
     def _array(self, position: int) -> npt.NDArray[Any]:
         if self._closed:
             raise ValueError(f"The dataset is closed: open_scratch({str(self._path)!r})")
         plan = self._plan
-        shape = self._file_shape(position)
+        cursor = self._cursor if self._progress is not None else 0
+        shape = self._file_shape(position, cursor)
         nbytes = math.prod(shape) * plan.dtype.itemsize
         data = self._maps.get(position)
         if data is None or len(data) < nbytes:
             path = self._path / array_name(position)
             _need_nbytes(path, nbytes, PROGRESS)
             with faults_of(path):
-                data = self._maps[position] = view_file(path)
-        array: npt.NDArray[Any] = np.ndarray(shape, plan.dtype, buffer=data)
+                if plan.ring_steps:  # as it is now, if it is a copy
+                    data = view_ring(path, plan.file_nbytes(position, 0))
+                else:
+                    data = self._maps[position] = view_file(path)
+        start = plan.start_nbytes(position, cursor)
+        array: npt.NDArray[Any] = np.ndarray(shape, plan.dtype, buffer=data, offset=start)
         return array if self._progress is None else array.transpose(plan.storage_axes)
 
 

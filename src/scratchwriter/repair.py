@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from scratchwriter.folders import keep_spill_folder
 from scratchwriter.manifest import (
     FRAME_METADATA,
     MANIFEST,
+    RECORDS,
     SKIPS,
     array_name,
     dataset_files,
@@ -55,6 +55,7 @@ def find_faults(dataset: ScratchDataset) -> list[str]:
     try:
         _check_frame_metadata(dataset)
         dataset.skipped  # noqa: B018
+        dataset.dropped  # noqa: B018
     except DatasetError as error:
         faults.append(str(error))
     return faults
@@ -67,7 +68,7 @@ def _wrong_shapes(dataset: ScratchDataset) -> Iterator[str]:
     shapes = zip(dataset.told_shapes, dataset.file_shapes, strict=True)
     for position, (told, found) in enumerate(shapes):
         path = dataset.path / array_name(position)
-        nbytes = _nbytes(dataset, found)
+        nbytes = dataset.file_nbytes(position)
         # After a restart there may be more than is counted.
         is_exact = is_closed and not dataset.may_lack_frames
         if is_exact and path.lstat().st_size != nbytes:
@@ -88,10 +89,6 @@ def _check_frame_metadata(dataset: ScratchDataset) -> None:
                 path = dataset.path / FRAME_METADATA
                 raise DatasetError(f"{path}: the line of frame {number} is out of order")
             before = number
-
-
-def _nbytes(dataset: ScratchDataset, shape: Sequence[int]) -> int:
-    return math.prod(shape) * np.dtype(dataset.settings.dtype).itemsize
 
 
 def recover(path: Path) -> list[str]:
@@ -136,12 +133,14 @@ def _finish(dataset: ScratchDataset) -> list[str]:
     if told_shapes != shapes:
         replace_shapes(folder, shapes)
         done.append(f"{folder / MANIFEST}: shapes {told_shapes} -> {shapes}")
-    for position, shape in enumerate(shapes):
-        path, nbytes = folder / array_name(position), _nbytes(dataset, shape)
+    for position in range(len(shapes)):
+        path, nbytes = folder / array_name(position), dataset.file_nbytes(position)
         if not dataset.may_lack_frames:
             done += _trim(path, nbytes)
         elif path.lstat().st_size > nbytes:
             done.append(f"{path}: left longer than its {nbytes} bytes: {_RESTARTED}")
+    if not dataset.may_lack_frames:
+        done += _trim(folder / RECORDS, dataset.records_nbytes)
     # What is damaged in them stays as it is, and the frames are finished all the same.
     try:
         done += _trim(folder / FRAME_METADATA, dataset.frame_metadata.nbytes)

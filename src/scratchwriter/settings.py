@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    PositiveInt,
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationInfo,
@@ -38,7 +39,7 @@ EVERY_FIELD = {"every_field": True}
 WITHOUT_WARNINGS = {"without_warnings": True}
 
 # ScratchFormat fields that ome-writers lacks
-_OWN_FIELDS = ("spill_dir", "casting", "durability", "sync_interval_s")
+_OWN_FIELDS = ("spill_dir", "casting", "durability", "sync_interval_s", "timestamps", "keep_last")
 _FOREIGN_FORMATS = {
     "ome-tiff": "OME-TIFF",
     "tiff": "OME-TIFF",
@@ -77,6 +78,12 @@ class ScratchFormat(StrictModel):
     durability : {'process', 'system'}
         What files outlive: the death of the process, or also a power cut, up to what
         came in the last `sync_interval_s`. `ScratchStream.flush` does it at any time.
+    timestamps : bool
+        Whether the time at which each frame was appended is kept, of this machine's
+        monotonic clock, where the frame comes without a time of its own.
+    keep_last : int, optional
+        Of an unbounded acquisition, how many of the newest steps along its first dimension
+        are kept, for a preview without an end: memory, or disk, does not grow.
     sync_interval_s : float
         How often files are brought to the device with durability 'system', in seconds.
     """
@@ -89,6 +96,8 @@ class ScratchFormat(StrictModel):
     spill_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
     casting: Casting = "safe"
     durability: Literal["process", "system"] = "process"
+    timestamps: bool = False
+    keep_last: PositiveInt | None = None
     sync_interval_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] = 1.0
 
     def get_output_path(self, root_path: str, *, num_positions: int = 1) -> str:
@@ -318,6 +327,11 @@ class AcquisitionSettings(StrictModel):
             tuple(Dimension.model_validate(dict(dim)) for dim in self.dimensions)
         )
         _check_storage_order(self.storage_order, self.dimensions)
+        if self.format.keep_last is not None and self.dimensions[0].count is not None:
+            raise ValueError(
+                f"keep_last={self.format.keep_last} is for an acquisition without an end: "
+                "make the first dimension unbounded (count=None), or leave it out."
+            )
         if not _holds_pixels(self.dtype):
             raise ValueError(
                 f"dtype {self.dtype!r} does not hold pixels: use a bool, integer, "

@@ -38,6 +38,8 @@ class StreamStats:
         first append.
     append_max_us : float
         The longest.
+    dropped : int
+        Frame numbers that are missing between those that came with the frames.
     populated_ahead_nbytes : int
         Bytes ahead of the frames that can be stored to without a page fault. If it goes
         to 0, frames come faster than the machine makes memory ready.
@@ -57,6 +59,7 @@ class StreamStats:
     append_p999_us: float
     append_p9999_us: float
     append_max_us: float
+    dropped: int
     populated_ahead_nbytes: int
     allocated_ahead_nbytes: int
     unwritten_nbytes: int
@@ -83,6 +86,7 @@ def make_stats(
         append_p999_us=p999,
         append_p9999_us=p9999,
         append_max_us=longest_us,
+        dropped=measured["num_dropped"],
         **nbytes,
     )
 

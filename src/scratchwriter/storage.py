@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ from scratchwriter.manifest import (
     FRAME_METADATA,
     MANIFEST,
     PROGRESS,
+    RECORDS,
     SKIPS,
     ManifestDraft,
     Progress,
@@ -45,6 +47,7 @@ from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.syncer import Syncer, warn_in_thread
 
 _O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
+_LOOK_S = 0.01  # between looks whether a batch has come
 
 
 class Storage:
@@ -195,7 +198,7 @@ class Storage:
             self.folder = make_spill_folder(self.settings.format, needed_nbytes)
         self.growth.continue_in_file(self.folder, position)
         if self.growth.is_in_files() and self._saver is None:
-            saver = threading.Thread(target=self._try_save, name="scratchwriter")
+            saver = threading.Thread(target=self._try_save, name="scratchwriter", daemon=True)
             with suppress(RuntimeError):  # no thread to be had: `flush` and `finish` save
                 saver.start()
                 self._saver = saver
@@ -206,6 +209,8 @@ class Storage:
     def _try_save(self) -> None:
         """Complete the files of a dataset that began in memory, and publish it."""
         # On a thread of its own. What fails is tried again by `flush` and `finish`.
+        while not self.growth.is_past_memory():
+            time.sleep(_LOOK_S)
         try:
             self._save()
         except Exception as error:
@@ -215,7 +220,7 @@ class Storage:
         with self._saving:
             if self.folder is None or self._progress is not None:
                 return
-            for region in self.regions:
+            for region in self.growth.all_regions():
                 region.save()
             # What is proportional to the frames so far is done while they come.
             self.writer.copy_log(*self._open(self.folder, FRAME_METADATA))
@@ -232,9 +237,9 @@ class Storage:
     def flush(self) -> None:
         """Return when everything so far is on the device; see `ScratchStream.flush`."""
         self._need_owner("flush")
-        self._wait_for_saver()
-        if self.folder is None or not self.growth.is_in_files():
+        if self.folder is None or not self.growth.is_past_memory():
             return
+        self._wait_for_saver()
         self._save()
         with self._lock:
             self._need_own_folder(self.folder)
@@ -257,6 +262,8 @@ class Storage:
                 sync_file(folder / array_name(position))
             for name in (FRAME_METADATA, SKIPS, MANIFEST):
                 sync_file(folder / name)
+            if (folder / RECORDS).exists():
+                sync_file(folder / RECORDS)
             sync_file(folder)
             if self._progress is not None:
                 self._progress.mark_synced(frames)
@@ -344,6 +351,7 @@ class Storage:
             with ExitStack() as steps:
                 if self.folder is not None:
                     steps.callback(self._finish_dataset, self.folder)
+                    steps.callback(self.growth.records.finish, self.folder)
                     for position in range(self.plan.num_positions):
                         steps.callback(self.growth.finish_file, self.folder, position)
             self.finished = True

@@ -6,20 +6,28 @@ import atexit
 import os
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._core import Appender
+from scratchwriter._core import Appender, Slot, c_append_of
 from scratchwriter.plan import make_plan
+from scratchwriter.records import arrange
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import StreamStats, make_stats
 from scratchwriter.storage import Storage
 from scratchwriter.views import ArrayView
+
+
+class CAppend(NamedTuple):
+    """Addresses for those who call `append` without Python; see `ScratchStream.c_append`."""
+
+    function: int
+    state: int
 
 
 class ScratchStream:
@@ -33,43 +41,207 @@ class ScratchStream:
         self._storage = storage
         self._writer = storage.writer
         self._appender = Appender(storage.writer)
-        if type(self).append is ScratchStream.append:
-            # The compiled method itself: a Python one around it costs more than it.
-            self.append = self._appender.append  # type: ignore[method-assign]
+        # The compiled methods themselves: a Python one around them costs more than they do.
+        for name in ("append", "extend", "slot"):
+            if getattr(type(self), name) is getattr(ScratchStream, name):
+                setattr(self, name, getattr(self._appender, name))
         # Who has kept nothing but `stream.append` keeps the acquisition going, too.
         self._finalizer = weakref.finalize(self._appender, _finish_unclosed, storage)
         self._finalizer.atexit = False  # see _finish_at_exit
         _open[storage] = self._finalizer
 
     def append(
-        self, frame: npt.ArrayLike, *, frame_metadata: Mapping[str, Any] | None = None
+        self,
+        frame: Any,
+        *,
+        frame_metadata: Mapping[str, Any] | None = None,
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
     ) -> None:
         """Store the next frame in acquisition order.
 
         Parameters
         ----------
-        frame : array_like
+        frame : array_like or buffer
             2-D, of exactly the shape of the last two dimensions, and of a dtype that
             casts to the stream's by the rule `ScratchFormat.casting`. Any memory layout;
-            C-contiguous arrays of the stream's dtype are fastest. Lists of plain numbers
-            have no dtype: they are taken if the stream's holds their values exactly.
+            C-contiguous arrays of the stream's dtype are fastest, and rows with gaps
+            between them (a frame grabber's pitch) need no copy in between either. Also
+            what has `__array_interface__` or DLPack (on the CPU), and buffers (bytes,
+            memoryview, ctypes, array.array) of exactly a frame's bytes or pixels. Lists
+            of plain numbers have no dtype: they are taken if the stream's holds their
+            values exactly.
         frame_metadata : mapping of str to anything JSON, optional
             Kept in `frame_metadata.jsonl` if the dataset is on disk. numpy scalars and
             arrays, dates, paths and enums become their natural JSON; a value that has
             none is left out with a warning.
+        timestamp_ns : int, optional
+            When the frame was taken, in nanoseconds of any clock, not negative: see
+            `timestamps`.
+        frame_id : int, optional
+            The camera's number of the frame, not negative: see `frame_ids`.
 
         Raises
         ------
         ValueError
-            If the shape or the dtype is wrong, or the stream is closed.
+            If the shape or the dtype is wrong, the frame is in the memory of a GPU, or
+            the stream is closed.
         IndexError
             If the frame would exceed the dimensions.
         TypeError
             If the metadata is not a mapping.
+        RuntimeError
+            If this thread has a slot open.
         MemoryError, OSError
             If there is no room for it. As with all of them, nothing was stored then.
         """
-        self._appender.append(frame, frame_metadata=frame_metadata)
+        self._appender.append(
+            frame,
+            frame_metadata=frame_metadata,
+            timestamp_ns=timestamp_ns,
+            frame_id=frame_id,
+        )
+
+    def extend(
+        self,
+        frames: npt.NDArray[Any] | Iterable[Any],
+        *,
+        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps_ns: npt.ArrayLike | None = None,
+        frame_ids: npt.ArrayLike | None = None,
+    ) -> None:
+        """Store the next frames, all of them or none; others see them all at once.
+
+        Parameters
+        ----------
+        frames : numpy.ndarray of shape (n, y, x), or iterable of n frames
+            Each as `append` takes it.
+        frame_metadata : sequence of n mappings, optional
+            None for a frame that has none.
+        timestamps_ns, frame_ids : array_like of n integers, optional
+            As of `append`.
+
+        Raises
+        ------
+        ValueError, IndexError, TypeError, RuntimeError, MemoryError, OSError
+            As of `append`; nothing was stored then.
+        """
+        self._appender.extend(
+            frames,
+            frame_metadata=frame_metadata,
+            timestamps_ns=timestamps_ns,
+            frame_ids=frame_ids,
+        )
+
+    def slot(
+        self,
+        *,
+        frame_metadata: Mapping[str, Any] | None = None,
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+    ) -> Slot:
+        """Reserve the memory of the next frame, to be filled in place.
+
+        ``with stream.slot() as frame:`` gives a writable array of the frame's shape and
+        dtype, which *is* where it is stored. Leaving the block stores the frame; if an
+        exception leaves it, nothing was stored. After that the array is read-only. What it
+        holds before it is filled is undefined. Meanwhile other threads that append wait;
+        `close` does not: then leaving the block is an error.
+
+        Parameters
+        ----------
+        frame_metadata, timestamp_ns, frame_id
+            As of `append`. They can also be set as attributes of the slot, until the block
+            is left: ``slot = stream.slot()``, ``with slot as frame: slot.frame_id = ...``.
+
+        Raises
+        ------
+        ValueError, IndexError, RuntimeError, MemoryError, OSError
+            When the block is entered, as of `append`.
+        """
+        return self._appender.slot(
+            frame_metadata=frame_metadata, timestamp_ns=timestamp_ns, frame_id=frame_id
+        )
+
+    def slots(
+        self,
+        n: int,
+        *,
+        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps_ns: npt.ArrayLike | None = None,
+        frame_ids: npt.ArrayLike | None = None,
+    ) -> Slot:
+        """Reserve the memory of the next `n` frames, as an array of shape (n, y, x).
+
+        For cameras that fill several at once; see `slot`. If fewer were filled, set the
+        slot's `num_filled` before the block is left.
+
+        Raises
+        ------
+        ValueError
+            When the block is entered, if they do not lie one behind the other: those of
+            several positions, or in another storage order.
+        IndexError, RuntimeError, MemoryError, OSError
+            As of `append`.
+        """
+        return self._appender.slots(
+            n,
+            frame_metadata=frame_metadata,
+            timestamps_ns=timestamps_ns,
+            frame_ids=frame_ids,
+        )
+
+    @property
+    def capsule(self) -> object:
+        """A PyCapsule with a `scratchwriter_stream`, for C; see scratchwriter.h.
+
+        Whoever has it keeps the stream from being collected, and may call its functions
+        from any thread, also after `close`.
+        """
+        return self._appender.capsule
+
+    @property
+    def c_address(self) -> int:
+        """Address of the stream's `scratchwriter_stream`, for ctypes, cffi, numba.
+
+        It is good for the life of the process, also after `close`; it does not keep the
+        stream from being collected, and finished.
+        """
+        return self._writer.c_address
+
+    @property
+    def c_append(self) -> CAppend:
+        """Address of the function that appends a frame, and of its first argument.
+
+        ``int append(void *state, const void *frame)``, of which 0 is success. As of
+        `c_address`.
+        """
+        return CAppend(*c_append_of(self._writer))
+
+    @property
+    def timestamps(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """When each frame was taken, one array per position.
+
+        In nanoseconds of the clock of whoever gave them; where nobody did, of this
+        machine's monotonic clock (with `ScratchFormat.timestamps`), or -1. In the shape of
+        `arrays` without the frame's axes; a copy, of this moment.
+        """
+        return self._records("timestamp_ns")
+
+    @property
+    def frame_ids(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """The camera's number of each frame, one array per position; -1: not known."""
+        return self._records("frame_id")
+
+    def _records(
+        self, name: Literal["timestamp_ns", "frame_id"]
+    ) -> tuple[npt.NDArray[np.int64], ...]:
+        storage, cursor = self._storage, self.frames_written
+        records = storage.growth.records.view(cursor)
+        return tuple(
+            arrange(storage.plan, position, records, cursor, name)
+            for position in range(storage.plan.num_positions)
+        )
 
     def skip(self, *, frames: int = 1) -> None:
         """Leave out the next frames: they are zeros, as far as they can be seen.
@@ -255,8 +427,9 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
 
 def _array(storage: Storage, position: int) -> npt.NDArray[np.generic]:
     plan = storage.plan
-    shape = plan.file_shape(position, storage.writer.frames_written)
-    array = storage.regions[position].array(plan.dtype, shape)
+    cursor = storage.writer.frames_written
+    shape, start = plan.file_shape(position, cursor), plan.start_nbytes(position, cursor)
+    array = storage.regions[position].array(plan.dtype, shape, start)
     return array.transpose(plan.storage_axes)
 
 

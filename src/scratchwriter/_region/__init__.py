@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from scratchwriter._region import portable
-from scratchwriter._region.portable import PortableRegion
+from scratchwriter._region.portable import PortableRegion, PortableRing
 
 
 class Region(Protocol):
@@ -31,6 +31,10 @@ class Region(Protocol):
     @property
     def address(self) -> int:
         """Where it begins. A portable region moves when it grows."""
+
+    @property
+    def memory(self) -> object:
+        """What keeps the bytes at `address` where they are for who has it."""
 
     @property
     def nbytes(self) -> int:
@@ -63,12 +67,18 @@ class Region(Protocol):
         """Whether nothing is in memory that the file lacks."""
 
     def trim(self, nbytes: int) -> None:
-        """Cut the file, if there is one, to `nbytes`. The last call on a region."""
+        """Cut the file, if there is one, to `nbytes`. The last call on a region.
+
+        Who stores behind them from then on, because he has not noticed, stores nowhere.
+        """
 
     def array(
-        self, dtype: np.dtype[np.generic], shape: tuple[int, ...]
+        self, dtype: np.dtype[np.generic], shape: tuple[int, ...], start: int = 0
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-        """Return the beginning of the region as a read-only array."""
+        """Return the region from a byte on, the first as a rule, as a read-only array.
+
+        That of a ring goes on at its beginning.
+        """
 
 
 def _use_portable() -> bool:
@@ -110,6 +120,38 @@ def make_region(
     from scratchwriter._region._mapped import MappedRegion
 
     return MappedRegion(reserve_nbytes, path, huge_pages=huge_pages)
+
+
+def make_ring(nbytes: int, path: Path | None = None) -> Region:
+    """Make a region that does not grow and whose arrays go on at its beginning.
+
+    Parameters
+    ----------
+    nbytes : int
+        Whole pages. All of it is there at once.
+    path : Path, optional
+        File to make; it must not exist. None: in memory.
+
+    Raises
+    ------
+    MemoryError, OSError
+        If they cannot be had.
+    """
+    if _use_portable():
+        return PortableRing(nbytes, path)
+    from scratchwriter._region._mapped import MappedRing
+
+    return MappedRing(nbytes, path)
+
+
+def view_ring(path: Path, nbytes: int) -> memoryview:
+    """Return the bytes of a ring's file twice, one behind the other; see `view_file`."""
+    if _use_portable():
+        data = portable.map_file(path)[:nbytes]
+        return memoryview(bytes(data) * 2)  # as they are now: a copy
+    from scratchwriter._region._mapped import map_ring
+
+    return map_ring(path, nbytes)
 
 
 def view_file(path: Path) -> memoryview:

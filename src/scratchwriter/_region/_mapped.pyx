@@ -150,6 +150,10 @@ cdef class MappedRegion:
         return <uintptr_t>self.mapping.base
 
     @property
+    def memory(self):
+        return self
+
+    @property
     def nbytes(self):
         return sw_load_acquire(&self.mapping.nbytes)
 
@@ -208,11 +212,19 @@ cdef class MappedRegion:
     def trim(self, nbytes):
         if self._path is None:
             return
+        cdef Mapping* mapping = &self.mapping
+        cdef int64_t page_stop = max(_whole_pages(nbytes), mapping.file_start)
         cdef int fd = self._open_file()
         cdef int code = 0 if ftruncate(fd, nbytes) == 0 else errno
         close(fd)
         self._check(code, nbytes)
-        sw_store_release(&self.mapping.nbytes, <int64_t>nbytes)
+        sw_store_release(&mapping.nbytes, <int64_t>nbytes)
+        # Memory in place of a file that has ended: a slot may still be open there.
+        mmap(
+            mapping.base + page_stop, mapping.reserved_nbytes - page_stop,
+            PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0,
+        )
 
     cdef int _open_file(self) except -1:
         cdef int fd = _open(&self.mapping)
@@ -220,8 +232,8 @@ cdef class MappedRegion:
             raise disk_error(errno, self._path)
         return fd
 
-    def array(self, dtype, shape):
-        return np.ndarray(shape, dtype, buffer=self)
+    def array(self, dtype, shape, start=0):
+        return np.ndarray(shape, dtype, buffer=self, offset=start)
 
     cdef int _map_file(self, path, int64_t start) except -1:
         """Make a file, and map it from the page of `start` on in place of memory."""
@@ -513,6 +525,136 @@ cdef int _open(Mapping* mapping) noexcept nogil:
 
 cdef int64_t _whole_pages(int64_t nbytes) noexcept nogil:
     return (nbytes + PAGE_NBYTES - 1) // PAGE_NBYTES * PAGE_NBYTES
+
+
+cdef char* _map_twice(int fd, int64_t nbytes, int access) noexcept nogil:
+    """Map a file behind itself; NULL with an errno if that cannot be."""
+    cdef char* base = <char*>mmap(
+        NULL, 2 * nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+    )
+    cdef int i
+    if base == <char*>MAP_FAILED:
+        return NULL
+    for i in range(2):
+        if mmap(
+            base + i * nbytes, nbytes, access, MAP_SHARED | MAP_FIXED, fd, 0
+        ) == MAP_FAILED:
+            munmap(base, 2 * nbytes)
+            return NULL
+    return base
+
+
+@cython.final
+cdef class MappedRing:
+    """See `_mapped.pyi`."""
+
+    cdef char* _base
+    cdef int64_t _nbytes
+    cdef object _path
+
+    def __cinit__(self, nbytes, path=None):
+        cdef int64_t wanted = nbytes
+        cdef int fd, code = 0
+        cdef Mapping mapping
+        if path is None:
+            fd = os.memfd_create("scratchwriter", os.MFD_CLOEXEC)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with nogil:
+            if ftruncate(fd, wanted) != 0 or fallocate(fd, 0, 0, wanted) != 0:
+                code = errno
+                if code == EOPNOTSUPP:  # this file system allocates when it is written
+                    code = _write_zeros(fd, 0, wanted)
+            if code == 0:
+                self._base = _map_twice(fd, wanted, PROT_READ | PROT_WRITE)
+                code = 0 if self._base != NULL else errno
+        os.close(fd)
+        if code != 0 and path is not None:
+            os.unlink(path)
+        if code == ENOMEM or code != 0 and path is None:
+            raise MemoryError(f"the system refuses a ring of {nbytes} bytes")
+        if code != 0:
+            raise disk_error(code, path, nbytes)
+        self._nbytes, self._path = wanted, path
+        mapping.base, mapping.nbytes = self._base, 2 * wanted
+        with nogil:
+            populate(&mapping, 0, 2 * wanted)  # no more than advice
+
+    def __dealloc__(self):
+        if self._base != NULL:
+            munmap(self._base, 2 * self._nbytes)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("a region is read-only from Python")
+        PyBuffer_FillInfo(buffer, self, self._base, 2 * self._nbytes, True, flags)
+
+    @property
+    def path(self):
+        return self._path
+
+    @property
+    def address(self):
+        return <uintptr_t>self._base
+
+    @property
+    def memory(self):
+        return self
+
+    @property
+    def nbytes(self):
+        return self._nbytes
+
+    def extend(self, nbytes):
+        if nbytes > self._nbytes:
+            raise MemoryError("a ring does not grow")
+
+    def allocate(self, start, stop):
+        self.extend(stop)
+
+    def continue_in_file(self, path, start):
+        raise MemoryError("a ring does not leave memory")
+
+    def save(self):
+        pass
+
+    @property
+    def is_saved(self):
+        return True
+
+    def trim(self, nbytes):
+        pass
+
+    def array(self, dtype, shape, start=0):
+        return np.ndarray(shape, dtype, buffer=self, offset=start)
+
+
+def map_ring(path, nbytes):
+    return memoryview(_RingView(path, nbytes))
+
+
+@cython.final
+cdef class _RingView:
+    """The bytes of a ring's file, read-only, twice."""
+
+    cdef char* _base
+    cdef int64_t _nbytes
+
+    def __cinit__(self, path, nbytes):
+        with open_regular(path) as file:
+            if not 0 < nbytes <= os.fstat(file.fileno()).st_size:
+                raise ValueError(f"it has not the {nbytes} bytes of its ring")
+            self._base = _map_twice(file.fileno(), nbytes, PROT_READ)
+            if self._base == NULL:
+                raise disk_error(errno, path)
+            self._nbytes = nbytes
+
+    def __dealloc__(self):
+        if self._base != NULL:
+            munmap(self._base, 2 * self._nbytes)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self._base, 2 * self._nbytes, True, flags)
 
 
 def map_file(path):

@@ -39,6 +39,8 @@ static inline void sw_store_pointer(void **p, void *value) {
 static inline void sw_add(int64_t *p, int64_t value) {
     InterlockedExchangeAdd64((volatile LONG64 *)p, value);
 }
+static inline void sw_nap(int64_t nap_ns) { Sleep((DWORD)(nap_ns / 1000000 + 1)); }
+static inline void sw_touch(char *p) { InterlockedOr8((volatile char *)p, 0); }
 static inline int64_t sw_now_ns(void) {
     LARGE_INTEGER ticks, per_s;
     QueryPerformanceCounter(&ticks);
@@ -143,6 +145,10 @@ static inline void sw_store_pointer(void **p, void *value) {
 }
 static inline void sw_add(int64_t *p, int64_t value) {
     __atomic_add_fetch(p, value, __ATOMIC_ACQ_REL);
+}
+static inline void sw_nap(int64_t nap_ns) {
+    const struct timespec nap = {0, (long)nap_ns};
+    nanosleep(&nap, NULL);
 }
 /* Have a page made for a byte; whatever somebody else stores there stays. */
 static inline void sw_touch(char *p) { __atomic_fetch_or(p, 0, __ATOMIC_RELAXED); }

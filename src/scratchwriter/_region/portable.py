@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ class PortableRegion:
     @property
     def address(self) -> int:
         return self._buffer.ctypes.data
+
+    @property
+    def memory(self) -> object:
+        return self._buffer
 
     @property
     def nbytes(self) -> int:
@@ -93,11 +98,11 @@ class PortableRegion:
                 self._buffer = _map(file, nbytes)  # none past the end of the file
 
     def array(
-        self, dtype: np.dtype[np.generic], shape: tuple[int, ...]
+        self, dtype: np.dtype[np.generic], shape: tuple[int, ...], start: int = 0
     ) -> npt.NDArray[np.generic]:
         # A buffer that is read-only by itself: no flag of the array can undo that.
         buffer = np.frombuffer(self._buffer.data.toreadonly(), np.uint8)
-        return np.ndarray(shape, dtype, buffer=buffer)
+        return np.ndarray(shape, dtype, buffer=buffer, offset=start)
 
     @contextmanager
     def _open(self, path: Path, needed_nbytes: int = 0) -> Iterator[FileIO]:
@@ -105,6 +110,33 @@ class PortableRegion:
             if _identity(os.fstat(file.fileno())) != self._identity:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             yield file
+
+
+class PortableRing(PortableRegion):
+    """See `make_ring`. An array that goes on at the beginning is a copy."""
+
+    def __init__(self, nbytes: int, path: Path | None = None) -> None:
+        super().__init__(path)
+        self.allocate(0, nbytes)
+
+    def extend(self, nbytes: int) -> None:
+        if nbytes > self.nbytes > 0:
+            raise MemoryError("a ring does not grow")
+        super().extend(nbytes)
+
+    def trim(self, nbytes: int) -> None:
+        """All of it stays."""
+
+    def array(
+        self, dtype: np.dtype[np.generic], shape: tuple[int, ...], start: int = 0
+    ) -> npt.NDArray[np.generic]:
+        stop = start + math.prod(shape) * dtype.itemsize
+        if stop <= self.nbytes:
+            return super().array(dtype, shape, start)
+        behind = self._buffer[: stop - self.nbytes]
+        array = np.concatenate([self._buffer[start:], behind]).view(dtype).reshape(shape)
+        array.flags.writeable = False
+        return array
 
 
 def map_file(path: Path) -> memoryview:

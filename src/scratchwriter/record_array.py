@@ -1,0 +1,151 @@
+"""The array of the records: what is known of frames besides their pixels.
+
+Made when the first frame comes with something to record, or at once (with
+`ScratchFormat.timestamps`). It is where the arrays are, in memory or in a file, and goes on
+in a file when the last of them does.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter import policy
+from scratchwriter._core import FrameWriter
+from scratchwriter._region import Region, make_region, moves_when_it_grows
+from scratchwriter._region.system import disk_error
+from scratchwriter.manifest import RECORDS
+from scratchwriter.plan import FramePlan
+from scratchwriter.records import RECORD
+
+if TYPE_CHECKING:
+    from scratchwriter._ahead import AheadThread
+    from scratchwriter._region._mapped import MappedRegion
+
+# As much is asked for at a time, where nothing is made ready ahead: two million frames.
+_GRANT_NBYTES = 48 << 20
+
+
+class RecordArray:
+    """See above. All but `view` is called while no frames come.
+
+    Parameters
+    ----------
+    plan : FramePlan
+        How many there may be.
+    writer : FrameWriter
+        Writes them.
+
+    Attributes
+    ----------
+    region : Region or None
+        Where they are; None before the first.
+    """
+
+    def __init__(self, plan: FramePlan, writer: FrameWriter) -> None:
+        self._plan, self._writer = plan, writer
+        self._writable_nbytes = 0  # but what is opened by the thread ahead
+        self._ahead: AheadThread | None = None
+        self.region: Region | None = None
+
+    def make(self, folder: Path | None) -> None:
+        """Begin it, in a folder or in memory.
+
+        Raises
+        ------
+        MemoryError, OSError
+            If there is no room for it.
+        """
+        if self.region is not None:
+            return
+        frames = self._plan.ring_frames or self._plan.num_frames
+        nbytes = policy.reserve_nbytes() if frames is None else frames * RECORD.itemsize
+        region = make_region(nbytes, folder and folder / RECORDS, huge_pages=False)
+        try:
+            if frames is not None:
+                region.allocate(0, nbytes)
+            # Where a thread makes them ready it opens the gate, too.
+            gated = folder is not None and not moves_when_it_grows(region)
+            gated = gated and not self._plan.ring_frames
+            self._attach(region, nbytes if frames is not None and not gated else 0)
+        except BaseException:
+            if folder is not None:
+                (folder / RECORDS).unlink()
+            raise
+        self.region = region
+        self.be_prepared_by(self._ahead)
+
+    def be_prepared_by(self, ahead: AheadThread | None) -> None:
+        """Let a thread make ready what the next frames need."""
+        self._ahead = ahead
+        if ahead is not None and self.region is not None:
+            ahead.add_records(cast("MappedRegion", self.region))
+
+    def grow(self, stop_nbytes: int) -> None:
+        """Make it writable up to there.
+
+        Raises
+        ------
+        MemoryError, OSError
+            If there is no room.
+        """
+        region = self.region
+        if region is None or stop_nbytes <= self._writable_nbytes:
+            return
+        if self._ahead is None or region.path is None:
+            stop = max(stop_nbytes, self._writable_nbytes + _GRANT_NBYTES)
+            if self._plan.num_frames is not None:
+                stop = min(stop, self._plan.num_frames * RECORD.itemsize)
+            region.allocate(self._writable_nbytes, stop)
+            self._attach(region, stop)
+            return
+        code = self._ahead.prepare_now(self._plan.num_positions, stop_nbytes)
+        if code in (-1, errno.ENOMEM):
+            raise MemoryError(
+                f"The addresses reserved for the records of frames end at {stop_nbytes} "
+                "bytes. Begin a new dataset."
+            )
+        if code != 0:
+            raise disk_error(code, cast("Path", region.path), RECORD.itemsize)
+
+    def continue_in_file(self, folder: Path) -> None:
+        """Let it go on in a file, behind what it has in memory."""
+        region = self.region
+        if region is None:
+            return
+        if region.path is None:
+            start = self._writer.frames_written * RECORD.itemsize
+            region.extend(max(start, 1))
+            region.continue_in_file(folder / RECORDS, start)
+            self._writable_nbytes = start
+        self._attach(region, self._writable_nbytes)
+
+    def finish(self, folder: Path) -> None:
+        """Give its file the exact size, and what it lacks. After the last frame."""
+        region = self.region
+        if region is None:
+            return
+        nbytes = self._count() * RECORD.itemsize
+        if region.path is None:
+            region.continue_in_file(folder / RECORDS, nbytes)
+        region.trim(nbytes)
+        region.save()
+
+    def view(self, cursor: int) -> npt.NDArray[np.void] | None:
+        """Return the records of the first frames; fewer, if the last ones have none."""
+        if self.region is None:
+            return None
+        count = self._plan.ring_frames or cursor
+        count = min(count, self.region.nbytes // RECORD.itemsize)
+        return cast("npt.NDArray[np.void]", self.region.array(RECORD, (count,)))
+
+    def _count(self) -> int:
+        return self._plan.ring_frames or self._writer.frames_written
+
+    def _attach(self, region: Region, writable_nbytes: int) -> None:
+        self._writer.attach(self._plan.num_positions, region, writable_nbytes)
+        self._writable_nbytes = writable_nbytes

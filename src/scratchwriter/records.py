@@ -1,0 +1,71 @@
+"""What is known of frames besides their pixels: times and frame numbers.
+
+A record per frame, in acquisition order, in frame_records.bin or in memory. The core writes
+them; here they are read.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter.plan import FramePlan
+
+# As `Record` in _core.pxd. `known` has the bits 1: a time, 2: a frame number, 4: the time is
+# of the monotonic clock of the machine that recorded.
+RECORD = np.dtype([("timestamp_ns", "i8"), ("frame_id", "i8"), ("known", "i8")])
+UNKNOWN = -1
+
+_KNOWN = {"timestamp_ns": 1, "frame_id": 2}
+
+
+def arrange(
+    plan: FramePlan,
+    position: int,
+    records: npt.NDArray[np.void] | None,
+    cursor: int,
+    name: Literal["timestamp_ns", "frame_id"],
+) -> npt.NDArray[np.int64]:
+    """Return one number per frame of a position, in the shape of its array.
+
+    Parameters
+    ----------
+    plan : FramePlan
+        Where the frames are.
+    position : int
+        Which array.
+    records : numpy.ndarray of RECORD, or None
+        Of the first frames; the others are unknown.
+    cursor : int
+        How many frames there are.
+    name : {'timestamp_ns', 'frame_id'}
+        Which number.
+
+    Returns
+    -------
+    numpy.ndarray of int64
+        In the shape of the array without the frame's axes; `UNKNOWN` (-1) where it is not
+        known.
+    """
+    out = np.full(plan.file_shape(position, cursor)[:-2], UNKNOWN, np.int64)
+    if records is not None:
+        first_step = plan.first_step(position, cursor)
+        most = cursor if plan.ring_frames else min(cursor, len(records))
+        for frames, index in plan.slots(position, 0, most, first_step):
+            found = records[frames % plan.ring_frames if plan.ring_frames else frames]
+            out[index] = np.where(found["known"] & _KNOWN[name], found[name], UNKNOWN)
+    return out.transpose(plan.storage_axes[:-2])
+
+
+def count_dropped(records: npt.NDArray[np.void] | None) -> int:
+    """Return how many frame numbers are missing between those that came.
+
+    A number that is smaller than the one before is a camera that has begun to count anew.
+    """
+    if records is None:
+        return 0
+    ids = records["frame_id"][records["known"] & _KNOWN["frame_id"] != 0]
+    steps = np.diff(ids)
+    return int((steps[steps > 0] - 1).sum())

@@ -1,0 +1,205 @@
+"""Rings: acquisitions without an end, of which the newest steps are kept."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reference import Model, read_plain
+from scratchwriter import AcquisitionSettings, ScratchFormat, create_stream, open_scratch
+from scratchwriter import dims_from_standard_axes as dims
+from scratchwriter.repair import find_faults, recover
+
+KEEP = 3
+
+
+def ring_settings(sizes, keep=KEEP, **fields):
+    return AcquisitionSettings(
+        dimensions=dims(sizes), dtype="uint16", format=ScratchFormat(keep_last=keep), **fields
+    )
+
+
+def newest(model, position, keep=KEEP):
+    array = model.array(position)
+    axis = model.storage_names.index("t")
+    return array.take(range(max(array.shape[axis] - keep, 0), array.shape[axis]), axis)
+
+
+def frame_of(i, shape=(4, 5)):
+    return np.full(shape, i + 1, "uint16")
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (64, 32), (32, 1), (100, 70)])
+def test_the_newest_steps_are_one_array_in_order(place, shape):
+    made = ring_settings({"t": None, "y": shape[0], "x": shape[1]}, **place)
+    with create_stream(made) as stream:
+        for i in range(3000):
+            stream.append(frame_of(i, shape))
+            if i % 97 == 5 or i < 10:
+                array = stream.arrays[0][...]
+                assert array.shape == (min(i + 1, KEEP), *shape)
+                assert (array[:, 0, 0] == 1 + np.arange(max(i + 1 - KEEP, 0), i + 1)).all()
+                assert not array.flags.writeable
+    assert (stream.arrays[0][:, -1, -1] == [2998, 2999, 3000]).all()
+
+
+ACTIONS = st.one_of(
+    st.just(("append", 1)),
+    st.tuples(st.just("extend"), st.integers(1, 9)),
+    st.just(("slot", 1)),
+    st.tuples(st.just("skip"), st.integers(1, 40)),
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    actions=st.lists(ACTIONS, max_size=25),
+    sizes=st.sampled_from([{}, {"p": 2}, {"c": 2}, {"p": 2, "c": 3}, {"c": 2, "p": 2}]),
+    reverse=st.booleans(),
+    on_disk=st.booleans(),
+    keep=st.integers(1, 4),
+)
+def test_any_ring_shows_what_the_model_has_last(
+    tmp_path_factory, actions, sizes, reverse, on_disk, keep
+):
+    folder = tmp_path_factory.mktemp("d") / "data"
+    names = ["t", *sizes]
+    order = [*reversed(names), "y", "x"] if reverse else "acquisition"
+    made = ring_settings(
+        {"t": None, **sizes, "y": 4, "x": 5},
+        keep,
+        storage_order=order,
+        root_path=str(folder) if on_disk else "",
+    )
+    model, count, stamps = Model(made), 0, []
+    with create_stream(made) as stream:
+        for action, n in actions:
+            stamp = range(count, count + n)
+            if action == "append":
+                stream.append(frame_of(count), timestamp_ns=count)
+            elif action == "extend":
+                batch = np.stack([frame_of(i) for i in stamp])
+                stream.extend(batch, timestamps_ns=stamp)
+            elif action == "slot":
+                with stream.slot(timestamp_ns=count) as frame:
+                    frame[...] = frame_of(count)
+            else:
+                stream.skip(frames=n)
+                model.skip(n)
+            for i in stamp:
+                if action != "skip":
+                    model.append(frame_of(i))
+            stamps += [-1] * n if action == "skip" else stamp
+            count += n
+            for position in range(model.num_positions):
+                expected = newest(model, position, keep)
+                np.testing.assert_array_equal(stream.arrays[position], expected)
+        assert stream.frames_written == count
+        times = stream.timestamps
+        if on_disk:
+            with open_scratch(folder) as dataset:
+                assert dataset.state == "recording"
+                check_dataset(dataset, model, keep)
+    for position in range(model.num_positions):
+        shape = stream.arrays[position].shape[:-2]
+        expected = np.full(shape, -1)
+        axis = model.storage_names.index("t")
+        last = max((s["t"] for p, s in model.visited if p == position), default=0)
+        for (at, index), stamp in zip(model.visited, stamps, strict=True):
+            place = [index[name] for name in model.storage_names]
+            place[axis] -= max(last + 1 - keep, 0)
+            if at == position and place[axis] >= 0:
+                expected[tuple(place)] = stamp
+        np.testing.assert_array_equal(times[position], expected)
+    if on_disk:
+        with open_scratch(folder) as dataset:
+            assert dataset.state == "closed"
+            assert find_faults(dataset) == []
+            check_dataset(dataset, model, keep)
+        assert [len(a) <= keep for a in read_plain(folder)] == [True] * model.num_positions
+
+
+def check_dataset(dataset, model, keep):
+    for position in range(model.num_positions):
+        expected = newest(model, position, keep)
+        np.testing.assert_array_equal(dataset.arrays[position], expected)
+        written = (expected != 0).any((-2, -1))
+        np.testing.assert_array_equal(dataset.written(position), written)
+
+
+def test_a_ring_does_not_grow(tmp_path, place):
+    with create_stream(ring_settings({"t": None, "y": 64, "x": 64}, **place)) as stream:
+        folder = stream.path
+
+        def size():
+            if folder is None:
+                return 0
+            return sum(path.stat().st_size for path in folder.iterdir())
+
+        before = size()
+        for i in range(1000):
+            stream.append(frame_of(i, (64, 64)))
+        assert size() == before
+        addresses = {stream.arrays[0][...].nbytes}
+        assert addresses == {KEEP * 8192}
+
+
+def test_a_skip_of_any_length_takes_no_time_and_leaves_zeros(place):
+    made = ring_settings({"t": None, "c": 2, "y": 4, "x": 5}, **place)
+    with create_stream(made) as stream:
+        for i in range(100):
+            stream.append(frame_of(i))
+        stream.skip(frames=10**12)
+        assert not stream.arrays[0][...].any()
+        stream.append(frame_of(6))
+        assert stream.frames_written == 10**12 + 101
+        assert stream.arrays[0][-1, 0, 0, 0] == 7
+        with pytest.raises(MemoryError, match="skip fewer"):
+            stream.skip(frames=10**18)
+
+
+def test_a_killed_ring_is_read_as_it_was(tmp_path):
+    folder = tmp_path / "d"
+    program = f"""
+    import os, signal
+    import numpy as np
+    from scratchwriter import *
+    stream = create_stream(
+        AcquisitionSettings(
+            root_path={str(folder)!r},
+            dimensions=dims_from_standard_axes({{"t": None, "y": 4, "x": 5}}),
+            dtype="uint16",
+            format=ScratchFormat(keep_last=3),
+        )
+    )
+    for i in range(5000):
+        stream.append(np.full((4, 5), i, "uint16"), timestamp_ns=i)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    for state in ("killed", "closed"):
+        with open_scratch(folder) as dataset:
+            assert (dataset.state, dataset.frames_written) == (state, 5000)
+            assert (dataset.arrays[0][:, 0, 0] == [4997, 4998, 4999]).all()
+            assert dataset.timestamps[0].tolist() == [4997, 4998, 4999]
+        recover(folder)
+    assert read_plain(folder)[0].shape == (3, 4, 5)
+
+
+def test_a_ring_that_does_not_fit_is_refused(small_disk):
+    made = ring_settings({"t": None, "y": 512, "x": 512}, 20, root_path=str(small_disk / "d"))
+    with pytest.raises(OSError, match="disk has"):
+        create_stream(made)
+    assert os.listdir(small_disk) == []
+
+
+def test_only_an_acquisition_without_an_end_has_a_ring():
+    with pytest.raises(ValueError, match=r"keep_last=3.*unbounded"):
+        create_stream(ring_settings({"t": 10, "y": 4, "x": 5}))
