@@ -136,7 +136,9 @@ def test_a_driver_records_while_python_has_the_gil(
             assert stream.frame_ids[0].tolist() == list(range(4000))
 
 
-def test_frames_of_c_and_of_python_are_stored_whole_and_in_turn(make_settings, place, driver):
+def test_frames_of_c_and_of_python_are_stored_whole_and_in_turn(
+    make_settings, place, driver
+):
     made = make_settings({"t": None, "y": 64, "x": 64}, **place)
     with create_stream(made) as stream:
         cameras = [
@@ -422,7 +424,9 @@ def test_an_extension_of_somebody_else_builds_against_the_package_and_records(
     cythonize = "extensions = [extension]"
     if language == "cython":
         pytest.importorskip("Cython")
-        cythonize = "from Cython.Build import cythonize; extensions = cythonize([extension])"
+        cythonize = (
+            "from Cython.Build import cythonize; extensions = cythonize([extension])"
+        )
     pytest.importorskip("setuptools")
     source = "outside.pyx" if language == "cython" else "outside.c"
     (tmp_path / source).write_text(CYTHON if language == "cython" else C)
@@ -455,6 +459,8 @@ def test_an_extension_of_somebody_else_builds_against_the_package_and_records(
 def test_the_header_is_c_and_cpp(tmp_path):
     include = f"-I{scratchwriter.get_include()}"
     for compiler, name in (("cc", "a.c"), ("c++", "a.cpp")):
-        (tmp_path / name).write_text('#include "scratchwriter.h"\nint main(void) { return 0; }\n')
+        (tmp_path / name).write_text(
+            '#include "scratchwriter.h"\nint main(void) { return 0; }\n'
+        )
         command = [compiler, "-Wall", "-Werror", "-pedantic", include, "-fsyntax-only"]
         subprocess.run([*command, str(tmp_path / name)], check=True)

@@ -21,7 +21,10 @@ KEEP = 3
 
 def ring_settings(sizes, keep=KEEP, **fields):
     return AcquisitionSettings(
-        dimensions=dims(sizes), dtype="uint16", format=ScratchFormat(keep_last=keep), **fields
+        dimensions=dims(sizes),
+        dtype="uint16",
+        format=ScratchFormat(keep_last=keep),
+        **fields,
     )
 
 
@@ -194,7 +197,9 @@ def test_a_killed_ring_is_read_as_it_was(tmp_path):
 
 
 def test_a_ring_that_does_not_fit_is_refused(small_disk):
-    made = ring_settings({"t": None, "y": 512, "x": 512}, 20, root_path=str(small_disk / "d"))
+    made = ring_settings(
+        {"t": None, "y": 512, "x": 512}, 20, root_path=str(small_disk / "d")
+    )
     with pytest.raises(OSError, match="disk has"):
         create_stream(made)
     assert os.listdir(small_disk) == []

@@ -156,9 +156,7 @@ class Counting(OMEStream):
 def test_append_is_a_method_with_a_signature_that_can_be_overridden(make_settings, frames):
     with create_stream(make_settings(SIZES)) as stream:
         parameters = inspect.signature(stream.append).parameters
-        assert list(parameters) == [
-            "frame", "frame_metadata", "timestamp_ns", "frame_id"
-        ]
+        assert list(parameters) == ["frame", "frame_metadata", "timestamp_ns", "frame_id"]
         assert stream.append.__doc__
         OMEStream.append(stream, frames[1])
         assert stream.frames_written == 1

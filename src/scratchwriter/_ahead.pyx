@@ -194,9 +194,10 @@ cdef int _prepare_record(Walk* walk, int64_t frame) noexcept nogil:
         limit = sw_load_acquire(&mapping.nbytes)  # memory is opened by the writer
     if (frame + 1) * record_nbytes > limit:
         return -1
+    # From the cursor on: a batch asks for its last one.
     return _prepare_in_order(
-        walk, position, frame * record_nbytes, (frame + 1) * record_nbytes, limit,
-        record_nbytes,
+        walk, position, min(frame, _cursor(walk)) * record_nbytes,
+        (frame + 1) * record_nbytes, limit, record_nbytes,
     )
 
 
