@@ -39,7 +39,8 @@ def demo_camera() -> pymmcore.CMMCore:
 def take_all(core: pymmcore.CMMCore, stream: ScratchStream) -> None:
     """Take all frames out of MMCore's buffer, and store them in one call."""
     frames, times, numbers = [], [], []
-    while core.getRemainingImageCount() and stream.frames_written + len(frames) < NUM_FRAMES:
+    num_left = NUM_FRAMES - stream.frames_written
+    while core.getRemainingImageCount() and len(frames) < num_left:
         metadata = pymmcore.Metadata()
         frames.append(core.popNextImageMD(metadata))
         times.append(int(1e6 * float(metadata.GetSingleTag("ElapsedTime-ms").GetValue())))
@@ -58,7 +59,9 @@ def main(folder: str = "") -> None:
     core = demo_camera()
     settings = AcquisitionSettings(
         root_path=folder,
-        dimensions=dims_from_standard_axes({"t": NUM_FRAMES + 1, "y": SHAPE[0], "x": SHAPE[1]}),
+        dimensions=dims_from_standard_axes(
+            {"t": NUM_FRAMES + 1, "y": SHAPE[0], "x": SHAPE[1]}
+        ),
         dtype="uint16",
     )
     try:

@@ -187,7 +187,7 @@ def test_what_a_device_has_not_taken_is_an_error_of_every_flush_and_of_close(
     stream.append(frame_of(1))
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="device"):
         patch.setattr(system.os, "fsync", fsync)
-        # The thread that syncs may be half-way through the files, and come to the fault first.
+        # The thread that syncs may be half-way through the files, and come to it first.
         with pytest.raises(OSError, match=r"Input/output error.*data") as first:
             stream.flush()
         time.sleep(0.1)

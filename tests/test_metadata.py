@@ -13,7 +13,7 @@ import pytest
 
 from reference import read_lines
 from scratchwriter import create_stream
-from scratchwriter._core import is_plain
+from scratchwriter._convert import is_plain
 from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
 
 

@@ -1,6 +1,5 @@
 """Rings: acquisitions without an end, of which the newest steps are kept."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -202,7 +201,7 @@ def test_a_ring_that_does_not_fit_is_refused(small_disk):
     )
     with pytest.raises(OSError, match="disk has"):
         create_stream(made)
-    assert os.listdir(small_disk) == []
+    assert list(small_disk.iterdir()) == []
 
 
 def test_only_an_acquisition_without_an_end_has_a_ring():

@@ -49,7 +49,8 @@ def main(folder: str = "") -> None:
         camera = driver.driver_start(stream.c_address, 20_000, 50_000, 2, None)
         status = driver.driver_join(camera)
         print(f"status {status}, {stream.frames_written} frames")
-        print(f"last at {stream.timestamps[0][-1] / 1e6} ms, {stream.stats().dropped} dropped")
+        last_ms = stream.timestamps[0][-1] / 1e6
+        print(f"the last one at {last_ms} ms, {stream.stats().dropped} dropped")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,14 @@ __all__ = [
     "open_scratch",
 ]
 
-_ROOMS = ("native", "dimensions", "settings", "errors", "stream", "reader")  # from the bottom
+_ROOMS = (
+    "native",
+    "dimensions",
+    "settings",
+    "errors",
+    "stream",
+    "reader",
+)  # from the bottom
 
 
 def __getattr__(name: str) -> object:

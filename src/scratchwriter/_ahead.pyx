@@ -261,7 +261,7 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
             return False
         _notice_file(walk, _position(walk))
-        _prepare_record(walk, walk.ahead)  # if it fails, the writer is told when it is there
+        _prepare_record(walk, walk.ahead)  # if it fails, the writer is told in its time
         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
         if walk.code:
             return False

@@ -66,6 +66,10 @@ cdef struct Frame:             # that is to be stored
     int64_t frame_id           # the same
 
 cdef enum:
+    TIMED_NBYTES = 65536       # every append of larger frames is timed ...
+    SAMPLED = 16               # ... and one in so many of smaller ones
+
+cdef enum:
     UNKNOWN = -1
     # What is known of a frame, besides its pixels.
     KNOWS_TIME = 1
@@ -159,10 +163,9 @@ cdef class FrameWriter:
     cdef int put(
         self, object frame, object frame_metadata, object timestamp_ns, object frame_id
     ) except -1
-    cdef int put_all(
-        self, object frames, object frame_metadata, object timestamps_ns, object frame_ids
+    cdef int put_frames(
+        self, str what, Frame* frames, int64_t count, int64_t serial
     ) except -1
-    cdef int put_frames(self, str what, Frame* frames, int64_t count, int64_t serial) except -1
     cdef int open_slots(self, int64_t count, char** address) except -1
     cdef void give_back(self, int64_t serial) noexcept nogil
     cdef bint _is_plain_frame(self, object frame) noexcept
@@ -171,22 +174,26 @@ cdef class FrameWriter:
     cdef int _begin(self) except -1
     cdef Status _begin_native(self) noexcept nogil
     cdef void _lock(self) noexcept nogil
-    cdef int _answer(self, Status status, str what, object frames, Request* request) except -1
-    cdef int _answer_native(self, Status status, Request* request) noexcept nogil
-    cdef bint _prepare_native(self, Request* request) noexcept nogil
+    cdef int _answer(
+        self, Status status, str what, object frames, Request* request
+    ) except -1
     cdef void _count_append(self, int64_t start_ns) noexcept nogil
     cdef Status _acquire(self) noexcept
     cdef int64_t _position(self, Odometer* slot) noexcept nogil
     cdef void _advance(self, Odometer* slot) noexcept nogil
     cdef void _clear(self, int64_t steps) noexcept nogil
     cdef Status _put(self, Frame* frame, Request* request) noexcept nogil
-    cdef Status _put_all(self, Frame* frames, int64_t count, Request* request) noexcept nogil
+    cdef Status _put_all(
+        self, Frame* frames, int64_t count, Request* request
+    ) noexcept nogil
     cdef Status _look_ahead(
         self, int64_t count, bint together, Request* request
     ) noexcept nogil
     cdef Status _look_for_record(self, int64_t stop, Request* request) noexcept nogil
     cdef void _record(self, int64_t frame_number, Frame* frame) noexcept nogil
-    cdef Status _reserve(self, int64_t count, char** address, Request* request) noexcept nogil
+    cdef Status _reserve(
+        self, int64_t count, char** address, Request* request
+    ) noexcept nogil
     cdef Status _commit(
         self, int64_t serial, Frame* frames, int64_t count, Request* request
     ) noexcept nogil
@@ -204,4 +211,3 @@ cdef class FrameWriter:
         self, Status status, str what, object frames, Request* request
     ) except -1
     cdef int _check(self, int code, object path, int64_t needed_nbytes) except -1
-

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, final
 
@@ -31,6 +31,14 @@ class _Plan(Protocol):
     @property
     def visit_frames(self) -> int: ...
     @property
+    def step_nbytes(self) -> int: ...
+    @property
+    def ring_steps(self) -> int: ...
+    @property
+    def ring_frames(self) -> int: ...
+    @property
+    def keep_steps(self) -> int | None: ...
+    @property
     def file_axes(self) -> tuple[int, ...]: ...
     @property
     def file_dims(self) -> tuple[str, ...]: ...
@@ -40,17 +48,6 @@ class _Memory(Protocol):
     def address(self) -> int: ...
     @property
     def memory(self) -> object: ...
-
-def is_plain(metadata: dict[Any, Any], /) -> bool:
-    """Tell whether all keys are text and all values text, numbers, bools or None.
-
-    Integers are plain that fit in 64 bits.
-
-    Exactly those types: what derives from them may not be what it looks like.
-    """
-
-def c_append_of(writer: FrameWriter, /) -> tuple[int, int]:
-    """Return the address of the C function that appends, and of its state."""
 
 @final
 class FrameWriter:
@@ -147,80 +144,3 @@ class FrameWriter:
     @property
     def c_address(self) -> int:
         """Address of its `scratchwriter_stream`, for the life of the process."""
-
-@final
-class Appender:
-    """The way in: who holds it, or its `append`, keeps the acquisition going.
-
-    Parameters
-    ----------
-    writer : FrameWriter
-        Where the frames go.
-    """
-
-    def __new__(cls, writer: FrameWriter) -> Appender: ...
-    def append(
-        self,
-        frame: Any,
-        *,
-        frame_metadata: Mapping[str, Any] | None = None,
-        timestamp_ns: int | None = None,
-        frame_id: int | None = None,
-    ) -> None:
-        """Store the next frame; see `ScratchStream.append`."""
-
-    def extend(
-        self,
-        frames: npt.NDArray[Any] | Iterable[Any],
-        *,
-        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
-        timestamps_ns: npt.ArrayLike | None = None,
-        frame_ids: npt.ArrayLike | None = None,
-    ) -> None:
-        """Store the next frames; see `ScratchStream.extend`."""
-
-    def slot(
-        self,
-        *,
-        frame_metadata: Mapping[str, Any] | None = None,
-        timestamp_ns: int | None = None,
-        frame_id: int | None = None,
-    ) -> Slot:
-        """Reserve the next frame; see `ScratchStream.slot`."""
-
-    def slots(
-        self,
-        n: int,
-        *,
-        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
-        timestamps_ns: npt.ArrayLike | None = None,
-        frame_ids: npt.ArrayLike | None = None,
-    ) -> Slot:
-        """Reserve the next frames; see `ScratchStream.slots`."""
-
-    @property
-    def capsule(self) -> object:
-        """A PyCapsule; see `ScratchStream.capsule`."""
-
-@final
-class Slot:
-    """The memory of the next frame, or frames, open for one who fills it in place.
-
-    A context manager; made by `ScratchStream.slot` and `ScratchStream.slots`. What is set
-    before its block is left is kept with the frames.
-
-    Attributes
-    ----------
-    frame_metadata, timestamp_ns, frame_id
-        As `append` takes them; of several frames, a sequence with one for each.
-    num_filled : int or None
-        Of several frames, how many were filled; the others are given back. None: all.
-    """
-
-    frame_metadata: Any
-    timestamp_ns: Any
-    frame_id: Any
-    num_filled: int | None
-
-    def __enter__(self) -> npt.NDArray[Any]: ...
-    def __exit__(self, exc_type: object, exc_value: object, traceback: object, /) -> bool: ...

@@ -18,48 +18,29 @@ because to give it up and to take it back costs more than the copy.
 Commit: `_cursor` is stored last, by a release-store. Who loads it by an acquire-load
 finds the frames before it whole.
 
-C: the functions of include/scratchwriter.h are called without the GIL. What they cannot do
-themselves they ask for as the Python methods do, with the GIL (`_ask`); but slots in files
-are made ready by the thread ahead's own function (`_prepare`), which needs none.
+Ways in: `put` for one frame from Python; all others (_appender.pyx, _c_api.pyx) make a
+table of `Frame` of what they are given, and call the same methods as it does.
 """
 
 cimport cython
-from cpython.bool cimport PyBool_Check
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.dict cimport PyDict_Next
-from cpython.float cimport PyFloat_CheckExact
-from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
-from cpython.object cimport PyObject, PyTypeObject
-from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
-from cpython.ref cimport Py_DECREF, Py_INCREF
-from cpython.unicode cimport PyUnicode_CheckExact
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset, strlen
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from scratchwriter cimport (
-    SCRATCHWRITER_ABI_VERSION,
-    SCRATCHWRITER_APART,
-    SCRATCHWRITER_BUSY,
-    SCRATCHWRITER_CAPSULE,
-    SCRATCHWRITER_CLOSED,
-    SCRATCHWRITER_FAILED,
-    SCRATCHWRITER_FULL,
-    SCRATCHWRITER_INVALID,
-    SCRATCHWRITER_OK,
-    scratchwriter_stream,
-)
+from scratchwriter._convert cimport as_array, as_stamp
 from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
 from scratchwriter._platform cimport (
     SW_NO_THREAD,
     sw_add,
     sw_load_acquire,
-    sw_load_pointer,
     sw_mutex_destroy,
     sw_mutex_init,
     sw_mutex_lock,
@@ -85,20 +66,12 @@ cdef extern from "Python.h":
     void* PyEval_SaveThread() nogil
     void PyEval_RestoreThread(void* state) nogil
 
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewFromDescr(
-        PyTypeObject* subtype, cnp.dtype descr, int nd, const cnp.npy_intp* dims,
-        const cnp.npy_intp* strides, void* data, int flags, PyObject* obj,
-    )
-
 cdef enum:
     # From here on a frame is copied without the GIL. To give it up and take it back costs
     # 0.3 us (it waits for the copy to leave the store buffer), or, if another thread takes
     # it meanwhile, up to that one's switch interval; others wait 4 us for it at the most.
     RELEASE_GIL_NBYTES = 65536
     DIGITS = 16                # as in manifest.py: a number that is renewed in place
-    TIMED_NBYTES = 65536       # every append of larger frames is timed ...
-    SAMPLED = 16               # ... and one in so many of smaller ones
     LOG_BLOCK_NBYTES = 65000   # small enough for malloc to have it at hand
     PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
     NAP_NS = 50_000            # between looks whether a slot is still open
@@ -142,30 +115,18 @@ cdef inline char* put_number(char* at, int64_t number) noexcept nogil:
             return put_text(at, &digits[i], 20 - i)
 
 
-# --------------------------------------------------------------------- metadata
+# ------------------------------------------------------------------------- the GIL
 
-cdef inline bint fits_in_64_bits(object number) except -1:
-    cdef int overflow = 0
-    PyLong_AsLongLongAndOverflow(number, &overflow)
-    return not overflow
+cdef void* leave_python(void* state) noexcept nogil:
+    """Give up the GIL, if this thread has it: who holds the mutex may need it."""
+    if state == NULL and PyGILState_Check():
+        return PyEval_SaveThread()
+    return state
 
 
-def is_plain(dict metadata not None):
-    cdef PyObject* key
-    cdef PyObject* value
-    cdef Py_ssize_t at = 0
-    while PyDict_Next(metadata, &at, &key, &value):
-        if not PyUnicode_CheckExact(<object>key):
-            return False
-        if not (
-            PyUnicode_CheckExact(<object>value)
-            or PyLong_CheckExact(<object>value) and fits_in_64_bits(<object>value)
-            or PyFloat_CheckExact(<object>value)
-            or PyBool_Check(<object>value)
-            or <object>value is None
-        ):
-            return False
-    return True
+cdef void return_to_python(void* state) noexcept nogil:
+    if state != NULL:
+        PyEval_RestoreThread(state)
 
 
 # --------------------------------------------------------------------------- class
@@ -229,7 +190,6 @@ cdef class FrameWriter:
         self._make_steps = make_steps
         self._encode_metadata = encode_metadata
         self._disk_error = disk_error
-        fill_c_stream(&self._c_stream, self)
 
     def __dealloc__(self):
         free(self._arrays)
@@ -291,51 +251,9 @@ cdef class FrameWriter:
                     return 0
             self._answer(<Status>status, "append", 1, &request)
 
-    cdef int put_all(
-        self, object frames, object frame_metadata, object timestamps_ns, object frame_ids
+    cdef int put_frames(
+        self, str what, Frame* frames, int64_t count, int64_t serial
     ) except -1:
-        """Store many frames: all of them, or none."""
-        cdef cnp.ndarray array = None
-        cdef cnp.ndarray times = None
-        cdef cnp.ndarray ids = None
-        cdef list arrays, bodies
-        cdef Frame* table
-        cdef int64_t count, i
-        if cnp.PyArray_Check(frames):
-            array = self._as_frames(frames)
-            count = cnp.PyArray_DIM(array, 0)
-        else:
-            arrays = []
-            for i, frame in enumerate(frames):
-                try:
-                    arrays.append(self._as_frame(frame))
-                except ValueError as error:
-                    raise ValueError(f"Frame {i} of the batch: {error}") from None
-            count = len(arrays)
-        bodies = self._bodies(frame_metadata, count)
-        times = as_stamps(timestamps_ns, count, "timestamps_ns")
-        ids = as_stamps(frame_ids, count, "frame_ids")
-        if count == 0:
-            return 0
-        table = <Frame*>malloc(count * sizeof(Frame))
-        if table == NULL:
-            raise MemoryError(f"table of {count} frames")
-        try:
-            for i in range(count):
-                if array is not None:
-                    table[i].data = (
-                        cnp.PyArray_BYTES(array) + i * cnp.PyArray_STRIDE(array, 0)
-                    )
-                    table[i].pitch_nbytes = cnp.PyArray_STRIDE(array, 1)
-                else:
-                    table[i].data = cnp.PyArray_BYTES(<cnp.ndarray>arrays[i])
-                    table[i].pitch_nbytes = cnp.PyArray_STRIDE(<cnp.ndarray>arrays[i], 0)
-            set_extras(table, count, bodies, times, ids)
-            return self.put_frames("append", table, count, 0)
-        finally:
-            free(table)
-
-    cdef int put_frames(self, str what, Frame* frames, int64_t count, int64_t serial) except -1:
         """Store frames from anywhere, or (with a serial) those that are in open slots."""
         cdef int64_t start_ns = sw_now_ns()
         cdef int status
@@ -353,20 +271,6 @@ cdef class FrameWriter:
                     self._count_append(start_ns)
                     return 0
             self._answer(<Status>status, what, count, &request)
-
-    def _bodies(self, frame_metadata, int64_t count):
-        if frame_metadata is None:
-            return None
-        bodies = [
-            None if metadata is None else self._encode_metadata(metadata)
-            for metadata in frame_metadata
-        ]
-        if len(bodies) != count:
-            raise ValueError(
-                f"frame_metadata has {len(bodies)} entries for {count} frames: give one "
-                "for each, None where there is none."
-            )
-        return bodies
 
     cdef int open_slots(self, int64_t count, char** address) except -1:
         """Reserve the next slots; return where they begin."""
@@ -595,8 +499,8 @@ cdef class FrameWriter:
         if array.ndim != 3 or array.shape[1:] != expected:
             raise ValueError(
                 f"The batch has shape {array.shape}, expected (n, {self._height}, "
-                f"{self._width}) (n, {self._frame_dims}). Append a 3-D array of n frames of "
-                "that shape, or a list of frames."
+                f"{self._width}) (n, {self._frame_dims}). Append a 3-D array of n frames "
+                "of that shape, or a list of frames."
             )
         return self._as_rows(array, frames)
 
@@ -621,7 +525,8 @@ cdef class FrameWriter:
                 f"the settings' dtype to {array.dtype.name!r}, or allow the cast with "
                 "ScratchFormat(casting='same_kind' or 'unsafe')."
             )
-        if array.dtype == self._dtype and array.strides[array.ndim - 1] == self._dtype.itemsize:
+        itemsize = self._dtype.itemsize
+        if array.dtype == self._dtype and array.strides[array.ndim - 1] == itemsize:
             return array  # rows with gaps between them need no copy
         return np.ascontiguousarray(array, self._dtype)
 
@@ -695,7 +600,9 @@ cdef class FrameWriter:
             sw_mutex_lock(&self._mutex)
             return_to_python(python)
 
-    cdef int _answer(self, Status status, str what, object frames, Request* request) except -1:
+    cdef int _answer(
+        self, Status status, str what, object frames, Request* request
+    ) except -1:
         """See to what a call lacks, so that it can be tried again, or raise."""
         make_room, make_steps = self._make_room, self._make_steps
         if status == NEED_ROOM:
@@ -707,24 +614,6 @@ cdef class FrameWriter:
         else:
             self._raise(status, what, frames, request)
         return 0
-
-    cdef int _answer_native(self, Status status, Request* request) noexcept nogil:
-        """The same without the GIL: OK, or a `scratchwriter_status`."""
-        if status == CLOSED:
-            return SCRATCHWRITER_CLOSED
-        if status == BUSY or status == SLOT_OPEN:
-            return SCRATCHWRITER_BUSY
-        if status == FULL:
-            return SCRATCHWRITER_FULL
-        if status == SLOTS_APART:
-            return SCRATCHWRITER_APART
-        return ask(self, status, request)
-
-    cdef bint _prepare_native(self, Request* request) noexcept nogil:
-        """Have a slot in a file made ready without Python, if that is to be had."""
-        return self._prepare != NULL and self._prepare(
-            self._ahead, request.position, request.stop_nbytes
-        ) == 0
 
     cdef int64_t _position(self, Odometer* slot) noexcept nogil:
         return slot.index[self._position_axis] if self._position_axis >= 0 else 0
@@ -786,7 +675,9 @@ cdef class FrameWriter:
         sw_store_release(self._cursor, cursor + 1)
         return OK
 
-    cdef Status _put_all(self, Frame* frames, int64_t count, Request* request) noexcept nogil:
+    cdef Status _put_all(
+        self, Frame* frames, int64_t count, Request* request
+    ) noexcept nogil:
         """Store many frames and commit them at once; those without data are in place."""
         cdef int64_t cursor = self._cursor[0]
         cdef int64_t i, body_nbytes = 0
@@ -826,7 +717,8 @@ cdef class FrameWriter:
                     run_nbytes = 0
                     # What clears slots does so between two frames.
                     if frames[i].pitch_nbytes == self._row_nbytes and not self._clears_next:
-                        run_to, run_data, run_nbytes = to, frames[i].data, self._frame_nbytes
+                        run_to, run_data = to, frames[i].data
+                        run_nbytes = self._frame_nbytes
                     else:
                         sw_copy_rows(
                             to, frames[i].data, self._height, self._row_nbytes,
@@ -902,7 +794,9 @@ cdef class FrameWriter:
             self._last_frame_id = frame.frame_id
         record.known = known
 
-    cdef Status _reserve(self, int64_t count, char** address, Request* request) noexcept nogil:
+    cdef Status _reserve(
+        self, int64_t count, char** address, Request* request
+    ) noexcept nogil:
         """Open the next slots for one who fills them in place."""
         cdef Status status = self._look_ahead(count, count > 1, request)
         if status != OK:
@@ -1170,9 +1064,9 @@ cdef class FrameWriter:
         if status == SLOTS_APART:
             raise ValueError(
                 f"Cannot reserve {frames} frames together: they do not lie one behind the "
-                "other in one array. Reserve fewer (as many as the last dimension has left), "
-                "one by one with slot(), or use storage_order='acquisition' with the "
-                "positions first."
+                "other in one array. Reserve fewer (as many as the last dimension has "
+                "left), one by one with slot(), or use storage_order='acquisition' with "
+                "the positions first."
             )
         if status == FULL:
             raise IndexError(
@@ -1191,463 +1085,3 @@ cdef class FrameWriter:
         if code != 0:
             raise self._disk_error(code, path, needed_nbytes)
         return 0
-
-
-@cython.final
-cdef class Appender:
-    """The way in: who holds it, or its `append`, keeps the acquisition going."""
-
-    cdef FrameWriter _writer
-    cdef object __weakref__
-
-    def __cinit__(self, FrameWriter writer not None):
-        self._writer = writer
-
-    def append(self, frame, *, frame_metadata=None, timestamp_ns=None, frame_id=None):
-        """append($self, frame, *, frame_metadata=None, timestamp_ns=None, frame_id=None)
---
-
-Store the next frame."""
-        self._writer.put(frame, frame_metadata, timestamp_ns, frame_id)
-
-    def extend(self, frames, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
-        """extend($self, frames, *, frame_metadata=None, timestamps_ns=None, frame_ids=None)
---
-
-Store the next frames."""
-        self._writer.put_all(frames, frame_metadata, timestamps_ns, frame_ids)
-
-    def slot(self, *, frame_metadata=None, timestamp_ns=None, frame_id=None):
-        return make_slot(self, 0, frame_metadata, timestamp_ns, frame_id)
-
-    def slots(self, n, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
-        count = PyNumber_Index(n)
-        if count <= 0:
-            raise ValueError(f"slots({count}): the number must be positive.")
-        return make_slot(self, count, frame_metadata, timestamps_ns, frame_ids)
-
-    @property
-    def capsule(self):
-        capsule = PyCapsule_New(
-            &self._writer._c_stream, SCRATCHWRITER_CAPSULE, release_capsule
-        )
-        PyCapsule_SetContext(capsule, <void*>self)
-        Py_INCREF(self)
-        return capsule
-
-
-cdef void release_capsule(object capsule) noexcept:
-    Py_DECREF(<object>PyCapsule_GetContext(capsule))
-
-
-@cython.final
-@cython.no_gc_clear
-@cython.freelist(4)
-cdef class Slot:
-    """The memory of the next frame, or frames, open for one who fills it in place.
-
-    A context manager; see `ScratchStream.slot` and `ScratchStream.slots`.
-    """
-
-    cdef Appender _appender
-    cdef int64_t _count           # of frames; 0: one, and the array is 2-D
-    cdef int64_t _serial          # of the open slots; 0: not open
-    cdef cnp.ndarray _array
-    cdef bytes _body              # of the metadata line
-    cdef public object frame_metadata, timestamp_ns, frame_id, num_filled
-
-    def __init__(self):
-        raise TypeError("a Slot is made by ScratchStream.slot() or slots()")
-
-    def __dealloc__(self):
-        if self._serial:
-            self._appender._writer.give_back(self._serial)
-
-    def __enter__(self):
-        cdef FrameWriter writer = self._appender._writer
-        cdef cnp.npy_intp shape[3]
-        cdef char* address = NULL
-        if self._serial:
-            raise RuntimeError("This slot is open already: leave its `with` block first.")
-        shape[0] = self._count
-        shape[1], shape[2] = writer._height, writer._width
-        writer.open_slots(max(self._count, 1), &address)
-        self._serial = writer._slot_serial
-        Py_INCREF(writer._dtype)  # which the array takes over
-        self._array = PyArray_NewFromDescr(
-            <PyTypeObject*>np.ndarray, <cnp.dtype>writer._dtype, 3 if self._count else 2,
-            &shape[0] if self._count else &shape[1], NULL, address,
-            cnp.NPY_ARRAY_CARRAY, NULL,
-        )
-        cnp.set_array_base(
-            self._array, writer._array_owners[writer._position(&writer._next)]
-        )
-        return self._array
-
-    def __exit__(self, exc_type, exc_value, traceback):
-        cdef FrameWriter writer = self._appender._writer
-        cdef int64_t serial = self._serial
-        cdef int64_t count = max(self._count, 1)
-        cdef Frame one
-        cdef Frame* table = &one
-        if serial == 0:
-            raise RuntimeError("This slot is not open: use it in a `with` statement.")
-        cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
-        try:
-            if exc_type is None:
-                if self._count == 0:
-                    self._fill_one(&one)
-                else:
-                    if self.num_filled is not None:
-                        count = PyNumber_Index(self.num_filled)
-                        if not 0 <= count <= self._count:
-                            raise ValueError(
-                                f"num_filled={count}: it must be from 0 to {self._count}, "
-                                "the number of frames reserved."
-                            )
-                    bodies = writer._bodies(self.frame_metadata, count)
-                    times = as_stamps(self.timestamp_ns, count, "timestamps_ns")
-                    ids = as_stamps(self.frame_id, count, "frame_ids")
-                    table = <Frame*>calloc(max(count, 1), sizeof(Frame))
-                    if table == NULL:
-                        raise MemoryError(f"table of {count} frames")
-                    set_extras(table, count, bodies, times, ids)
-                writer.put_frames("commit", table, count, serial)
-        finally:
-            self._serial = 0
-            self._array = None
-            writer.give_back(serial)  # if they have not been committed
-            if table != &one:
-                free(table)
-        return False
-
-    cdef int _fill_one(self, Frame* one) except -1:
-        one.data = NULL
-        one.pitch_nbytes = 0
-        one.body = NULL
-        one.body_nbytes = 0
-        one.timestamp_ns = one.frame_id = UNKNOWN
-        if self.frame_metadata is not None:
-            # Kept by this object until the line is written.
-            self._body = self._appender._writer._encode_metadata(self.frame_metadata)
-            one.body = PyBytes_AS_STRING(self._body)
-            one.body_nbytes = PyBytes_GET_SIZE(self._body)
-        if self.timestamp_ns is not None:
-            one.timestamp_ns = as_stamp(self.timestamp_ns, "timestamp_ns")
-        if self.frame_id is not None:
-            one.frame_id = as_stamp(self.frame_id, "frame_id")
-        return 0
-
-
-cdef Slot make_slot(
-    Appender appender, int64_t count, object frame_metadata, object timestamp_ns,
-    object frame_id,
-):
-    cdef Slot slot = Slot.__new__(Slot)
-    slot._appender = appender
-    slot._count = count
-    slot.frame_metadata = frame_metadata
-    slot.timestamp_ns, slot.frame_id = timestamp_ns, frame_id
-    return slot
-
-
-# --------------------------------------------------------- what came with the frames
-
-cdef int64_t as_stamp(object value, str name) except? -2:
-    cdef int overflow = 0
-    cdef int64_t number = PyLong_AsLongLongAndOverflow(PyNumber_Index(value), &overflow)
-    if number < 0 or overflow:
-        raise ValueError(
-            f"{name}={value}: it must be from 0 to 2**63 - 1. Leave it out if it is not "
-            "known."
-        )
-    return number
-
-
-cdef cnp.ndarray as_stamps(object values, int64_t count, str name):
-    if values is None:
-        return None
-    stamps = np.asarray(values)
-    if stamps.size == 0:
-        stamps = stamps.astype(np.int64)  # an empty list has no dtype of its own
-    if stamps.shape != (count,) or stamps.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} has shape {stamps.shape} and dtype {stamps.dtype}, expected one integer "
-            f"for each of {count} frames."
-        )
-    if count and not 0 <= int(stamps.min()) <= int(stamps.max()) < 1 << 63:
-        raise ValueError(f"{name}: none may be negative, or 2**63 and more.")
-    return np.ascontiguousarray(stamps, np.int64)
-
-
-cdef int set_extras(
-    Frame* table, int64_t count, list bodies, cnp.ndarray times, cnp.ndarray ids
-) except -1:
-    cdef int64_t i
-    for i in range(count):
-        table[i].body = NULL
-        table[i].body_nbytes = 0
-        if bodies is not None and bodies[i] is not None:
-            table[i].body = PyBytes_AS_STRING(bodies[i])
-            table[i].body_nbytes = PyBytes_GET_SIZE(bodies[i])
-        table[i].timestamp_ns = table[i].frame_id = UNKNOWN
-        if times is not None:
-            table[i].timestamp_ns = (<int64_t*>cnp.PyArray_DATA(times))[i]
-        if ids is not None:
-            table[i].frame_id = (<int64_t*>cnp.PyArray_DATA(ids))[i]
-    return 0
-
-
-cdef object as_array(object frame, object dtype, tuple shape):
-    """Make a numpy array of a frame of any kind: of its own memory, wherever it can be."""
-    if isinstance(frame, np.ndarray):
-        return np.asarray(frame)
-    if hasattr(type(frame), "__dlpack_device__"):
-        device = frame.__dlpack_device__()[0]
-        if device not in (1, 3, 11, 13):  # CPU, or memory that the CPU can reach, too
-            raise ValueError(
-                f"Frame ({type(frame).__name__}) is in the memory of a GPU (DLPack device "
-                f"type {int(device)}). Copy it to the host first: tensor.cpu(), or "
-                "cupy.asnumpy(array)."
-            )
-        return np.from_dlpack(frame)
-    if not isinstance(frame, (list, tuple)):
-        try:
-            view = memoryview(frame)
-        except TypeError:
-            pass  # not a buffer
-        else:
-            if view.ndim == 1 and view.c_contiguous:
-                # A frame's bytes, or its pixels, one after the other.
-                pixels = shape[0] * shape[1]
-                if view.itemsize == 1 and view.nbytes == pixels * dtype.itemsize:
-                    return np.frombuffer(view, dtype).reshape(shape)
-                if len(view) == pixels:
-                    return np.asarray(view).reshape(shape)
-                raise ValueError(
-                    f"Frame ({type(frame).__name__}) is a buffer of {view.nbytes} bytes, "
-                    f"expected {pixels} pixels, {pixels * dtype.itemsize} bytes."
-                )
-    return np.asarray(frame)
-
-
-# ----------------------------------------------------------------------------- for C
-
-cdef void* leave_python(void* state) noexcept nogil:
-    """Give up the GIL, if this thread has it: who holds the mutex may need it."""
-    if state == NULL and PyGILState_Check():
-        return PyEval_SaveThread()
-    return state
-
-
-cdef void return_to_python(void* state) noexcept nogil:
-    if state != NULL:
-        PyEval_RestoreThread(state)
-
-
-cdef int ask(FrameWriter writer, Status status, Request* request) noexcept with gil:
-    """Have Python see to what a call lacks: OK if it may be tried again."""
-    cdef bytes text
-    try:
-        writer._answer(status, "append", 1, request)
-        return SCRATCHWRITER_OK
-    except BaseException as error:
-        text = f"{type(error).__name__}: {error}".encode()[: sizeof(writer._error_text) - 1]
-        writer._lock()
-        memcpy(writer._error_text, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
-        sw_mutex_unlock(&writer._mutex)
-        return SCRATCHWRITER_FAILED
-
-
-cdef int c_append(FrameWriter writer, const void* data) noexcept nogil:
-    return c_append_rows(writer, data, writer._row_nbytes, UNKNOWN, UNKNOWN)
-
-
-cdef int c_append_rows(
-    FrameWriter writer, const void* data, int64_t pitch_nbytes, int64_t timestamp_ns,
-    int64_t frame_id,
-) noexcept nogil:
-    cdef int64_t start_ns = 0
-    cdef Status status
-    cdef Request request
-    cdef Frame frame
-    cdef int answer
-    if (
-        data == NULL or timestamp_ns < UNKNOWN or frame_id < UNKNOWN
-        or -writer._row_nbytes < pitch_nbytes < writer._row_nbytes
-    ):
-        return SCRATCHWRITER_INVALID
-    if (
-        writer._frame_nbytes >= TIMED_NBYTES
-        or sw_load_acquire(writer._cursor) % SAMPLED == 0
-    ):
-        start_ns = sw_now_ns()
-    frame.data = <const char*>data
-    frame.pitch_nbytes = pitch_nbytes
-    frame.body = NULL
-    frame.body_nbytes = 0
-    frame.timestamp_ns = timestamp_ns
-    frame.frame_id = frame_id
-    while True:
-        status = writer._begin_native()
-        if status == OK:
-            status = writer._put(&frame, &request)
-            while status == NEED_ROOM and writer._prepare_native(&request):
-                status = writer._put(&frame, &request)
-            sw_mutex_unlock(&writer._mutex)
-            if status == OK:
-                if start_ns:
-                    writer._count_append(start_ns)
-                return SCRATCHWRITER_OK
-        answer = writer._answer_native(status, &request)
-        if answer != SCRATCHWRITER_OK:
-            return answer
-
-
-cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept nogil:
-    cdef Status status
-    cdef Request request
-    cdef int answer
-    if frames == NULL or count <= 0:
-        return SCRATCHWRITER_INVALID
-    while True:
-        status = writer._begin_native()
-        if status == OK:
-            status = writer._reserve(count, <char**>frames, &request)
-            while status == NEED_ROOM and writer._prepare_native(&request):
-                status = writer._reserve(count, <char**>frames, &request)
-            sw_mutex_unlock(&writer._mutex)
-            if status == OK:
-                return SCRATCHWRITER_OK
-        answer = writer._answer_native(status, &request)
-        if answer != SCRATCHWRITER_OK:
-            return answer
-
-
-cdef int c_commit(
-    FrameWriter writer, int64_t count, const int64_t* timestamps_ns, const int64_t* frame_ids
-) noexcept nogil:
-    cdef Frame few[16]
-    cdef Frame* frames = few
-    cdef Status status = CLOSED
-    cdef Request request
-    cdef int64_t i
-    cdef int answer
-    if count < 0:
-        return SCRATCHWRITER_INVALID
-    for i in range(count):
-        if (
-            timestamps_ns != NULL and timestamps_ns[i] < UNKNOWN
-            or frame_ids != NULL and frame_ids[i] < UNKNOWN
-        ):
-            return SCRATCHWRITER_INVALID
-    if count > 16:
-        frames = <Frame*>malloc(count * sizeof(Frame))
-        if frames == NULL:
-            return SCRATCHWRITER_FAILED
-    for i in range(count):
-        frames[i].data = NULL
-        frames[i].body = NULL
-        frames[i].body_nbytes = 0
-        frames[i].timestamp_ns = UNKNOWN if timestamps_ns == NULL else timestamps_ns[i]
-        frames[i].frame_id = UNKNOWN if frame_ids == NULL else frame_ids[i]
-    while True:
-        writer._lock()
-        answer = SCRATCHWRITER_CLOSED
-        if not writer._closed and writer._slot_frames:
-            answer = SCRATCHWRITER_INVALID
-            if count <= writer._slot_frames:
-                answer = SCRATCHWRITER_OK
-                status = writer._commit(writer._slot_serial, frames, count, &request)
-                while status == NEED_ROOM and writer._prepare_native(&request):
-                    status = writer._commit(writer._slot_serial, frames, count, &request)
-        sw_mutex_unlock(&writer._mutex)
-        if answer != SCRATCHWRITER_OK or status == OK:
-            break
-        answer = writer._answer_native(status, &request)
-        if answer != SCRATCHWRITER_OK:
-            break
-    if frames != few:
-        free(frames)
-    return answer
-
-
-cdef int c_skip(FrameWriter writer, int64_t frames) noexcept nogil:
-    cdef Status status
-    cdef Request request
-    cdef int answer
-    if frames <= 0:
-        return SCRATCHWRITER_INVALID
-    while True:
-        status = writer._begin_native()
-        if status == OK:
-            status = writer._skip(frames, &request)
-            sw_mutex_unlock(&writer._mutex)
-            if status == OK:
-                return SCRATCHWRITER_OK
-        answer = writer._answer_native(status, &request)
-        if answer != SCRATCHWRITER_OK:
-            return answer
-
-
-def c_append_of(FrameWriter writer not None):
-    writer.c_address  # noqa: whoever has its address may use it for ever
-    return <uintptr_t><void*>writer._c_stream.append, <uintptr_t>writer._c_stream.state
-
-
-cdef int64_t c_frames_written(FrameWriter writer) noexcept nogil:
-    return sw_load_acquire(<int64_t*>sw_load_pointer(<void**>&writer._cursor))
-
-
-cdef const char* c_status_text(int status) noexcept nogil:
-    if status == SCRATCHWRITER_OK:
-        return b"ok"
-    if status == SCRATCHWRITER_CLOSED:
-        return b"the stream is closed, or the slot was taken back"
-    if status == SCRATCHWRITER_BUSY:
-        return b"this thread has a slot open, or is growing the stream"
-    if status == SCRATCHWRITER_FULL:
-        return b"the dimensions have no more frames"
-    if status == SCRATCHWRITER_FAILED:
-        return b"no room in memory or on the disk: see error_text"
-    if status == SCRATCHWRITER_INVALID:
-        return b"an argument is out of range"
-    if status == SCRATCHWRITER_APART:
-        return b"the slots are not next to each other"
-    return b"unknown status"
-
-
-cdef int64_t c_error_text(
-    FrameWriter writer, char* text, int64_t capacity_nbytes
-) noexcept nogil:
-    cdef int64_t nbytes
-    writer._lock()
-    nbytes = strlen(writer._error_text)
-    if text != NULL and capacity_nbytes > 0:
-        memcpy(text, writer._error_text, min(nbytes, capacity_nbytes - 1))
-        text[min(nbytes, capacity_nbytes - 1)] = 0
-    sw_mutex_unlock(&writer._mutex)
-    return nbytes
-
-
-cdef void fill_c_stream(scratchwriter_stream* stream, FrameWriter writer) noexcept:
-    cdef bytes dtype = writer._dtype.str.encode()[:15]
-    stream.abi_version = SCRATCHWRITER_ABI_VERSION
-    stream.nbytes = sizeof(scratchwriter_stream)
-    stream.state = <void*>writer
-    stream.frame_nbytes = writer._frame_nbytes
-    stream.height, stream.width = writer._height, writer._width
-    stream.itemsize = writer._dtype.itemsize
-    memcpy(stream.dtype, PyBytes_AS_STRING(dtype), PyBytes_GET_SIZE(dtype) + 1)
-    stream.append = <int (*)(void*, const void*) noexcept nogil>c_append
-    stream.append_rows = (
-        <int (*)(void*, const void*, int64_t, int64_t, int64_t) noexcept nogil>c_append_rows
-    )
-    stream.reserve = <int (*)(void*, int64_t, void**) noexcept nogil>c_reserve
-    stream.commit = (
-        <int (*)(void*, int64_t, const int64_t*, const int64_t*) noexcept nogil>c_commit
-    )
-    stream.skip = <int (*)(void*, int64_t) noexcept nogil>c_skip
-    stream.frames_written = <int64_t (*)(void*) noexcept nogil>c_frames_written
-    stream.status_text = c_status_text
-    stream.error_text = <int64_t (*)(void*, char*, int64_t) noexcept nogil>c_error_text

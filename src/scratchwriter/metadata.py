@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import PydanticSerializationError, to_json
 
-from scratchwriter._core import is_plain
+from scratchwriter._convert import is_plain
 from scratchwriter._region.system import open_regular
 from scratchwriter.errors import DatasetError
 

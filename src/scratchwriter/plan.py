@@ -99,7 +99,7 @@ class FramePlan:
 
     @property
     def total_nbytes(self) -> int:
-        """Bytes of all positions; with an unbounded axis, of its first step, or its ring."""
+        """Bytes of all positions; if unbounded, of the first step, or of the ring."""
         return self.num_positions * self.step_nbytes * max(self.ring_steps, 1)
 
     def steps(self, position: int, cursor: int) -> int:

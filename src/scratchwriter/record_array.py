@@ -110,7 +110,8 @@ class RecordArray:
                 "bytes. Begin a new dataset."
             )
         if code != 0:
-            raise disk_error(code, cast("Path", region.path), RECORD.itemsize)
+            start_nbytes = self._writer.frames_written * RECORD.itemsize
+            raise disk_error(code, region.path, stop_nbytes - start_nbytes)
 
     def continue_in_file(self, folder: Path) -> None:
         """Let it go on in a file, behind what it has in memory."""

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from scratchwriter.plan import FramePlan
 
-# As `Record` in _core.pxd. `known` has the bits 1: a time, 2: a frame number, 4: the time is
-# of the monotonic clock of the machine that recorded.
+# As `Record` in _core.pxd. `known` has the bits 1: a time, 2: a frame number, 4: the time
+# is of the monotonic clock of the machine that recorded.
 RECORD = np.dtype([("timestamp_ns", "i8"), ("frame_id", "i8"), ("known", "i8")])
 UNKNOWN = -1
 

@@ -39,7 +39,14 @@ EVERY_FIELD = {"every_field": True}
 WITHOUT_WARNINGS = {"without_warnings": True}
 
 # ScratchFormat fields that ome-writers lacks
-_OWN_FIELDS = ("spill_dir", "casting", "durability", "sync_interval_s", "timestamps", "keep_last")
+_OWN_FIELDS = (
+    "spill_dir",
+    "casting",
+    "durability",
+    "sync_interval_s",
+    "timestamps",
+    "keep_last",
+)
 _FOREIGN_FORMATS = {
     "ome-tiff": "OME-TIFF",
     "tiff": "OME-TIFF",

@@ -198,7 +198,9 @@ class Storage:
             self.folder = make_spill_folder(self.settings.format, needed_nbytes)
         self.growth.continue_in_file(self.folder, position)
         if self.growth.is_in_files() and self._saver is None:
-            saver = threading.Thread(target=self._try_save, name="scratchwriter", daemon=True)
+            saver = threading.Thread(
+                target=self._try_save, name="scratchwriter", daemon=True
+            )
             with suppress(RuntimeError):  # no thread to be had: `flush` and `finish` save
                 saver.start()
                 self._saver = saver

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._core import Appender, Slot, c_append_of
+from scratchwriter._appender import Appender, Slot
+from scratchwriter._c_api import c_append_of
 from scratchwriter.plan import make_plan
 from scratchwriter.records import arrange
 from scratchwriter.settings import AcquisitionSettings
@@ -24,7 +25,7 @@ from scratchwriter.views import ArrayView
 
 
 class CAppend(NamedTuple):
-    """Addresses for those who call `append` without Python; see `ScratchStream.c_append`."""
+    """Addresses for who calls `append` without Python; see `ScratchStream.c_append`."""
 
     function: int
     state: int

@@ -1,0 +1,86 @@
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, final
+
+import numpy.typing as npt
+
+from scratchwriter._core import FrameWriter
+
+@final
+class Appender:
+    """The way in: who holds it, or its `append`, keeps the acquisition going.
+
+    Parameters
+    ----------
+    writer : FrameWriter
+        Where the frames go.
+    """
+
+    def __new__(cls, writer: FrameWriter) -> Appender: ...
+    def append(
+        self,
+        frame: Any,
+        *,
+        frame_metadata: Mapping[str, Any] | None = None,
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+    ) -> None:
+        """Store the next frame; see `ScratchStream.append`."""
+
+    def extend(
+        self,
+        frames: npt.NDArray[Any] | Iterable[Any],
+        *,
+        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps_ns: npt.ArrayLike | None = None,
+        frame_ids: npt.ArrayLike | None = None,
+    ) -> None:
+        """Store the next frames; see `ScratchStream.extend`."""
+
+    def slot(
+        self,
+        *,
+        frame_metadata: Mapping[str, Any] | None = None,
+        timestamp_ns: int | None = None,
+        frame_id: int | None = None,
+    ) -> Slot:
+        """Reserve the next frame; see `ScratchStream.slot`."""
+
+    def slots(
+        self,
+        n: int,
+        *,
+        frame_metadata: Sequence[Mapping[str, Any] | None] | None = None,
+        timestamps_ns: npt.ArrayLike | None = None,
+        frame_ids: npt.ArrayLike | None = None,
+    ) -> Slot:
+        """Reserve the next frames; see `ScratchStream.slots`."""
+
+    @property
+    def capsule(self) -> object:
+        """A PyCapsule; see `ScratchStream.capsule`."""
+
+@final
+class Slot:
+    """The memory of the next frame, or frames, open for one who fills it in place.
+
+    A context manager; made by `ScratchStream.slot` and `ScratchStream.slots`. What is set
+    before its block is left is kept with the frames.
+
+    Attributes
+    ----------
+    frame_metadata, timestamp_ns, frame_id
+        As `append` takes them; of several frames, a sequence with one for each.
+    num_filled : int or None
+        Of several frames, how many were filled; the others are given back. None: all.
+    """
+
+    frame_metadata: Any
+    timestamp_ns: Any
+    frame_id: Any
+    num_filled: int | None
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def __enter__(self) -> npt.NDArray[Any]: ...
+    def __exit__(
+        self, exc_type: object, exc_value: object, traceback: object, /
+    ) -> bool: ...

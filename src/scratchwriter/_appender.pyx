@@ -1,0 +1,276 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The ways in from Python: one frame, a batch, slots that are filled in place.
+
+All end in a table of `Frame` (see _core.pxd) for the writer. What is in it is kept alive by
+the Python objects that it was made of, until the writer has it.
+
+Slots: a `Slot` gives an array of the writer's own memory, that nobody appends to before it
+is left. The array keeps that memory alive, and is read-only from then on.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.number cimport PyNumber_Index
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from scratchwriter cimport SCRATCHWRITER_CAPSULE
+from scratchwriter._c_api cimport fill_c_stream
+from scratchwriter._convert cimport as_stamp, as_stamps
+from scratchwriter._core cimport UNKNOWN, Frame, FrameWriter
+
+import numpy as np
+
+cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_NewFromDescr(
+        PyTypeObject* subtype, cnp.dtype descr, int nd, const cnp.npy_intp* dims,
+        const cnp.npy_intp* strides, void* data, int flags, PyObject* obj,
+    )
+
+
+# ------------------------------------------------------------------- tables of frames
+
+cdef list bodies_of(FrameWriter writer, object frame_metadata, int64_t count):
+    if frame_metadata is None:
+        return None
+    bodies = [
+        None if metadata is None else writer._encode_metadata(metadata)
+        for metadata in frame_metadata
+    ]
+    if len(bodies) != count:
+        raise ValueError(
+            f"frame_metadata has {len(bodies)} entries for {count} frames: give one "
+            "for each, None where there is none."
+        )
+    return bodies
+
+
+cdef int set_extras(
+    Frame* table, int64_t count, list bodies, cnp.ndarray times, cnp.ndarray ids
+) except -1:
+    cdef int64_t i
+    for i in range(count):
+        table[i].body = NULL
+        table[i].body_nbytes = 0
+        if bodies is not None and bodies[i] is not None:
+            table[i].body = PyBytes_AS_STRING(bodies[i])
+            table[i].body_nbytes = PyBytes_GET_SIZE(bodies[i])
+        table[i].timestamp_ns = table[i].frame_id = UNKNOWN
+        if times is not None:
+            table[i].timestamp_ns = (<int64_t*>cnp.PyArray_DATA(times))[i]
+        if ids is not None:
+            table[i].frame_id = (<int64_t*>cnp.PyArray_DATA(ids))[i]
+    return 0
+
+
+cdef int put_all(
+    FrameWriter writer, object frames, object frame_metadata, object timestamps_ns,
+    object frame_ids,
+) except -1:
+    """Store many frames: all of them, or none."""
+    cdef cnp.ndarray array = None
+    cdef cnp.ndarray times = None
+    cdef cnp.ndarray ids = None
+    cdef list arrays, bodies
+    cdef Frame* table
+    cdef int64_t count, i
+    if cnp.PyArray_Check(frames):
+        array = writer._as_frames(frames)
+        count = cnp.PyArray_DIM(array, 0)
+    else:
+        arrays = []
+        for i, frame in enumerate(frames):
+            try:
+                arrays.append(writer._as_frame(frame))
+            except ValueError as error:
+                raise ValueError(f"Frame {i} of the batch: {error}") from None
+        count = len(arrays)
+    bodies = bodies_of(writer, frame_metadata, count)
+    times = as_stamps(timestamps_ns, count, "timestamps_ns")
+    ids = as_stamps(frame_ids, count, "frame_ids")
+    if count == 0:
+        return 0
+    table = <Frame*>malloc(count * sizeof(Frame))
+    if table == NULL:
+        raise MemoryError(f"table of {count} frames")
+    try:
+        for i in range(count):
+            if array is not None:
+                table[i].data = (
+                    cnp.PyArray_BYTES(array) + i * cnp.PyArray_STRIDE(array, 0)
+                )
+                table[i].pitch_nbytes = cnp.PyArray_STRIDE(array, 1)
+            else:
+                table[i].data = cnp.PyArray_BYTES(<cnp.ndarray>arrays[i])
+                table[i].pitch_nbytes = cnp.PyArray_STRIDE(<cnp.ndarray>arrays[i], 0)
+        set_extras(table, count, bodies, times, ids)
+        return writer.put_frames("append", table, count, 0)
+    finally:
+        free(table)
+
+
+# --------------------------------------------------------------------------- classes
+
+@cython.final
+cdef class Appender:
+    """The way in: who holds it, or its `append`, keeps the acquisition going."""
+
+    cdef FrameWriter _writer
+    cdef object __weakref__
+
+    def __cinit__(self, FrameWriter writer not None):
+        self._writer = writer
+        fill_c_stream(writer)
+
+    def append(self, frame, *, frame_metadata=None, timestamp_ns=None, frame_id=None):
+        """append($self, frame, *, frame_metadata=None, timestamp_ns=None, frame_id=None)
+--
+
+Store the next frame."""
+        self._writer.put(frame, frame_metadata, timestamp_ns, frame_id)
+
+    def extend(self, frames, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
+        """extend($self, frames, *, frame_metadata=None, timestamps_ns=None, frame_ids=None)
+--
+
+Store the next frames."""
+        put_all(self._writer, frames, frame_metadata, timestamps_ns, frame_ids)
+
+    def slot(self, *, frame_metadata=None, timestamp_ns=None, frame_id=None):
+        return make_slot(self, 0, frame_metadata, timestamp_ns, frame_id)
+
+    def slots(self, n, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
+        count = PyNumber_Index(n)
+        if count <= 0:
+            raise ValueError(f"slots({count}): the number must be positive.")
+        return make_slot(self, count, frame_metadata, timestamps_ns, frame_ids)
+
+    @property
+    def capsule(self):
+        capsule = PyCapsule_New(
+            &self._writer._c_stream, SCRATCHWRITER_CAPSULE, release_capsule
+        )
+        PyCapsule_SetContext(capsule, <void*>self)
+        Py_INCREF(self)
+        return capsule
+
+
+cdef void release_capsule(object capsule) noexcept:
+    Py_DECREF(<object>PyCapsule_GetContext(capsule))
+
+
+@cython.final
+@cython.no_gc_clear
+@cython.freelist(4)
+cdef class Slot:
+    """The memory of the next frame, or frames, open for one who fills it in place.
+
+    A context manager; see `ScratchStream.slot` and `ScratchStream.slots`.
+    """
+
+    cdef Appender _appender
+    cdef int64_t _count           # of frames; 0: one, and the array is 2-D
+    cdef int64_t _serial          # of the open slots; 0: not open
+    cdef cnp.ndarray _array
+    cdef bytes _body              # of the metadata line
+    cdef public object frame_metadata, timestamp_ns, frame_id, num_filled
+
+    def __init__(self):
+        raise TypeError("a Slot is made by ScratchStream.slot() or slots()")
+
+    def __dealloc__(self):
+        if self._serial:
+            self._appender._writer.give_back(self._serial)
+
+    def __enter__(self):
+        cdef FrameWriter writer = self._appender._writer
+        cdef cnp.npy_intp shape[3]
+        cdef char* address = NULL
+        if self._serial:
+            raise RuntimeError("This slot is open already: leave its `with` block first.")
+        shape[0] = self._count
+        shape[1], shape[2] = writer._height, writer._width
+        writer.open_slots(max(self._count, 1), &address)
+        self._serial = writer._slot_serial
+        Py_INCREF(writer._dtype)  # which the array takes over
+        self._array = PyArray_NewFromDescr(
+            <PyTypeObject*>np.ndarray, <cnp.dtype>writer._dtype, 3 if self._count else 2,
+            &shape[0] if self._count else &shape[1], NULL, address,
+            cnp.NPY_ARRAY_CARRAY, NULL,
+        )
+        cnp.set_array_base(
+            self._array, writer._array_owners[writer._position(&writer._next)]
+        )
+        return self._array
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        cdef FrameWriter writer = self._appender._writer
+        cdef int64_t serial = self._serial
+        cdef int64_t count = max(self._count, 1)
+        cdef Frame one
+        cdef Frame* table = &one
+        if serial == 0:
+            raise RuntimeError("This slot is not open: use it in a `with` statement.")
+        cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
+        try:
+            if exc_type is None:
+                if self._count == 0:
+                    self._fill_one(&one)
+                else:
+                    if self.num_filled is not None:
+                        count = PyNumber_Index(self.num_filled)
+                        if not 0 <= count <= self._count:
+                            raise ValueError(
+                                f"num_filled={count}: it must be from 0 to {self._count}, "
+                                "the number of frames reserved."
+                            )
+                    bodies = bodies_of(writer, self.frame_metadata, count)
+                    times = as_stamps(self.timestamp_ns, count, "timestamps_ns")
+                    ids = as_stamps(self.frame_id, count, "frame_ids")
+                    table = <Frame*>calloc(max(count, 1), sizeof(Frame))
+                    if table == NULL:
+                        raise MemoryError(f"table of {count} frames")
+                    set_extras(table, count, bodies, times, ids)
+                writer.put_frames("commit", table, count, serial)
+        finally:
+            self._serial = 0
+            self._array = None
+            writer.give_back(serial)  # if they have not been committed
+            if table != &one:
+                free(table)
+        return False
+
+    cdef int _fill_one(self, Frame* one) except -1:
+        one.data = NULL
+        one.pitch_nbytes = 0
+        one.body = NULL
+        one.body_nbytes = 0
+        one.timestamp_ns = one.frame_id = UNKNOWN
+        if self.frame_metadata is not None:
+            # Kept by this object until the line is written.
+            self._body = self._appender._writer._encode_metadata(self.frame_metadata)
+            one.body = PyBytes_AS_STRING(self._body)
+            one.body_nbytes = PyBytes_GET_SIZE(self._body)
+        if self.timestamp_ns is not None:
+            one.timestamp_ns = as_stamp(self.timestamp_ns, "timestamp_ns")
+        if self.frame_id is not None:
+            one.frame_id = as_stamp(self.frame_id, "frame_id")
+        return 0
+
+
+cdef Slot make_slot(
+    Appender appender, int64_t count, object frame_metadata, object timestamp_ns,
+    object frame_id,
+):
+    cdef Slot slot = Slot.__new__(Slot)
+    slot._appender = appender
+    slot._count = count
+    slot.frame_metadata = frame_metadata
+    slot.timestamp_ns, slot.frame_id = timestamp_ns, frame_id
+    return slot

@@ -1,0 +1,288 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The functions of include/scratchwriter.h, for threads that know nothing of Python.
+
+GIL: they are called without it. What they cannot do themselves they ask for as the Python
+methods do, with the GIL (`ask`); but slots in files are made ready by the thread ahead's
+own function (`prepare_native`), which needs none. A caller that has the GIL gives it up
+where it has to wait.
+
+Memory: the `state` of a stream is its `FrameWriter`. Whoever got it from a capsule, or by
+`c_append_of`, keeps it alive; when the stream is closed they are told so.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, strlen
+
+from scratchwriter cimport (
+    SCRATCHWRITER_ABI_VERSION,
+    SCRATCHWRITER_APART,
+    SCRATCHWRITER_BUSY,
+    SCRATCHWRITER_CLOSED,
+    SCRATCHWRITER_FAILED,
+    SCRATCHWRITER_FULL,
+    SCRATCHWRITER_INVALID,
+    SCRATCHWRITER_OK,
+    scratchwriter_stream,
+)
+from scratchwriter._core cimport (
+    BUSY,
+    CLOSED,
+    FULL,
+    NEED_ROOM,
+    OK,
+    SAMPLED,
+    SLOT_OPEN,
+    SLOTS_APART,
+    TIMED_NBYTES,
+    UNKNOWN,
+    Frame,
+    FrameWriter,
+    Request,
+    Status,
+)
+from scratchwriter._platform cimport (
+    sw_load_acquire,
+    sw_load_pointer,
+    sw_mutex_unlock,
+    sw_now_ns,
+)
+
+
+# --------------------------------------------------------------- what a call may lack
+
+cdef int ask(FrameWriter writer, Status status, Request* request) noexcept with gil:
+    """Have Python see to what a call lacks: OK if it may be tried again."""
+    cdef bytes text
+    try:
+        writer._answer(status, "append", 1, request)
+        return SCRATCHWRITER_OK
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}".encode()[: sizeof(writer._error_text) - 1]
+        writer._lock()
+        memcpy(writer._error_text, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
+        sw_mutex_unlock(&writer._mutex)
+        return SCRATCHWRITER_FAILED
+
+
+cdef int answer_native(
+    FrameWriter writer, Status status, Request* request
+) noexcept nogil:
+    """See to what a call lacks: OK for another try, or a `scratchwriter_status`."""
+    if status == CLOSED:
+        return SCRATCHWRITER_CLOSED
+    if status == BUSY or status == SLOT_OPEN:
+        return SCRATCHWRITER_BUSY
+    if status == FULL:
+        return SCRATCHWRITER_FULL
+    if status == SLOTS_APART:
+        return SCRATCHWRITER_APART
+    return ask(writer, status, request)
+
+
+cdef inline bint prepare_native(FrameWriter writer, Request* request) noexcept nogil:
+    """Have a slot in a file made ready without Python, if that is to be had."""
+    return writer._prepare != NULL and writer._prepare(
+        writer._ahead, request.position, request.stop_nbytes
+    ) == 0
+
+
+# -------------------------------------------------------------------- entry points
+
+cdef int c_append(FrameWriter writer, const void* data) noexcept nogil:
+    return c_append_rows(writer, data, writer._row_nbytes, UNKNOWN, UNKNOWN)
+
+
+cdef int c_append_rows(
+    FrameWriter writer, const void* data, int64_t pitch_nbytes, int64_t timestamp_ns,
+    int64_t frame_id,
+) noexcept nogil:
+    cdef int64_t start_ns = 0
+    cdef Status status
+    cdef Request request
+    cdef Frame frame
+    cdef int answer
+    if (
+        data == NULL or timestamp_ns < UNKNOWN or frame_id < UNKNOWN
+        or -writer._row_nbytes < pitch_nbytes < writer._row_nbytes
+    ):
+        return SCRATCHWRITER_INVALID
+    if (
+        writer._frame_nbytes >= TIMED_NBYTES
+        or sw_load_acquire(writer._cursor) % SAMPLED == 0
+    ):
+        start_ns = sw_now_ns()
+    frame.data = <const char*>data
+    frame.pitch_nbytes = pitch_nbytes
+    frame.body = NULL
+    frame.body_nbytes = 0
+    frame.timestamp_ns = timestamp_ns
+    frame.frame_id = frame_id
+    while True:
+        status = writer._begin_native()
+        if status == OK:
+            status = writer._put(&frame, &request)
+            while status == NEED_ROOM and prepare_native(writer, &request):
+                status = writer._put(&frame, &request)
+            sw_mutex_unlock(&writer._mutex)
+            if status == OK:
+                if start_ns:
+                    writer._count_append(start_ns)
+                return SCRATCHWRITER_OK
+        answer = answer_native(writer, status, &request)
+        if answer != SCRATCHWRITER_OK:
+            return answer
+
+
+cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept nogil:
+    cdef Status status
+    cdef Request request
+    cdef int answer
+    if frames == NULL or count <= 0:
+        return SCRATCHWRITER_INVALID
+    while True:
+        status = writer._begin_native()
+        if status == OK:
+            status = writer._reserve(count, <char**>frames, &request)
+            while status == NEED_ROOM and prepare_native(writer, &request):
+                status = writer._reserve(count, <char**>frames, &request)
+            sw_mutex_unlock(&writer._mutex)
+            if status == OK:
+                return SCRATCHWRITER_OK
+        answer = answer_native(writer, status, &request)
+        if answer != SCRATCHWRITER_OK:
+            return answer
+
+
+cdef int c_commit(
+    FrameWriter writer, int64_t count, const int64_t* timestamps_ns,
+    const int64_t* frame_ids,
+) noexcept nogil:
+    cdef Frame few[16]
+    cdef Frame* frames = few
+    cdef Status status = CLOSED
+    cdef Request request
+    cdef int64_t i
+    cdef int answer
+    if count < 0:
+        return SCRATCHWRITER_INVALID
+    for i in range(count):
+        if (
+            timestamps_ns != NULL and timestamps_ns[i] < UNKNOWN
+            or frame_ids != NULL and frame_ids[i] < UNKNOWN
+        ):
+            return SCRATCHWRITER_INVALID
+    if count > 16:
+        frames = <Frame*>malloc(count * sizeof(Frame))
+        if frames == NULL:
+            return SCRATCHWRITER_FAILED
+    for i in range(count):
+        frames[i].data = NULL
+        frames[i].body = NULL
+        frames[i].body_nbytes = 0
+        frames[i].timestamp_ns = UNKNOWN if timestamps_ns == NULL else timestamps_ns[i]
+        frames[i].frame_id = UNKNOWN if frame_ids == NULL else frame_ids[i]
+    while True:
+        writer._lock()
+        answer = SCRATCHWRITER_CLOSED
+        if not writer._closed and writer._slot_frames:
+            answer = SCRATCHWRITER_INVALID
+            if count <= writer._slot_frames:
+                answer = SCRATCHWRITER_OK
+                status = writer._commit(writer._slot_serial, frames, count, &request)
+                while status == NEED_ROOM and prepare_native(writer, &request):
+                    status = writer._commit(writer._slot_serial, frames, count, &request)
+        sw_mutex_unlock(&writer._mutex)
+        if answer != SCRATCHWRITER_OK or status == OK:
+            break
+        answer = answer_native(writer, status, &request)
+        if answer != SCRATCHWRITER_OK:
+            break
+    if frames != few:
+        free(frames)
+    return answer
+
+
+cdef int c_skip(FrameWriter writer, int64_t frames) noexcept nogil:
+    cdef Status status
+    cdef Request request
+    cdef int answer
+    if frames <= 0:
+        return SCRATCHWRITER_INVALID
+    while True:
+        status = writer._begin_native()
+        if status == OK:
+            status = writer._skip(frames, &request)
+            sw_mutex_unlock(&writer._mutex)
+            if status == OK:
+                return SCRATCHWRITER_OK
+        answer = answer_native(writer, status, &request)
+        if answer != SCRATCHWRITER_OK:
+            return answer
+
+
+cdef int64_t c_frames_written(FrameWriter writer) noexcept nogil:
+    return sw_load_acquire(<int64_t*>sw_load_pointer(<void**>&writer._cursor))
+
+
+cdef const char* c_status_text(int status) noexcept nogil:
+    if status == SCRATCHWRITER_OK:
+        return b"ok"
+    if status == SCRATCHWRITER_CLOSED:
+        return b"the stream is closed, or the slot was taken back"
+    if status == SCRATCHWRITER_BUSY:
+        return b"this thread has a slot open, or is growing the stream"
+    if status == SCRATCHWRITER_FULL:
+        return b"the dimensions have no more frames"
+    if status == SCRATCHWRITER_FAILED:
+        return b"no room in memory or on the disk: see error_text"
+    if status == SCRATCHWRITER_INVALID:
+        return b"an argument is out of range"
+    if status == SCRATCHWRITER_APART:
+        return b"the slots are not next to each other"
+    return b"unknown status"
+
+
+cdef int64_t c_error_text(
+    FrameWriter writer, char* text, int64_t capacity_nbytes
+) noexcept nogil:
+    cdef int64_t nbytes
+    writer._lock()
+    nbytes = strlen(writer._error_text)
+    if text != NULL and capacity_nbytes > 0:
+        memcpy(text, writer._error_text, min(nbytes, capacity_nbytes - 1))
+        text[min(nbytes, capacity_nbytes - 1)] = 0
+    sw_mutex_unlock(&writer._mutex)
+    return nbytes
+
+
+# ------------------------------------------------------------------------- for Python
+
+cdef void fill_c_stream(FrameWriter writer) noexcept:
+    cdef scratchwriter_stream* stream = &writer._c_stream
+    cdef bytes dtype = writer._dtype.str.encode()[:15]
+    stream.abi_version = SCRATCHWRITER_ABI_VERSION
+    stream.nbytes = sizeof(scratchwriter_stream)
+    stream.state = <void*>writer
+    stream.frame_nbytes = writer._frame_nbytes
+    stream.height, stream.width = writer._height, writer._width
+    stream.itemsize = writer._dtype.itemsize
+    memcpy(stream.dtype, PyBytes_AS_STRING(dtype), PyBytes_GET_SIZE(dtype) + 1)
+    stream.append = <int (*)(void*, const void*) noexcept nogil>c_append
+    stream.append_rows = (
+        <int (*)(void*, const void*, int64_t, int64_t, int64_t) noexcept nogil>c_append_rows
+    )
+    stream.reserve = <int (*)(void*, int64_t, void**) noexcept nogil>c_reserve
+    stream.commit = (
+        <int (*)(void*, int64_t, const int64_t*, const int64_t*) noexcept nogil>c_commit
+    )
+    stream.skip = <int (*)(void*, int64_t) noexcept nogil>c_skip
+    stream.frames_written = <int64_t (*)(void*) noexcept nogil>c_frames_written
+    stream.status_text = c_status_text
+    stream.error_text = <int64_t (*)(void*, char*, int64_t) noexcept nogil>c_error_text
+
+
+def c_append_of(FrameWriter writer not None):
+    writer.c_address  # noqa: whoever has its address may use it for ever
+    return <uintptr_t><void*>writer._c_stream.append, <uintptr_t>writer._c_stream.state
