@@ -23,11 +23,10 @@ from scratchwriter._c_api cimport fill_c_stream
 from scratchwriter._convert cimport as_stamp, as_stamps
 from scratchwriter._core cimport UNKNOWN, Frame, FrameWriter
 
-import numpy as np
-
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
+    PyTypeObject PyArray_Type
     object PyArray_NewFromDescr(
         PyTypeObject* subtype, cnp.dtype descr, int nd, const cnp.npy_intp* dims,
         const cnp.npy_intp* strides, void* data, int flags, PyObject* obj,
@@ -200,7 +199,7 @@ cdef class Slot:
         self._serial = writer._slot_serial
         Py_INCREF(writer._dtype)  # which the array takes over
         self._array = PyArray_NewFromDescr(
-            <PyTypeObject*>np.ndarray, <cnp.dtype>writer._dtype, 3 if self._count else 2,
+            &PyArray_Type, <cnp.dtype>writer._dtype, 3 if self._count else 2,
             &shape[0] if self._count else &shape[1], NULL, address,
             cnp.NPY_ARRAY_CARRAY, NULL,
         )
@@ -215,6 +214,7 @@ cdef class Slot:
         cdef int64_t count = max(self._count, 1)
         cdef Frame one
         cdef Frame* table = &one
+        cdef bint is_stored = False
         if serial == 0:
             raise RuntimeError("This slot is not open: use it in a `with` statement.")
         cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
@@ -238,10 +238,12 @@ cdef class Slot:
                         raise MemoryError(f"table of {count} frames")
                     set_extras(table, count, bodies, times, ids)
                 writer.put_frames("commit", table, count, serial)
+                is_stored = True
         finally:
             self._serial = 0
             self._array = None
-            writer.give_back(serial)  # if they have not been committed
+            if not is_stored:
+                writer.give_back(serial)
             if table != &one:
                 free(table)
         return False

@@ -183,6 +183,9 @@ cdef class FrameWriter:
     cdef void _advance(self, Odometer* slot) noexcept nogil
     cdef void _clear(self, int64_t steps) noexcept nogil
     cdef Status _put(self, Frame* frame, Request* request) noexcept nogil
+    cdef Status _store(
+        self, Frame* frames, int64_t count, int64_t serial, Request* request
+    ) noexcept nogil
     cdef Status _put_all(
         self, Frame* frames, int64_t count, Request* request
     ) noexcept nogil

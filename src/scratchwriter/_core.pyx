@@ -255,20 +255,32 @@ cdef class FrameWriter:
         self, str what, Frame* frames, int64_t count, int64_t serial
     ) except -1:
         """Store frames from anywhere, or (with a serial) those that are in open slots."""
-        cdef int64_t start_ns = sw_now_ns()
+        cdef int64_t start_ns = 0
+        cdef int64_t copied_nbytes = 0 if serial else count * self._frame_nbytes
+        cdef bint takes_long = copied_nbytes >= RELEASE_GIL_NBYTES
+        cdef int64_t i
         cdef int status
         cdef Request request
+        for i in range(count):
+            takes_long |= frames[i].body_nbytes != 0
+        if (
+            count * self._frame_nbytes >= TIMED_NBYTES
+            or sw_load_acquire(self._cursor) % SAMPLED == 0
+        ):
+            start_ns = sw_now_ns()
         while True:
             status = self._acquire() if serial else self._begin()
             if status == OK:
-                with nogil:
-                    if serial:
-                        status = self._commit(serial, frames, count, &request)
-                    else:
-                        status = self._put_all(frames, count, &request)
+                if takes_long:
+                    with nogil:
+                        status = self._store(frames, count, serial, &request)
+                        sw_mutex_unlock(&self._mutex)
+                else:
+                    status = self._store(frames, count, serial, &request)
                     sw_mutex_unlock(&self._mutex)
                 if status == OK:
-                    self._count_append(start_ns)
+                    if start_ns:
+                        self._count_append(start_ns)
                     return 0
             self._answer(<Status>status, what, count, &request)
 
@@ -674,6 +686,13 @@ cdef class FrameWriter:
         self._advance(&self._next)
         sw_store_release(self._cursor, cursor + 1)
         return OK
+
+    cdef Status _store(
+        self, Frame* frames, int64_t count, int64_t serial, Request* request
+    ) noexcept nogil:
+        if serial:
+            return self._commit(serial, frames, count, request)
+        return self._put_all(frames, count, request)
 
     cdef Status _put_all(
         self, Frame* frames, int64_t count, Request* request

@@ -78,6 +78,8 @@ class RecordArray:
             raise
         self.region = region
         self.be_prepared_by(self._ahead)
+        if frames is None and folder is None:
+            self.grow(RECORD.itemsize)  # now, and not in the first append
 
     def be_prepared_by(self, ahead: AheadThread | None) -> None:
         """Let a thread make ready what the next frames need."""
