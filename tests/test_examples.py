@@ -1,7 +1,11 @@
 """Each example runs as a user runs it."""
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="they are not in a wheel")
 
 
-def run(name, *args):
+def run(name, *args, **variables):
     command = [sys.executable, str(EXAMPLES / name), *map(str, args)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, **variables}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     return ended.stdout
@@ -42,3 +47,47 @@ def test_a_camera_of_micro_manager_is_recorded_in_batches_and_through_a_slot(tmp
         assert (np.diff(times[:200]) >= 0).all()
     (frames,) = read_plain(tmp_path / "d")
     assert (frames.max((1, 2)) > 0).all()  # all came, the last one through the slot
+
+
+FAKE_CAMERA = "arv-fake-gv-camera-0.8"  # Debian: aravis-tools
+SYSTEM_PACKAGES = Path("/usr/lib/python3/dist-packages")
+
+
+@pytest.fixture
+def aravis(tmp_path):
+    """A GigE Vision camera on the loopback interface, and where Python finds Aravis."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    if (SYSTEM_PACKAGES / "gi").exists():
+        # Of the system's packages this one only.
+        (packages / "gi").symlink_to(SYSTEM_PACKAGES / "gi")
+    program = "import gi; gi.require_version('Aravis', '0.8'); import gi.repository.Aravis"
+    env = {**os.environ, "PYTHONPATH": str(packages)}
+    tried = subprocess.run([sys.executable, "-c", program], capture_output=True, env=env)
+    if tried.returncode or shutil.which(FAKE_CAMERA) is None:
+        pytest.skip("Aravis is not installed, or not for this Python")
+    import fcntl  # not on Windows, where the camera is not either
+
+    with (Path(tempfile.gettempdir()) / "scratchwriter-aravis.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # there is one network port for it
+        camera = subprocess.Popen(
+            [FAKE_CAMERA, "-i", "127.0.0.1"], stdout=subprocess.DEVNULL
+        )
+        time.sleep(0.5)
+        yield packages
+        camera.kill()
+        camera.wait()
+
+
+def test_a_gige_vision_camera_is_recorded_with_its_times_and_numbers(tmp_path, aravis):
+    out = run("gige_vision.py", tmp_path / "d", PYTHONPATH=str(aravis))
+    with open_scratch(tmp_path / "d") as dataset:
+        ids, times = dataset.frame_ids[0], dataset.timestamps[0]
+        steps = np.diff(ids)  # 1 each, if the network has lost none
+        assert (steps > 0).all()
+        assert (np.diff(times) > 0).all()
+        assert dataset.dropped == (steps - 1).sum()
+        assert out == f"50 frames, {dataset.dropped} dropped\n"
+        # A pattern that moves by one with each frame.
+        (frames,) = dataset.arrays
+        assert (np.diff(frames[:, 0, 0]) == steps.astype("uint8")).all()
