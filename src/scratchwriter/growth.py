@@ -258,13 +258,14 @@ class Growth:
     def _allocate(self, position: int, step: int, last: int) -> None:
         """Make a step writable, and more up to `last` if there is room for it."""
         region, step_nbytes = self.regions[position], self._plan.step_nbytes
-        try:
-            region.allocate((step - 1) * step_nbytes, last * step_nbytes)
-        except (MemoryError, OSError):
-            if last == step:
-                raise
-            last = step
-            region.allocate((step - 1) * step_nbytes, last * step_nbytes)
+        while True:
+            try:
+                region.allocate((step - 1) * step_nbytes, last * step_nbytes)
+                break
+            except (MemoryError, OSError):
+                if last == step:
+                    raise
+                last = step + (last - step) // 8
         self._attach(position, last)
 
     def _attach(self, position: int, writable_steps: int) -> None:

@@ -102,7 +102,14 @@ class RecordArray:
             stop = max(stop_nbytes, self._writable_nbytes + _GRANT_NBYTES)
             if self._plan.num_frames is not None:
                 stop = min(stop, self._plan.num_frames * RECORD.itemsize)
-            region.allocate(self._writable_nbytes, stop)
+            while True:
+                try:
+                    region.allocate(self._writable_nbytes, stop)
+                    break
+                except (MemoryError, OSError):
+                    if stop == stop_nbytes:
+                        raise
+                    stop = stop_nbytes + (stop - stop_nbytes) // 8
             self._attach(region, stop)
             return
         code = self._ahead.prepare_now(self._plan.num_positions, stop_nbytes)
