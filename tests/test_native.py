@@ -100,6 +100,12 @@ def driver(tmp_path_factory):
     return example("c_driver/record.py").build(tmp_path_factory.mktemp("driver"))
 
 
+def await_first(driver, camera):
+    end_s = time.monotonic() + 20
+    while driver.driver_sent(camera) == 0:
+        assert time.monotonic() < end_s, f"status {driver.driver_join(camera)}"
+
+
 def expected(i, shape):
     return ((i + np.arange(np.prod(shape))) % 65536).astype("uint16").reshape(shape)
 
@@ -116,8 +122,7 @@ def test_a_driver_records_while_python_has_the_gil(
     before_s = sys.getswitchinterval()
     with create_stream(made) as stream:
         camera = driver.driver_start(stream.c_address, 4000, 50_000, way, None)
-        while driver.driver_sent(camera) == 0:
-            pass
+        await_first(driver, camera)
         sys.setswitchinterval(30)
         try:
             end_s = time.monotonic() + 0.1

@@ -122,7 +122,9 @@ class Growth:
             return
         for position in range(plan.num_positions):
             path = folder and folder / array_name(position)
-            region = _reserve(reserve_nbytes, plan.step_nbytes, path, huge_pages)
+            region = make_region(
+                reserve_nbytes, path, huge_pages=huge_pages, least_nbytes=plan.step_nbytes
+            )
             self.regions.append(region)
             if plan.is_unbounded:
                 region.extend(plan.step_nbytes)
@@ -389,16 +391,3 @@ class Growth:
 
 def _stay(position: int, step: int, limit: str) -> None:
     """Do nothing: after `close` nothing grows."""
-
-
-def _reserve(
-    most_nbytes: int, least_nbytes: int, path: Path | None, huge_pages: bool
-) -> Region:
-    """Make a region with as many addresses as can be had."""
-    while True:
-        try:
-            return make_region(most_nbytes, path, huge_pages=huge_pages)
-        except MemoryError:
-            if most_nbytes <= least_nbytes:
-                raise
-            most_nbytes = max(most_nbytes // 4, least_nbytes)

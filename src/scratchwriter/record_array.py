@@ -64,7 +64,8 @@ class RecordArray:
             return
         frames = self._plan.ring_frames or self._plan.num_frames
         nbytes = policy.reserve_nbytes() if frames is None else frames * RECORD.itemsize
-        region = make_region(nbytes, folder and folder / RECORDS, huge_pages=False)
+        least_nbytes = _GRANT_NBYTES if frames is None else nbytes
+        region = make_region(nbytes, folder and folder / RECORDS, least_nbytes=least_nbytes)
         try:
             if frames is not None:
                 region.allocate(0, nbytes)

@@ -96,7 +96,11 @@ def moves_when_it_grows(region: Region) -> bool:
 
 
 def make_region(
-    reserve_nbytes: int, path: Path | None = None, *, huge_pages: bool = False
+    reserve_nbytes: int,
+    path: Path | None = None,
+    *,
+    huge_pages: bool = False,
+    least_nbytes: int | None = None,
 ) -> Region:
     """Make an empty region in memory, or in a new file at `path`.
 
@@ -109,6 +113,8 @@ def make_region(
     huge_pages : bool
         Take memory in pages of 2 MiB, where the system has them: several times as fast
         to make ready, and a waste for arrays that will not fill them.
+    least_nbytes : int, optional
+        So many addresses will do, if the system refuses more. None: all of them.
 
     Raises
     ------
@@ -119,7 +125,13 @@ def make_region(
         return PortableRegion(path)
     from scratchwriter._region._mapped import MappedRegion
 
-    return MappedRegion(reserve_nbytes, path, huge_pages=huge_pages)
+    while True:
+        try:
+            return MappedRegion(reserve_nbytes, path, huge_pages=huge_pages)
+        except MemoryError:
+            if least_nbytes is None or reserve_nbytes <= least_nbytes:
+                raise
+            reserve_nbytes = max(reserve_nbytes // 4, least_nbytes)
 
 
 def make_ring(nbytes: int, path: Path | None = None) -> Region:
