@@ -119,17 +119,17 @@ cdef class FrameWriter:
 
     # What moves with the frames: guarded by _mutex
     cdef sw_mutex _mutex
-    cdef uintptr_t _exclusive_thread         # who holds _mutex while running Python code
+    cdef int64_t _exclusive_thread           # who runs Python code under it; atomic
     cdef bint _closed
     cdef bint _disowned                      # this process is a fork of the owner
     cdef Odometer _next
     cdef Array* _arrays                      # one per position, and that of the records
-    cdef int64_t _skipped                    # of the frames before the cursor
+    cdef int64_t _skipped                    # of the frames before the cursor; atomic
     cdef int64_t _readable_steps             # steps that every array can be read to
     cdef MetadataLog _log
     cdef SkipLog _skips
     cdef int64_t _last_frame_id              # UNKNOWN: none yet
-    cdef int64_t _dropped                    # frame numbers that never came
+    cdef int64_t _dropped                    # frame numbers that never came; atomic
     cdef int64_t _slot_frames                # of those that are open; 0: none
     cdef int64_t _slot_serial                # of the last ones that were opened
     cdef uintptr_t _slot_thread              # who opened them
@@ -178,6 +178,7 @@ cdef class FrameWriter:
         self, Status status, str what, object frames, Request* request
     ) except -1
     cdef void _count_append(self, int64_t start_ns) noexcept nogil
+    cdef bint _is_exclusive(self) noexcept nogil
     cdef Status _acquire(self) noexcept
     cdef int64_t _position(self, Odometer* slot) noexcept nogil
     cdef void _advance(self, Odometer* slot) noexcept nogil

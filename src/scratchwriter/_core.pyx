@@ -50,6 +50,7 @@ from scratchwriter._platform cimport (
     sw_now_ns,
     sw_append,
     sw_pwrite,
+    sw_raise,
     sw_store_16,
     sw_store_pointer,
     sw_store_release,
@@ -142,7 +143,7 @@ cdef class FrameWriter:
         cdef int64_t position
         cdef int i
         sw_mutex_init(&self._mutex)
-        self._exclusive_thread = SW_NO_THREAD
+        sw_store_release(&self._exclusive_thread, SW_NO_THREAD)
         self._log.fd = -1
         self._log.keep = keep_metadata
         self._skips.fd = -1
@@ -354,24 +355,27 @@ cdef class FrameWriter:
                 &self._append_counts[i]
             )
         return {
-            "num_appended": self.frames_written - self._skipped,
-            "elapsed_s": (self._last_append_ns - self._first_append_ns) / 1e9,
+            "num_appended": self.frames_written - sw_load_acquire(&self._skipped),
+            "elapsed_s": (
+                sw_load_acquire(&self._last_append_ns)
+                - sw_load_acquire(&self._first_append_ns)
+            ) / 1e9,
             "append_counts": counts,
-            "longest_append_ns": self._longest_append_ns,
-            "num_dropped": self._dropped,
+            "longest_append_ns": sw_load_acquire(&self._longest_append_ns),
+            "num_dropped": sw_load_acquire(&self._dropped),
         }
 
     # --------------------------------------------------------------- for the storage
 
     def exclusively(self, action):
         """Run `action()` while nobody appends; it may call all that is below."""
-        if self._exclusive_thread == sw_this_thread() or self._acquire() == CLOSED:
+        if self._is_exclusive() or self._acquire() == CLOSED:
             return action()  # no one else can append: nested, or for good
-        self._exclusive_thread = sw_this_thread()
+        sw_store_release(&self._exclusive_thread, <int64_t>sw_this_thread())
         try:
             return action()
         finally:
-            self._exclusive_thread = SW_NO_THREAD
+            sw_store_release(&self._exclusive_thread, SW_NO_THREAD)
             sw_mutex_unlock(&self._mutex)
 
     def attach(self, position, owner, writable_nbytes):
@@ -466,7 +470,7 @@ cdef class FrameWriter:
     def disown(self):
         """In a forked child: all this is the parent's."""
         sw_mutex_init(&self._mutex)  # a thread that is not here may have held it
-        self._exclusive_thread = SW_NO_THREAD
+        sw_store_release(&self._exclusive_thread, SW_NO_THREAD)
         self._slot_frames = 0
         self._ahead = NULL
         self._prepare = NULL
@@ -546,16 +550,19 @@ cdef class FrameWriter:
         cdef int64_t end_ns = sw_now_ns()
         cdef int64_t took_ns = end_ns - start_ns
         sw_add(&self._append_counts[bucket_of(took_ns)], 1)
-        if took_ns > self._longest_append_ns:
-            self._longest_append_ns = took_ns
-        if self._first_append_ns == 0:
-            self._first_append_ns = start_ns
-        self._last_append_ns = end_ns
+        sw_raise(&self._longest_append_ns, took_ns)
+        if sw_load_acquire(&self._first_append_ns) == 0:
+            sw_store_release(&self._first_append_ns, start_ns)
+        sw_store_release(&self._last_append_ns, end_ns)
+
+    cdef bint _is_exclusive(self) noexcept nogil:
+        """Tell whether this thread runs Python code under the mutex."""
+        return sw_load_acquire(&self._exclusive_thread) == <int64_t>sw_this_thread()
 
     cdef Status _acquire(self) noexcept:
         """Take the mutex; without the GIL if that means to wait."""
         if not sw_mutex_try(&self._mutex):
-            if self._exclusive_thread == sw_this_thread():
+            if self._is_exclusive():
                 return BUSY
             with nogil:
                 sw_mutex_lock(&self._mutex)
@@ -586,7 +593,7 @@ cdef class FrameWriter:
         cdef Status status
         while True:
             if not sw_mutex_try(&self._mutex):
-                if self._exclusive_thread == sw_this_thread():
+                if self._is_exclusive():
                     status = BUSY
                     break
                 python = leave_python(python)
@@ -809,7 +816,10 @@ cdef class FrameWriter:
             known |= KNOWS_ID
             # A smaller number than before: the camera has begun to count anew.
             if self._last_frame_id >= 0 and frame.frame_id > self._last_frame_id:
-                self._dropped += frame.frame_id - self._last_frame_id - 1
+                sw_store_release(
+                    &self._dropped,
+                    self._dropped + frame.frame_id - self._last_frame_id - 1,
+                )
             self._last_frame_id = frame.frame_id
         record.known = known
 
@@ -889,7 +899,7 @@ cdef class FrameWriter:
                 )
                 if steps > self._arrays[position].steps:
                     self._set_steps(&self._arrays[position], steps)
-        self._skipped += frames
+        sw_store_release(&self._skipped, self._skipped + frames)
         if self._ring_frames:
             self._skip_in_ring(cursor, frames)
         jump(

@@ -19,6 +19,7 @@ cdef extern from "platform.h" nogil:
     void* sw_load_pointer(void** p)
     void sw_store_pointer(void** p, void* value)
     void sw_add(int64_t* p, int64_t value)
+    void sw_raise(int64_t* p, int64_t value)
     void sw_store_16(char* p, const char* data)
 
     int64_t sw_now_ns()

@@ -39,6 +39,14 @@ static inline void sw_store_pointer(void **p, void *value) {
 static inline void sw_add(int64_t *p, int64_t value) {
     InterlockedExchangeAdd64((volatile LONG64 *)p, value);
 }
+static inline void sw_raise(int64_t *p, int64_t value) { /* to at least that */
+    LONG64 found = sw_load_acquire(p), before;
+    while (found < value) {
+        before = found;
+        found = InterlockedCompareExchange64((volatile LONG64 *)p, value, before);
+        if (found == before) break;
+    }
+}
 static inline void sw_nap(int64_t nap_ns) { Sleep((DWORD)(nap_ns / 1000000 + 1)); }
 static inline void sw_touch(char *p) { InterlockedOr8((volatile char *)p, 0); }
 static inline int64_t sw_now_ns(void) {
@@ -145,6 +153,12 @@ static inline void sw_store_pointer(void **p, void *value) {
 }
 static inline void sw_add(int64_t *p, int64_t value) {
     __atomic_add_fetch(p, value, __ATOMIC_ACQ_REL);
+}
+static inline void sw_raise(int64_t *p, int64_t value) { /* to at least that */
+    int64_t found = sw_load_acquire(p);
+    while (found < value && !__atomic_compare_exchange_n(
+                                p, &found, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+    }
 }
 static inline void sw_nap(int64_t nap_ns) {
     const struct timespec nap = {0, (long)nap_ns};
