@@ -99,6 +99,10 @@ class FrameWriter:
     def closed(self) -> bool:
         """Whether frames are refused."""
 
+    @property
+    def has_open_slots(self) -> bool:
+        """Whether somebody fills slots just now; asked by an action of `exclusively`."""
+
     def skipped(self) -> npt.NDArray[np.int64]:
         """Return start and stop, in frames, of each range that was skipped."""
 

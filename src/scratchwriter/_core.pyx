@@ -330,6 +330,10 @@ cdef class FrameWriter:
     def closed(self):
         return self._closed
 
+    @property
+    def has_open_slots(self):
+        return self._slot_frames != 0
+
     def skipped(self):
         cdef cnp.ndarray ranges
         cdef int64_t count

@@ -208,8 +208,10 @@ class Growth:
             self.records.grow(stop_nbytes)
             return
         step = -(-stop_nbytes // self._plan.step_nbytes)
-        if step <= self._writable_steps[position]:
-            return  # another thread was here before
+        if step <= self._writable_steps[position] or self.writer.has_open_slots:
+            # Another thread was here before; or it opened slots, which must not move: the
+            # writer waits until it has left them.
+            return
         if self._leaves_memory[position]:
             if self.regions[position].path is None:
                 limit = self._memory_shortage(position, step)
@@ -280,7 +282,7 @@ class Growth:
         self.writer.exclusively(lambda: self._extend(steps))
 
     def _extend(self, steps: int) -> None:
-        if self.writer.closed:
+        if self.writer.closed or self.writer.has_open_slots:  # as in `_grow`
             return
         plan, fmt = self._plan, self._format
         if plan.ring_steps:
