@@ -122,6 +122,16 @@ def test_a_slot_that_is_lost_is_given_back(stream):
     np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
 
 
+def test_arrays_do_not_move_while_a_slot_is_open(stream):
+    # Another thread may have asked for room before the slot was opened.
+    growth = stream._storage.growth
+    with stream.slot() as frame:
+        growth._make_room(0, growth.regions[0].nbytes + frame.nbytes)
+        growth._make_steps(1000)
+        frame[...] = FRAME
+    np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
+
+
 def test_a_slot_is_entered_once_at_a_time(stream):
     slot = stream.slot()
     with slot, pytest.raises(RuntimeError, match="open already"):

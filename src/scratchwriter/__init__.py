@@ -43,14 +43,8 @@ __all__ = [
     "open_scratch",
 ]
 
-_ROOMS = (
-    "native",
-    "dimensions",
-    "settings",
-    "errors",
-    "stream",
-    "reader",
-)  # from the bottom
+# From the bottom.
+_ROOMS = ("native", "dimensions", "settings", "errors", "stream", "reader")
 
 
 def __getattr__(name: str) -> object:

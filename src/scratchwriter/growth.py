@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, cast
 
 from scratchwriter import policy
 from scratchwriter._core import FrameWriter
-from scratchwriter._region import Region, make_region, make_ring, moves_when_it_grows
+from scratchwriter._region import (
+    Region,
+    allocate_most,
+    make_region,
+    make_ring,
+    moves_when_it_grows,
+)
 from scratchwriter._region.system import disk_error
 from scratchwriter.manifest import array_name
 from scratchwriter.metadata import encode_frame_metadata
@@ -261,16 +267,11 @@ class Growth:
 
     def _allocate(self, position: int, step: int, last: int) -> None:
         """Make a step writable, and more up to `last` if there is room for it."""
-        region, step_nbytes = self.regions[position], self._plan.step_nbytes
-        while True:
-            try:
-                region.allocate((step - 1) * step_nbytes, last * step_nbytes)
-                break
-            except (MemoryError, OSError):
-                if last == step:
-                    raise
-                last = step + (last - step) // 8
-        self._attach(position, last)
+        unit = self._plan.step_nbytes
+        stop = allocate_most(
+            self.regions[position], (step - 1) * unit, step * unit, last * unit, unit
+        )
+        self._attach(position, stop // unit)
 
     def _attach(self, position: int, writable_steps: int) -> None:
         writable_nbytes = writable_steps * self._plan.step_nbytes

@@ -16,7 +16,12 @@ import numpy.typing as npt
 
 from scratchwriter import policy
 from scratchwriter._core import FrameWriter
-from scratchwriter._region import Region, make_region, moves_when_it_grows
+from scratchwriter._region import (
+    Region,
+    allocate_most,
+    make_region,
+    moves_when_it_grows,
+)
 from scratchwriter._region.system import disk_error
 from scratchwriter.manifest import RECORDS
 from scratchwriter.plan import FramePlan
@@ -103,15 +108,12 @@ class RecordArray:
             stop = max(stop_nbytes, self._writable_nbytes + _GRANT_NBYTES)
             if self._plan.num_frames is not None:
                 stop = min(stop, self._plan.num_frames * RECORD.itemsize)
-            while True:
-                try:
-                    region.allocate(self._writable_nbytes, stop)
-                    break
-                except (MemoryError, OSError):
-                    if stop == stop_nbytes:
-                        raise
-                    stop = stop_nbytes + (stop - stop_nbytes) // 8
-            self._attach(region, stop)
+            self._attach(
+                region,
+                allocate_most(
+                    region, self._writable_nbytes, stop_nbytes, stop, RECORD.itemsize
+                ),
+            )
             return
         code = self._ahead.prepare_now(self._plan.num_positions, stop_nbytes)
         if code in (-1, errno.ENOMEM):

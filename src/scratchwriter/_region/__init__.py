@@ -134,6 +134,39 @@ def make_region(
             reserve_nbytes = max(reserve_nbytes // 4, least_nbytes)
 
 
+def allocate_most(region: Region, start: int, stop: int, most_stop: int, unit: int) -> int:
+    """Make bytes safe to store to, and those behind them as far as there is room.
+
+    Parameters
+    ----------
+    region : Region
+        Whose bytes.
+    start, stop, most_stop : int
+        From where on; how far at least; how far at most.
+    unit : int
+        Of which there are whole ones between `stop` and what is returned.
+
+    Returns
+    -------
+    int
+        How far.
+
+    Raises
+    ------
+    MemoryError, OSError
+        If there is not even room up to `stop`.
+    """
+    while True:
+        try:
+            region.allocate(start, most_stop)
+        except (MemoryError, OSError):
+            if most_stop == stop:
+                raise
+            most_stop = stop + (most_stop - stop) // unit // 8 * unit
+        else:
+            return most_stop
+
+
 def make_ring(nbytes: int, path: Path | None = None) -> Region:
     """Make a region that does not grow and whose arrays go on at its beginning.
 
