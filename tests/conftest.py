@@ -1,10 +1,15 @@
 import os
 import subprocess
 
+import hypothesis
 import numpy as np
 import pytest
 
 from scratchwriter import AcquisitionSettings, dims_from_standard_axes
+
+# How long something takes decides no test.
+hypothesis.settings.register_profile("scratchwriter", deadline=None)
+hypothesis.settings.load_profile("scratchwriter")
 
 
 @pytest.fixture

@@ -340,7 +340,7 @@ def test_coords_are_any_iterable(coords):
     assert Dimension(name="a", coords=coords).coords == ["a", "b"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     coords=st.lists(st.text(min_size=1), min_size=1, unique=True),
     kind=st.sampled_from(["space", "time", "channel", "position", "other", None]),

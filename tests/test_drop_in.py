@@ -650,7 +650,7 @@ def doubtful_specs(draw):
     return spec
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(specs())
 def test_random_settings_have_equal_fields_and_derived_properties(spec):
     theirs, ours = (make(library, spec) for library in LIBRARIES)
@@ -660,14 +660,14 @@ def test_random_settings_have_equal_fields_and_derived_properties(spec):
         assert plain(getattr(ours, name)) == plain(getattr(theirs, name)), name
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(doubtful_specs())
 def test_doubtful_settings_are_judged_the_same(spec):
     theirs, ours = (outcome(lambda lib: make(lib, spec), library) for library in LIBRARIES)
     assert ours == theirs
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(specs())
 def test_dumps_load_in_the_other_library(spec):
     for one, other in [LIBRARIES, LIBRARIES[::-1]]:
@@ -682,7 +682,7 @@ def test_dumps_load_in_the_other_library(spec):
             assert one.AcquisitionSettings(**loaded.model_dump()) == dumped
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(specs())
 def test_what_was_set_in_ome_writers_loads_here(spec):
     theirs, ours = (make(library, spec) for library in LIBRARIES)
@@ -728,7 +728,7 @@ def assert_equal_arrays(theirs, ours):
         assert a.tobytes() == b.tobytes()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(spec=specs(), seed=st.integers(0, 1000))
 def test_a_program_in_memory_gives_equal_arrays(spec, seed):
     spec |= {"root_path": ""}
@@ -736,7 +736,7 @@ def test_a_program_in_memory_gives_equal_arrays(spec, seed):
     assert_equal_arrays(arrays(theirs), arrays(ours))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(spec=specs(bounded=True), seed=st.integers(0, 1000))
 def test_a_program_on_disk_gives_equal_arrays_and_files(spec, seed):
     with tempfile.TemporaryDirectory() as folder:

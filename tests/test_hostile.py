@@ -143,7 +143,6 @@ def test_random_damage_is_one_exception_or_none(datasets, kind):
 
     @settings(
         max_examples=-(-MUTATIONS // len(KINDS)),
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -215,7 +215,6 @@ def test_every_life_goes_as_the_model_says():
         settings=settings(
             max_examples=LIVES,
             stateful_step_count=30,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -196,7 +196,7 @@ def test_written_tells_frames_from_zeros_that_nobody_saw(make_settings, folder, 
         np.testing.assert_array_equal(dataset.written(0), expected)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.permutations(
         [

@@ -341,7 +341,7 @@ def test_there_are_as_many_positions_as_were_counted(count):
     assert [p.name for p in s.positions] == ["0", "1", "2"]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_derived_properties_are_those_of_a_walk_over_all_frames(data):
     sizes = data.draw(

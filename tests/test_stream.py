@@ -289,7 +289,7 @@ def acquisitions(draw):
     }
 
 
-@hypothesis_settings(deadline=None, max_examples=150)
+@hypothesis_settings(max_examples=150)
 @given(acquisitions())
 @example(
     {
