@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -146,12 +147,18 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.repetitions = 1
+    try:
+        Camera(Work(*options.size, options.frames), options.rate, options.batch)
+    except ValueError as error:
+        parser.error(str(error))
     return options
 
 
 def size(text: str) -> tuple[int, int]:
-    height, width = map(int, text.split("x"))
-    return height, width
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, like 512x512")
+    return int(found[1]), int(found[2])
 
 
 if __name__ == "__main__":

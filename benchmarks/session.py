@@ -48,8 +48,8 @@ class Camera:
     def __post_init__(self) -> None:
         if self.batch > 1 and (self.rate_hz or self.batch % NUM_SOURCES):
             raise ValueError(f"batch: a multiple of {NUM_SOURCES}, and only at rate 0")
-        if self.work.frames % self.batch:
-            raise ValueError("frames must be a multiple of the batch")
+        if self.work.frames < 1 or self.work.frames % self.batch:
+            raise ValueError("frames: at least one, and a multiple of the batch")
 
     @property
     def period_ns(self) -> int:
@@ -304,6 +304,7 @@ def wait_until_quiet(patience_s: float) -> None:
         spent = np.subtract(_cpu_ticks(), before)
         if spent[3] + spent[4] > 0.9 * spent.sum():
             return
+        progress("waiting for other programs to leave the cores alone")
 
 
 # -------------------------------------------------------------------- side by side
@@ -406,10 +407,9 @@ def open_session(folder: Path | None, patience_s: float) -> Iterator[Session]:
 
 
 def file_system(folder: Path) -> str:
-    command = ["stat", "--file-system", "--format=%T", str(folder)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    command = ["df", "--output=fstype", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
 
 
 @cache
