@@ -49,7 +49,7 @@ def extension(name: str) -> Extension:
     )
 
 
-names = ["_convert", "_core", "_c_api", "_appender"]
+names = ["_convert", "_core", "_c_api", "_appender", "_watch"]
 if sys.platform == "linux":
     names += ["_region._mapped", "_ahead"]
 

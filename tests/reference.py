@@ -99,6 +99,25 @@ class Model:
                 array[tuple(dict(index)[name] for name in names)] = frame
         return array
 
+    def joint_array(self, *, is_dynamic=True):
+        """All positions in acquisition order, as far as was seen or is planned."""
+        slots = []
+        for position, index in self.visited:
+            named = {d.name: position for d in self.dims if d.type == "position"} | index
+            slots.append([named[d.name] for d in self.dims])
+        shape = [max(axis) + 1 for axis in zip(*slots, strict=True)] or [0] * len(self.dims)
+        if not is_dynamic:
+            shape = [
+                n if d.count is None else d.count
+                for n, d in zip(shape, self.dims, strict=True)
+            ]
+        array = np.zeros((*shape, *self.frame_shape), self.dtype)
+        for slot, (position, index) in zip(slots, self.visited, strict=True):
+            frame = self.frames.get((position, tuple(sorted(index.items()))))
+            if frame is not None:
+                array[tuple(slot)] = frame
+        return array
+
 
 def read_plain(folder):
     """Read every array of a dataset with numpy and json alone, as the README says."""

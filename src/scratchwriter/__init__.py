@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scratchwriter._version import __version__
 
 if TYPE_CHECKING:
+    from scratchwriter.coords import CoordUpdate
     from scratchwriter.dimensions import (
         Channel,
         Dimension,
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from scratchwriter.reader import ScratchDataset, open_scratch
     from scratchwriter.settings import AcquisitionSettings, ScratchFormat
     from scratchwriter.stream import OMEStream, ScratchStream, create_stream
+    from scratchwriter.views import ArrayView, StreamView
 
 __all__ = [
     "AcquisitionSettings",
+    "ArrayView",
     "Channel",
+    "CoordUpdate",
     "DatasetError",
     "Dimension",
     "OMEStream",
@@ -36,6 +40,7 @@ __all__ = [
     "ScratchFormat",
     "ScratchStream",
     "StandardAxis",
+    "StreamView",
     "__version__",
     "create_stream",
     "dims_from_standard_axes",
@@ -44,7 +49,16 @@ __all__ = [
 ]
 
 # From the bottom.
-_ROOMS = ("native", "dimensions", "settings", "errors", "stream", "reader")
+_ROOMS = (
+    "native",
+    "dimensions",
+    "settings",
+    "coords",
+    "errors",
+    "views",
+    "stream",
+    "reader",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -248,6 +248,12 @@ class ProgressView:
         return int(self._header["cursor"][0])
 
     @property
+    def cursor_array(self) -> npt.NDArray[np.int64]:
+        """The same as an array of one, where the writer stores it."""
+        cursor: npt.NDArray[np.int64] = self._header["cursor"]
+        return cursor
+
+    @property
     def synced(self) -> int:
         """Frames that are certain to be on the device."""
         return min(max(int(self._header["synced"][0]), 0), self.cursor)

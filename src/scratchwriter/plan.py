@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -126,6 +127,24 @@ class FramePlan:
             return 0
         return self.first_step(position, cursor) % self.ring_steps * self.step_nbytes
 
+    def indices(self, frame: int) -> tuple[int, ...]:
+        """Return the index of a frame along each axis but its own, in acquisition order."""
+        indices = []
+        for count in reversed(self.counts):
+            frame, index = divmod(frame, count) if count is not None else (0, frame)
+            indices.append(index)
+        return tuple(reversed(indices))
+
+    def extents(self, cursor: int) -> tuple[int, ...]:
+        """Return how far `cursor` frames reach along each of those axes."""
+        extents = []
+        frames = 1  # per element of the axis
+        for count in reversed(self.counts):
+            reached = -(-cursor // frames)
+            extents.append(reached if count is None else min(reached, count))
+            frames *= count or 1
+        return tuple(reversed(extents))
+
     def most_frames(self, position: int, steps: int) -> int:
         """Return the largest cursor for which a position reaches no further than that."""
         if not self.is_unbounded:
@@ -162,10 +181,15 @@ class FramePlan:
             raise IndexError(f"no slot {tuple(index)} in position {position}")
         for axis, i in zip(self.file_axes, index, strict=True):
             slot[axis] = i
-        number = 0
         for i, count in zip(slot, self.counts, strict=True):
             if i < 0 or (count is not None and i >= count):
                 raise IndexError(f"no slot {tuple(index)} in position {position}")
+        return self.number(slot)
+
+    def number(self, indices: Sequence[int]) -> int:
+        """Return which frame has these indices: the inverse of `indices`."""
+        number = 0
+        for i, count in zip(indices, self.counts, strict=True):
             number = number * (count or 1) + i
         return number
 
@@ -211,6 +235,12 @@ class FramePlan:
                 here = slot[self.position_axis] == position
                 frames, slot = frames[here], [index[here] for index in slot]
             yield frames, tuple(slot[axis] for axis in self.file_axes)
+
+
+def skip_of(frame: int, skips: Sequence[range]) -> range | None:
+    """Return which of the skips, in order, a frame is in."""
+    at = bisect_right(skips, frame, key=lambda skip: skip.start) - 1
+    return skips[at] if at >= 0 and frame in skips[at] else None
 
 
 def make_plan(settings: AcquisitionSettings) -> FramePlan:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scratchwriter._region import view_file, view_ring
+from scratchwriter.coords import CoordSystem
 from scratchwriter.errors import DatasetError
+from scratchwriter.events import Callback, EventName, Events, Frames, Listener
+from scratchwriter.live import FixedProgress, LiveProgress
 from scratchwriter.manifest import (
     FRAME_METADATA,
     MANIFEST,
@@ -28,13 +33,15 @@ from scratchwriter.manifest import (
     read_skips,
 )
 from scratchwriter.metadata import FrameMetadata
-from scratchwriter.plan import make_plan
+from scratchwriter.plan import make_plan, skip_of
 from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped
 from scratchwriter.settings import AcquisitionSettings
-from scratchwriter.views import ArrayView
+from scratchwriter.views import ArrayView, StreamView
 
 # Why something cannot be told.
 NOT_COUNTED = "ome-writers wrote it, which does not tell how many frames came"
+
+_CHECK_S, _POLL_S = 0.1, 0.0005  # how often to look for the writer, and for frames
 
 State = Literal["closed", "recording", "killed"]
 
@@ -79,6 +86,9 @@ class ScratchDataset:
             )
             self._is_guessed = self._their_shapes != self._manifest.position_shapes
         self._frame_metadata = FrameMetadata(path / FRAME_METADATA, self._is_counted)
+        self._coords = CoordSystem(self._settings, self._plan)
+        self._frames = self._watch()
+        self._events = Events(self._coords, self._frames)
 
     def _check_ours(self, cursor: int, *, is_exact: bool) -> None:
         plan = self._plan
@@ -217,6 +227,18 @@ class ScratchDataset:
         """How many frame numbers are missing between those that came with the frames."""
         return count_dropped(self._read_records(self.frames_written))
 
+    def view(self, *, dynamic_shape: bool = True, strict: bool = False) -> StreamView:
+        """Return all positions as one array; see `ScratchStream.view`."""
+        return StreamView(
+            self._plan,
+            self._coords,
+            partial(self._frames.wait, -1, 0, 0),
+            self._array,
+            self._events,
+            dynamic_shape=dynamic_shape,
+            strict=strict,
+        )
+
     @property
     def frame_metadata(self) -> FrameMetadata:
         """The metadata of the frames that came with some."""
@@ -229,6 +251,73 @@ class ScratchDataset:
         if self._progress is not None and not self._closed:
             manifest, _ = read_manifest(self._path)  # it may have been replaced
         return manifest.global_metadata
+
+    # ------------------------------------------------------------- while it is recorded
+
+    def wait(self, *, frames: int | None = None, timeout_s: float | None = None) -> bool:
+        """Sleep until so many frames have come.
+
+        Parameters
+        ----------
+        frames : int, optional
+            How many altogether; by default one more than now.
+        timeout_s : float, optional
+            How long at the most; by default as long as somebody records the dataset.
+
+        Returns
+        -------
+        bool
+            Whether they have. If not, time is up or no more will come: `state` tells.
+        """
+        wanted = self.frames_written + 1 if frames is None else frames
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            is_over = self._frames.is_over()
+            left_s = max(deadline_s - time.monotonic(), 0)
+            left_s = 0 if is_over else min(left_s, _CHECK_S)
+            if self._frames.wait(wanted - 1, left_s, _POLL_S) >= wanted:
+                return True
+            if left_s == 0:
+                return False
+
+    def follow(
+        self, *, start: int = 0, latest: bool = False
+    ) -> Iterator[npt.NDArray[np.generic]]:
+        """Iterate over the frames, those that are to come included.
+
+        It ends when the dataset is closed, or its writer has died (`state` tells which)
+        and all frames were given. Skipped ones are left out.
+
+        Parameters
+        ----------
+        start : int
+            Number of the first frame, in acquisition order.
+        latest : bool
+            Whether frames are left out for the newest one when they come faster than they
+            are taken, as a display wants it.
+
+        Yields
+        ------
+        numpy.ndarray of shape (y, x)
+            A read-only view of the stored frame.
+        """
+        seen, view = start, self.view()
+        while True:
+            is_over = self._frames.is_over()
+            stop = self._frames.wait(seen, 0 if is_over else _CHECK_S, _POLL_S)
+            if stop > seen:
+                skips = self._frames.skips()
+                for number in range(stop - 1 if latest else seen, stop):
+                    if skip_of(number, skips) is None:
+                        with suppress(IndexError):  # a ring has dropped it meanwhile
+                            yield view.frame(number)
+                seen = stop
+            elif is_over:
+                return
+
+    def on(self, event: EventName, callback: Callback) -> Listener:
+        """Have a callback told of new frames; see `ScratchStream.on`."""
+        return self._events.on(event, callback)
 
     # -------------------------------------------------------------------------- life
 
@@ -319,6 +408,19 @@ class ScratchDataset:
                 return None
             return np.frombuffer(view_file(path), RECORD, count)
 
+    def _watch(self) -> Frames:
+        if self._progress is None:
+            shapes = [self._file_shape(i) for i in range(self._plan.num_positions)]
+            steps = 1
+            if self._plan.is_unbounded:
+                name = self._settings.dimensions[0].name
+                dims = [dim.name for dim in self._settings.array_storage_dimensions]
+                steps = max(shape[dims.index(name)] for shape in shapes)
+            return FixedProgress(steps * self._plan.step_frames)
+        if self._most_frames is not None:
+            return FixedProgress(self._cursor, self.skipped)
+        return LiveProgress(self._path, self._progress, lambda: self._closed)
+
     def _is_counted(self, position: int, index: Sequence[int]) -> bool:
         if self._progress is None:
             return True
@@ -329,11 +431,12 @@ class ScratchDataset:
             return self._their_shapes[position]
         return self._plan.file_shape(position, self._cursor if cursor is None else cursor)
 
-    def _array(self, position: int) -> npt.NDArray[Any]:
+    def _array(self, position: int, cursor: int | None = None) -> npt.NDArray[Any]:
         if self._closed:
             raise ValueError(f"The dataset is closed: open_scratch({str(self._path)!r})")
         plan = self._plan
-        cursor = self._cursor if self._progress is not None else 0
+        if cursor is None:
+            cursor = self._cursor if self._progress is not None else 0
         shape = self._file_shape(position, cursor)
         nbytes = math.prod(shape) * plan.dtype.itemsize
         data = self._maps.get(position)

@@ -16,12 +16,18 @@ import numpy.typing as npt
 
 from scratchwriter._appender import Appender, Slot
 from scratchwriter._c_api import c_append_of
+from scratchwriter._core import FrameWriter
+from scratchwriter._watch import wait_for_writer
+from scratchwriter.coords import CoordSystem
+from scratchwriter.events import Callback, EventName, Events, Listener
 from scratchwriter.plan import make_plan
 from scratchwriter.records import arrange
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import StreamStats, make_stats
 from scratchwriter.storage import Storage
-from scratchwriter.views import ArrayView
+from scratchwriter.views import ArrayView, StreamView
+
+_TELL_S = 5.0  # how long `close` waits for callbacks
 
 
 class CAppend(NamedTuple):
@@ -42,6 +48,8 @@ class ScratchStream:
         self._storage = storage
         self._writer = storage.writer
         self._appender = Appender(storage.writer)
+        self._coords = CoordSystem(storage.settings, storage.plan)
+        self._events = Events(self._coords, _StreamFrames(storage.writer))
         # The compiled methods themselves: a Python one around them costs more than they do.
         for name in ("append", "extend", "slot"):
             if getattr(type(self), name) is getattr(ScratchStream, name):
@@ -272,7 +280,7 @@ class ScratchStream:
     @property
     def skipped(self) -> list[range]:
         """Which frames, numbered in acquisition order, were skipped."""
-        return [range(start, stop) for start, stop in self._writer.skipped().tolist()]
+        return _StreamFrames(self._writer).skips()
 
     @property
     def arrays(self) -> tuple[ArrayView, ...]:
@@ -281,6 +289,57 @@ class ScratchStream:
             ArrayView(partial(_array, self._storage, position))
             for position in range(self._storage.plan.num_positions)
         )
+
+    def view(self, *, dynamic_shape: bool = True, strict: bool = False) -> StreamView:
+        """Return all positions as one live, read-only array in acquisition order.
+
+        Parameters
+        ----------
+        dynamic_shape : bool
+            Whether it has the shape of what has been seen so far, or of what is planned
+            (an unbounded axis: of what has been seen, too).
+        strict : bool
+            Whether an integer index beyond that is an IndexError also if it is within
+            what is planned; otherwise there are zeros.
+        """
+        return StreamView(
+            self._storage.plan,
+            self._coords,
+            partial(getattr, self._writer, "frames_written"),
+            partial(_array, self._storage),
+            self._events,
+            dynamic_shape=dynamic_shape,
+            strict=strict,
+        )
+
+    def on(self, event: EventName, callback: Callback) -> Listener:
+        """Have a callback told of new frames, in order, in a thread of its own.
+
+        An append costs nothing more for it. A callback that is slower than the camera is
+        told of the newest only: "coords_expanded" when it is 50 ms late; "coords_changed"
+        when it is a second late, which a log message tells, and the listener counts. If it
+        raises, that is logged.
+
+        Parameters
+        ----------
+        event : {'coords_changed', 'coords_expanded'}
+            Every frame, and the last of those that are skipped at a time; or only those
+            with a coordinate that no frame had before.
+        callback : callable(CoordUpdate)
+            All of a stream are called by the same thread. Before `close` returns they are
+            told of the last frame, unless that takes longer than 5 s.
+
+        Returns
+        -------
+        Listener
+            Of which `stop()` ends it, or leaving its `with` block.
+
+        Raises
+        ------
+        ValueError
+            If there is no such event.
+        """
+        return self._events.on(event, callback)
 
     @property
     def settings(self) -> AcquisitionSettings:
@@ -358,7 +417,10 @@ class ScratchStream:
         OSError
             If a file cannot be finished; the others are.
         """
-        self._storage.finish()
+        try:
+            self._storage.finish()
+        finally:
+            self._events.finish(_TELL_S)
         self._finalizer.detach()
         _open.pop(self._storage, None)
 
@@ -426,9 +488,28 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     return ScratchStream(Storage(settings, make_plan(settings)))
 
 
-def _array(storage: Storage, position: int) -> npt.NDArray[np.generic]:
+class _StreamFrames:
+    """The frames of a stream, as `events.Frames`."""
+
+    def __init__(self, writer: FrameWriter) -> None:
+        self._writer = writer
+
+    def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
+        timeout_ns, poll_ns = round(timeout_s * 1e9), round(poll_s * 1e9)
+        return wait_for_writer(self._writer, seen, timeout_ns, poll_ns)
+
+    def is_over(self) -> bool:
+        return self._writer.closed
+
+    def skips(self) -> list[range]:
+        return [range(start, stop) for start, stop in self._writer.skipped().tolist()]
+
+
+def _array(
+    storage: Storage, position: int, cursor: int | None = None
+) -> npt.NDArray[np.generic]:
     plan = storage.plan
-    cursor = storage.writer.frames_written
+    cursor = storage.writer.frames_written if cursor is None else cursor
     shape, start = plan.file_shape(position, cursor), plan.start_nbytes(position, cursor)
     array = storage.regions[position].array(plan.dtype, shape, start)
     return array.transpose(plan.storage_axes)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from scratchwriter.coords import CoordSystem, Names, newest_steps
+from scratchwriter.events import Events, Listener
+from scratchwriter.plan import FramePlan
+
+Array = npt.NDArray[Any]
 
 
 class ArrayView:
@@ -50,3 +58,293 @@ class ArrayView:
 
     def __repr__(self) -> str:
         return f"<ArrayView shape={self.shape} dtype={self.dtype}>"
+
+
+class CoordsChanged:
+    """Tells when a view shows more coordinates than before; off the appending thread."""
+
+    __slots__ = ("_events", "_listeners")
+
+    def __init__(self, events: Events | None) -> None:
+        self._events = events  # None: what is shown does not change
+        self._listeners: list[tuple[Callable[[], object], Listener | None]] = []
+
+    def connect(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Have a callback called, without arguments; return it."""
+        listener = None
+        if self._events is not None:
+            listener = self._events.on("coords_expanded", lambda _: callback())
+        self._listeners.append((callback, listener))
+        return callback
+
+    def disconnect(self, callback: Callable[[], object]) -> None:
+        """Have it called no more.
+
+        Raises
+        ------
+        ValueError
+            If it is not connected.
+        """
+        for i, (connected, listener) in enumerate(self._listeners):
+            if connected == callback:
+                del self._listeners[i]
+                if listener is not None:
+                    listener.stop()
+                return
+        raise ValueError(f"{callback!r} is not connected")
+
+
+class StreamView:
+    """An acquisition as one array: all positions, in acquisition order, live, read-only.
+
+    It has the shape of what has been seen so far (or, with `dynamic_shape=False`, of what
+    is planned), and numpy's indexing: what is not written yet is zero. Integers, slices,
+    Ellipsis and None give a view of the stored data if they choose from one position, and
+    else a read-only copy of what they choose. Other indices copy everything. Integers
+    beyond what has been seen, within what is planned, give zeros too, unless it is
+    `strict`.
+    """
+
+    def __init__(
+        self,
+        plan: FramePlan,
+        coords: CoordSystem,
+        cursor: Callable[[], int],
+        storage_array: Callable[[int, int], Array],
+        events: Events,
+        *,
+        dynamic_shape: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self._plan, self._coords = plan, coords
+        self._cursor, self._storage_array = cursor, storage_array
+        self._is_dynamic, self._is_strict = dynamic_shape, strict
+        changes = dynamic_shape or plan.is_unbounded
+        self._coords_changed = CoordsChanged(events if changes else None)
+
+    # ------------------------------------------------------------------- what it is like
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape at this moment, in acquisition order, frames last."""
+        return self._shape(self._cursor())
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the pixels."""
+        return self._plan.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self._plan.counts) + 2
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions."""
+        return self._coords.dims
+
+    @property
+    def coords(self) -> dict[str, Names]:
+        """Coordinates along each dimension: names of channels and positions, or indices."""
+        cursor = self._cursor()
+        first_step = newest_steps(self._plan, self._plan.extents(cursor)).start
+        named = self._coords.names(self._shape(cursor)[:-2], first_step)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
+
+    @property
+    def coords_changed(self) -> CoordsChanged:
+        """Where to `connect` what is to be called when the coordinates change."""
+        return self._coords_changed
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{d}={n}" for d, n in zip(self.dims, self.shape, strict=True))
+        return f"<StreamView {sizes}, dtype={self.dtype}>"
+
+    # -------------------------------------------------------------------------- indexing
+
+    def __getitem__(self, key: Any) -> Any:
+        cursor = self._cursor()
+        shape = self._shape(cursor)
+        key = key if isinstance(key, tuple) else (key,)
+        if not all(map(_is_basic, key)):
+            return _read_only(self._choose([slice(None)] * len(shape), shape, cursor)[key])
+        index = _per_axis(key, len(shape))
+        if self._is_within(index, shape) and self._has_come(index, shape, cursor):
+            chosen = self._choose(index, shape, cursor)
+        else:
+            chosen = _zeros(_chosen_shape(index, shape), self.dtype)
+        if None in key:
+            chosen = chosen[_new_axes(key, len(shape))]
+        return _read_only(chosen)
+
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> Array:
+        if copy is False and self._plan.num_positions > 1:
+            raise ValueError(
+                f"The view of {self._plan.num_positions} positions is no array without a "
+                "copy: leave out copy=False, or index one of them."
+            )
+        return np.array(self[...], dtype=dtype, copy=copy)
+
+    def frame(self, number: int) -> Array:
+        """Return a frame by its number in acquisition order, of shape (y, x).
+
+        Raises
+        ------
+        IndexError
+            If it has not come yet, or is not kept any more.
+        """
+        cursor = self._cursor()
+        indices = list(self._plan.indices(number))
+        if self._plan.is_unbounded:
+            indices[0] -= newest_steps(self._plan, self._plan.extents(cursor)).start
+        if not 0 <= number < cursor or min(indices, default=0) < 0:
+            raise IndexError(f"there is no frame {number}: {cursor} have come")
+        index: list[int | slice] = [*indices, slice(None), slice(None)]
+        frame: Array = self._choose(index, self._shape(cursor), cursor)
+        return frame
+
+    def _has_come(
+        self, index: Sequence[int | slice], shape: Sequence[int], cursor: int
+    ) -> bool:
+        """Tell whether a frame is complete, if it is one that is indexed."""
+        indices = [
+            i % n for i, n in zip(index[:-2], shape, strict=False) if isinstance(i, int)
+        ]
+        if len(indices) < len(self._plan.counts):
+            return True
+        if self._plan.is_unbounded:
+            indices[0] += newest_steps(self._plan, self._plan.extents(cursor)).start
+        return self._plan.number(indices) < cursor
+
+    def _shape(self, cursor: int) -> tuple[int, ...]:
+        extents = self._plan.extents(cursor)
+        steps = len(newest_steps(self._plan, extents))
+        if not self._is_dynamic:
+            extents = tuple(count or 0 for count in self._plan.counts)
+        if self._plan.is_unbounded:
+            extents = (steps, *extents[1:])
+        return (*extents, *self._plan.frame_shape)
+
+    def _is_within(self, index: Sequence[int | slice], shape: Sequence[int]) -> bool:
+        """Tell whether integers are within what is seen, and check that they may be."""
+        counts = (*self._plan.counts, *self._plan.frame_shape)
+        is_within = True
+        for axis, (i, n, count) in enumerate(zip(index, shape, counts, strict=True)):
+            if isinstance(i, slice) or -n <= i < n:
+                continue
+            if self._is_strict or i < 0 or i >= (count or 0):
+                name = self.dims[axis]
+                raise IndexError(
+                    f"index {i} is out of bounds for axis {axis} ({name!r}) with size {n}"
+                )
+            is_within = False
+        return is_within
+
+    def _choose(self, index: list[int | slice], shape: tuple[int, ...], cursor: int) -> Any:
+        """Index everything by what is not outside."""
+        axis = self._plan.position_axis
+        if axis is None:
+            return self._choose_from(0, index, shape, cursor)
+        index, lengths = index.copy(), (*shape[:axis], *shape[axis + 1 :])
+        position = index.pop(axis)
+        if isinstance(position, int):
+            return self._choose_from(position % shape[axis], index, lengths, cursor)
+        positions = range(shape[axis])[position]
+        kept = sum(isinstance(i, slice) for i in index[:axis])
+        if len(positions) == 1:
+            only = self._choose_from(positions[0], index, lengths, cursor)
+            return np.expand_dims(only, kept)
+        if not positions:
+            empty = _chosen_shape(index, lengths)
+            return _zeros((*empty[:kept], 0, *empty[kept:]), self.dtype)
+        return np.stack(
+            [self._choose_from(p, index, lengths, cursor) for p in positions], axis=kept
+        )
+
+    def _choose_from(
+        self, position: int, index: list[int | slice], lengths: Sequence[int], cursor: int
+    ) -> Any:
+        """Index one position, without its axis, by what is not outside of `lengths`."""
+        plan = self._plan
+        stored = [plan.file_axes[axis] for axis in plan.storage_axes[:-2]]
+        array = self._storage_array(position, cursor).transpose(*np.argsort(stored), -2, -1)
+        if not plan.is_unbounded:
+            return array[tuple(slice(n) for n in lengths)][tuple(index)]
+        # A position may have come less far than others, and in a ring kept an older step.
+        first = newest_steps(plan, plan.extents(cursor)).start
+        skipped = first - plan.first_step(position, cursor)
+        array = array[(slice(skipped, skipped + lengths[0]), *map(slice, lengths[1:]))]
+        if len(array) == lengths[0]:
+            return array[tuple(index)]
+        if isinstance(index[0], int):
+            step = index[0] % lengths[0]
+            if step < len(array):
+                return array[(step, *index[1:])]
+            return _zeros(_chosen_shape(index, lengths), self.dtype)
+        steps = np.arange(lengths[0])[index[0]]
+        chosen = array[(slice(None), *index[1:])]
+        has_come = steps < len(chosen)
+        result = np.zeros((len(steps), *chosen.shape[1:]), self.dtype)
+        result[has_come] = chosen[steps[has_come]]
+        return result
+
+
+def _is_basic(entry: object) -> bool:
+    if isinstance(entry, slice | EllipsisType) or entry is None:
+        return True
+    # A bool is no integer here, as in numpy.
+    return hasattr(entry, "__index__") and not isinstance(entry, bool | np.ndarray)
+
+
+def _per_axis(key: tuple[Any, ...], ndim: int) -> list[int | slice]:
+    """Return an integer or a slice for each axis, as a basic index says."""
+    given = [i for i in key if i is not None]
+    num_ellipses = sum(i is Ellipsis for i in given)
+    if num_ellipses > 1:
+        raise IndexError("an index can only have a single ellipsis ('...')")
+    missing = ndim - len(given) + num_ellipses
+    if missing < 0:
+        raise IndexError(
+            f"too many indices: the view has {ndim} dimensions, "
+            f"{ndim - missing} are indexed"
+        )
+    at = given.index(Ellipsis) if num_ellipses else len(given)
+    filled = given[:at] + [slice(None)] * missing + given[at + 1 :]
+    return [i if isinstance(i, slice) else operator.index(i) for i in filled]
+
+
+def _new_axes(key: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """Return what puts the new axes of a basic index into its result."""
+    axes: list[Any] = []
+    missing = ndim - sum(i is not None and i is not Ellipsis for i in key)
+    for i in key:
+        if i is Ellipsis:
+            axes += [slice(None)] * missing
+        elif i is None:
+            axes.append(None)
+        elif isinstance(i, slice):
+            axes.append(slice(None))
+    return tuple(axes)
+
+
+def _chosen_shape(index: Sequence[int | slice], shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(
+        len(range(n)[i]) for i, n in zip(index, shape, strict=True) if isinstance(i, slice)
+    )
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Return zeros that take no memory, however many."""
+    return np.broadcast_to(np.zeros((), dtype), shape)[()]
+
+
+def _read_only(array: Any) -> Any:
+    if isinstance(array, np.ndarray):
+        array.flags.writeable = False
+    return array

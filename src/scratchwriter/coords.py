@@ -1,0 +1,112 @@
+"""The coordinates of frames: what the indices of an acquisition are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from scratchwriter.dimensions import Channel, Position
+from scratchwriter.plan import FramePlan
+from scratchwriter.settings import AcquisitionSettings
+
+Names = Sequence[str | float | int]
+
+
+@dataclass(frozen=True, slots=True)
+class CoordUpdate:
+    """What a frame, or several skipped ones, added to an acquisition.
+
+    Attributes
+    ----------
+    max_coords : mapping of str to sequence
+        Per dimension the coordinates that have been reached: names of channels and
+        positions, or what `coords` of the dimension says; else a range of indices. With
+        `ScratchFormat.keep_last` those that are kept.
+    current_indices : mapping of str to int
+        Per dimension the index of the frame (the last one that was skipped); 0 along its
+        own axes.
+    frame_number : int
+        Its number, in acquisition order.
+    is_high_water_mark : bool
+        Whether it is the first with one of its coordinates.
+    """
+
+    max_coords: Mapping[str, Names]
+    current_indices: Mapping[str, int]
+    frame_number: int
+    is_high_water_mark: bool
+
+
+class CoordSystem:
+    """Names of the dimensions of an acquisition, and of the elements along each.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        Names of all dimensions in acquisition order, the frame's included.
+    """
+
+    def __init__(self, settings: AcquisitionSettings, plan: FramePlan) -> None:
+        self.dims = tuple(dim.name for dim in settings.dimensions)
+        self._plan = plan
+        self._names = [
+            None
+            if dim.coords is None
+            else tuple(
+                c.name if isinstance(c, Channel | Position) else c for c in dim.coords
+            )
+            for dim in settings.dimensions
+        ]
+        self._last: tuple[tuple[int, ...], Mapping[str, Names]] | None = None
+
+    def names(self, extents: Sequence[int], first_step: int = 0) -> dict[str, Names]:
+        """Return the coordinates of that many elements of each dimension.
+
+        Parameters
+        ----------
+        extents : sequence of int
+            Per dimension, without those of a frame, which are whole.
+        first_step : int
+            The first one along an unbounded axis.
+        """
+        extents = (*extents, *self._plan.frame_shape)
+        starts = [first_step] + [0] * (len(extents) - 1)
+        return {
+            dim: range(start, start + extent) if names is None else names[:extent]
+            for dim, names, start, extent in zip(
+                self.dims, self._names, starts, extents, strict=True
+            )
+        }
+
+    def is_high_water_mark(self, first: int, frame: int) -> bool:
+        """Tell whether the frames from `first` to `frame` have a new coordinate."""
+        return self._plan.extents(first) != self._plan.extents(frame + 1)
+
+    def update(self, frame: int, is_high_water_mark: bool) -> CoordUpdate:
+        """Return what a frame, that is the newest, has added."""
+        plan = self._plan
+        extents = plan.extents(frame + 1)
+        if self._last is None or self._last[0] != extents:
+            first_step = newest_steps(plan, extents).start
+            kept = (extents[0] - first_step, *extents[1:]) if first_step else extents
+            self._last = extents, MappingProxyType(self.names(kept, first_step))
+        indices = (*plan.indices(frame), 0, 0)
+        return CoordUpdate(
+            max_coords=self._last[1],
+            current_indices=MappingProxyType(dict(zip(self.dims, indices, strict=True))),
+            frame_number=frame,
+            is_high_water_mark=is_high_water_mark,
+        )
+
+
+def _name(coord: str | float | Channel | Position) -> str | float:
+    return coord.name if isinstance(coord, Channel | Position) else coord
+
+
+def newest_steps(plan: FramePlan, extents: Sequence[int]) -> range:
+    """Return which steps of an unbounded axis are kept; of none, nothing."""
+    if not plan.is_unbounded:
+        return range(0)
+    steps = extents[0]
+    return range(steps - min(steps, plan.keep_steps or steps), steps)

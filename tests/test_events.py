@@ -1,0 +1,320 @@
+"""What callbacks are told of frames."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+
+from scratchwriter import (
+    AcquisitionSettings,
+    CoordUpdate,
+    Dimension,
+    ScratchFormat,
+    create_stream,
+    dims_from_standard_axes,
+)
+
+FRAME = np.ones((4, 5), "uint16")
+
+
+@pytest.fixture
+def stream(make_settings, place):
+    sizes = {"t": None, "p": ["A", "B"], "c": ["DAPI", "FITC"], "y": 4, "x": 5}
+    with create_stream(make_settings(sizes, **place)) as stream:
+        yield stream
+
+
+def told(stream, event, act):
+    """What a listener is told of while something is done, and until the end."""
+    updates = []
+    stream.on(event, updates.append)
+    act()
+    stream.close()
+    return updates
+
+
+def append(stream, n):
+    for _ in range(n):
+        stream.append(FRAME)
+
+
+def test_every_frame_is_told_in_order(stream):
+    updates = told(stream, "coords_changed", lambda: append(stream, 1000))
+    assert [u.frame_number for u in updates] == list(range(1000))
+    slots = [(t, p, c) for t in range(250) for p in range(2) for c in range(2)]
+    assert [tuple(u.current_indices.values()) for u in updates] == [
+        (*slot, 0, 0) for slot in slots
+    ]
+
+
+def test_every_new_extent_is_told(stream):
+    updates = told(stream, "coords_expanded", lambda: append(stream, 9))
+    assert [u.frame_number for u in updates] == [0, 1, 2, 4, 8]
+    assert all(u.is_high_water_mark for u in updates)
+    assert updates[1].max_coords == {
+        "t": range(1),
+        "p": ("A",),
+        "c": ("DAPI", "FITC"),
+        "y": range(4),
+        "x": range(5),
+    }
+    assert updates[-1].max_coords["t"] == range(3)
+
+
+def test_only_what_has_a_new_coordinate_is_a_high_water_mark(stream):
+    updates = told(stream, "coords_changed", lambda: append(stream, 9))
+    marks = [u.frame_number for u in updates if u.is_high_water_mark]
+    assert marks == [0, 1, 2, 4, 8]
+
+
+def test_an_update_cannot_be_changed(stream):
+    (update,) = told(stream, "coords_changed", lambda: append(stream, 1))
+    with pytest.raises(FrozenInstanceError):
+        update.frame_number = 3
+    with pytest.raises(TypeError):
+        update.max_coords["c"] = ()
+    with pytest.raises(TypeError):
+        update.max_coords["c"][0] = "x"
+    with pytest.raises(TypeError):
+        update.current_indices["t"] = 3
+    assert isinstance(update, CoordUpdate)
+
+
+def test_what_is_skipped_together_is_told_together(stream):
+    def act():
+        append(stream, 1)
+        stream.skip(frames=10**6)
+        append(stream, 1)
+
+    updates = told(stream, "coords_changed", act)
+    assert [u.frame_number for u in updates] == [0, 10**6, 10**6 + 1]
+
+
+def test_batches_and_slots_are_told_frame_by_frame(stream):
+    def act():
+        stream.extend(np.ones((5, 4, 5), "uint16"))
+        with stream.slot() as frame:
+            frame[...] = 1
+
+    updates = told(stream, "coords_changed", act)
+    assert [u.frame_number for u in updates] == list(range(6))
+
+
+def test_a_listener_is_told_from_when_it_was_added_until_it_is_stopped(stream):
+    append(stream, 3)
+    updates, others = [], []
+    listener = stream.on("coords_changed", updates.append)
+    stream.append(FRAME)
+    until(lambda: updates)
+    listener.stop()
+    with stream.on("coords_changed", others.append):
+        stream.append(FRAME)
+        until(lambda: others)
+    stream.append(FRAME)
+    stream.close()
+    assert [u.frame_number for u in updates] == [3]
+    assert [u.frame_number for u in others] == [4]
+
+
+def until(condition, timeout_s=10):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_callbacks_run_in_one_other_thread(stream):
+    threads = set()
+    for event in ("coords_changed", "coords_expanded"):
+        stream.on(event, lambda _: threads.add(threading.current_thread()))
+    append(stream, 5)
+    stream.close()
+    (thread,) = threads
+    assert thread is not threading.current_thread()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), SystemExit(1), KeyboardInterrupt()])
+def test_an_exception_is_logged_and_stops_nothing(stream, caplog, error):
+    def fail(_):
+        raise error
+
+    stream.on("coords_changed", fail)
+    updates = told(stream, "coords_changed", lambda: append(stream, 3))
+    assert len(updates) == 3
+    failures = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(failures) == 3
+    assert "failed at frame 0" in failures[0].message
+    assert failures[0].exc_info[1] is error
+
+
+def test_a_slow_display_is_told_of_the_newest(stream):
+    updates = []
+
+    def show(update):
+        updates.append(update)
+        time.sleep(0.1)
+
+    stream.on("coords_expanded", show)
+    for _ in range(100):
+        append(stream, 8)
+        time.sleep(0.005)
+    stream.close()
+    assert len(updates) < 50
+    assert updates[-1].max_coords["t"] == range(200)
+    numbers = [u.frame_number for u in updates]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_callback_slower_than_the_camera_is_told_how_much_it_missed(stream, caplog):
+    updates = []
+
+    def look(update):
+        updates.append(update)
+        time.sleep(0.02)
+
+    listener = stream.on("coords_changed", look)
+    append(stream, 1)
+    stream.skip(frames=7)
+    append(stream, 192)
+    stream.close()
+    assert updates[-1].frame_number == 199
+    assert len(updates) < 100
+    assert listener.num_folded > 0
+    # Each frame was told of, or counted; the seven that were skipped are told of as one.
+    assert len(updates) + listener.num_folded == 200 - 6
+    (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert "slower than the camera" in warning.message
+
+
+def test_close_from_a_callback_or_with_one_that_waits_for_it_is_no_deadlock(
+    make_settings, monkeypatch
+):
+    monkeypatch.setattr("scratchwriter.stream._TELL_S", 0.2)
+    settings = make_settings({"t": None, "y": 4, "x": 5})
+    stream = create_stream(settings)
+    stream.on("coords_changed", lambda _: stream.close())
+    stream.append(FRAME)
+    until(lambda: stream.closed)
+
+    stream, is_closed, updates = create_stream(settings), threading.Event(), []
+
+    def wait_for_main_thread(update):
+        is_closed.wait(10)
+        updates.append(update)
+
+    stream.on("coords_changed", wait_for_main_thread)
+    append(stream, 2)
+    stream.close()
+    assert not updates
+    is_closed.set()
+    until(lambda: len(updates) == 2)
+
+
+def test_listeners_may_come_late_and_come_again(stream):
+    append(stream, 2)
+    stream.on("coords_changed", lambda _: None).stop()
+    time.sleep(0.05)  # the thread ends: nobody listens
+    updates = told(stream, "coords_changed", lambda: append(stream, 2))
+    assert [u.frame_number for u in updates] == [2, 3]
+    stream.on("coords_changed", updates.append)  # closed: nothing to be told
+    assert len(updates) == 2
+
+
+def test_wrong_events_and_callbacks_are_refused(stream):
+    with pytest.raises(ValueError, match="no event 'frame'"):
+        stream.on("frame", print)
+    with pytest.raises(TypeError, match="callable"):
+        stream.on("coords_changed", 3)
+
+
+def test_a_view_tells_when_its_coordinates_change(stream):
+    calls, fixed = [], []
+    view = stream.view()
+    assert view.coords_changed.connect(lambda: calls.append(view.shape[:3])) is not None
+    stop = view.coords_changed.connect(lambda: fixed.append(1))
+    view.coords_changed.disconnect(stop)
+    with pytest.raises(ValueError, match="not connected"):
+        view.coords_changed.disconnect(stop)
+    append(stream, 5)
+    stream.close()
+    assert calls[-1] == (2, 2, 2)
+    assert not fixed
+
+
+def test_a_view_of_a_bounded_plan_that_does_not_change_tells_nothing(make_settings):
+    calls = []
+    with create_stream(make_settings({"t": 3, "y": 4, "x": 5})) as stream:
+        view = stream.view(dynamic_shape=False)
+        view.coords_changed.connect(lambda: calls.append(1))
+        append(stream, 3)
+    assert not calls
+
+
+def test_coordinates_are_those_of_the_dimensions():
+    settings = AcquisitionSettings(
+        dimensions=[
+            Dimension(name="t", count=3, type="time", coords=[0.0, 0.7, 2.0]),
+            Dimension(name="state", count=2, type="other", coords=["on", "off"]),
+            *dims_from_standard_axes({"y": 4, "x": 5}),
+        ],
+        dtype="uint16",
+    )
+    stream = create_stream(settings)
+    updates = told(stream, "coords_changed", lambda: append(stream, 3))
+    assert updates[-1].max_coords["t"] == (0.0, 0.7)
+    assert updates[-1].max_coords["state"] == ("on", "off")
+
+
+def test_in_a_ring_the_coordinates_are_those_that_are_kept(make_settings):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, format=ScratchFormat(keep_last=3))
+    stream = create_stream(settings)
+    updates = told(stream, "coords_changed", lambda: append(stream, 9))
+    assert updates[-1].max_coords["t"] == range(6, 9)
+    assert updates[-1].current_indices["t"] == 8
+
+
+def test_a_stream_with_listeners_that_is_never_closed_ends_with_its_program(tmp_path):
+    program = textwrap.dedent("""
+        import numpy as np
+        from scratchwriter import *
+        stream = create_stream(AcquisitionSettings(
+            root_path="data", dtype="uint16",
+            dimensions=dims_from_standard_axes({"t": None, "y": 4, "x": 5})))
+        stream.on("coords_changed", print)
+        stream.append(np.ones((4, 5), "uint16"))
+    """)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=30
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_stream_that_is_not_closed_is_collected_with_its_listeners(make_settings):
+    stream = create_stream(make_settings({"t": None, "y": 4, "x": 5}))
+    updates = []
+    stream.on("coords_changed", updates.append)
+    append(stream, 1)
+    with pytest.warns(UserWarning, match="without being closed"):
+        del stream
+    until(lambda: updates)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_is_told_nothing_and_can_end(stream):
+    stream.on("coords_changed", lambda _: None)
+    append(stream, 1)
+    child = os.fork()
+    if child == 0:
+        stream.close()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0

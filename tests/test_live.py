@@ -1,0 +1,253 @@
+"""Datasets that another process records, seen while it does."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scratchwriter import create_stream, open_scratch
+
+# Appends a frame for each line that it is sent; "end" closes the dataset.
+WRITER = textwrap.dedent("""
+    import sys
+    import numpy as np
+    from scratchwriter import *
+    stream = create_stream(AcquisitionSettings(
+        root_path=sys.argv[1], dtype="uint16", format=ScratchFormat(keep_last=KEEP),
+        dimensions=dims_from_standard_axes(SIZES)))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        action, n = line.split()
+        if action == "end":
+            break
+        for _ in range(int(n) if action == "append" else 0):
+            stream.append(np.full((4, 5), stream.frames_written + 1, "uint16"))
+        if action == "skip":
+            stream.skip(frames=int(n))
+        print(stream.frames_written, flush=True)
+    stream.close()
+""")
+
+
+class Writer:
+    def __init__(self, path, sizes, keep=None):
+        program = WRITER.replace("SIZES", repr(sizes)).replace("KEEP", repr(keep))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.process.stdout.readline()
+
+    def tell(self, action, n=1):
+        self.process.stdin.write(f"{action} {n}\n")
+        self.process.stdin.flush()
+
+    def do(self, action, n=1):
+        self.tell(action, n)
+        return int(self.process.stdout.readline())
+
+    def end(self):
+        self.tell("end")
+        assert self.process.wait(30) == 0
+
+    def die(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(30)
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Have another process record a dataset."""
+    writers = []
+
+    def begin(keep=None, **sizes):
+        writers.append(Writer(tmp_path / "data", {**sizes, "y": 4, "x": 5}, keep))
+        return writers[-1], open_scratch(tmp_path / "data")
+
+    yield begin
+    for writer in writers:
+        writer.process.kill()
+        writer.process.wait()
+        writer.process.stdin.close()
+        writer.process.stdout.close()
+
+
+def values(frames):
+    return [int(frame[0, 0]) for frame in frames]
+
+
+def test_arrays_and_view_grow_with_the_frames_of_another_process(record):
+    writer, dataset = record(t=None, p=["A", "B"], c=2)
+    view = dataset.view()
+    assert view.shape == (0, 0, 0, 4, 5)
+    for n in range(1, 12):
+        writer.do("append")
+        assert dataset.frames_written == n
+        assert view[np.unravel_index(n - 1, (3, 2, 2))][3, 4] == n
+        assert len(view) == (n + 3) // 4
+    assert dataset.arrays[0].shape == (3, 2, 4, 5)
+    writer.end()
+    assert dataset.state == "closed"
+    assert view.shape == (3, 2, 2, 4, 5)
+
+
+def test_waiting_ends_when_so_many_frames_have_come(record):
+    writer, dataset = record(t=None)
+    assert not dataset.wait(timeout_s=0.02)
+    assert not dataset.wait(frames=3, timeout_s=0)
+    writer.tell("append", 3)
+    assert dataset.wait(frames=3, timeout_s=30)
+    assert dataset.frames_written == 3
+    assert dataset.wait(frames=2)  # they have come already
+    threading.Timer(0.1, writer.tell, ("append",)).start()
+    assert dataset.wait()
+    assert dataset.frames_written == 4
+
+
+@pytest.mark.parametrize("end", ["end", "die"])
+def test_waiting_ends_with_the_writer(record, end):
+    writer, dataset = record(t=None)
+    threading.Timer(0.2, getattr(writer, end)).start()
+    assert not dataset.wait()
+    assert dataset.state == {"end": "closed", "die": "killed"}[end]
+    assert not dataset.wait(frames=1)
+
+
+def test_following_gives_every_frame_that_came_and_comes(record):
+    writer, dataset = record(t=None, c=2)
+    writer.do("append", 3)
+    frames, state = [], []
+
+    def follow():
+        frames.extend(dataset.follow())
+        state.append(dataset.state)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    for _ in range(30):
+        writer.do("append", 7)
+    writer.do("skip", 5)
+    writer.do("append", 2)
+    writer.end()
+    follower.join(30)
+    assert values(frames) == [*range(1, 214), 219, 220]
+    assert all(frame.shape == (4, 5) and not frame.flags.writeable for frame in frames)
+    assert state == ["closed"]
+    assert values(dataset.follow(start=211)) == [212, 213, 219, 220]
+
+
+def test_following_gives_all_that_a_killed_writer_appended(record):
+    writer, dataset = record(t=None)
+    writer.do("append", 1000)
+    writer.die()
+    assert values(dataset.follow()) == list(range(1, 1001))
+    assert dataset.state == "killed"
+
+
+def test_a_display_follows_the_newest(record):
+    writer, dataset = record(t=None)
+    writer.do("append", 10)
+    newest = dataset.follow(latest=True)
+    assert values([next(newest)]) == [10]
+    writer.do("append", 1)
+    writer.do("append", 5)
+    assert values([next(newest)]) == [16]
+    writer.end()
+    assert list(newest) == []
+
+
+def test_following_a_ring_gives_what_is_kept(record):
+    writer, dataset = record(keep=3, t=None)
+    frames = dataset.follow()
+    writer.do("append", 2)
+    assert values([next(frames)]) == [1]
+    writer.do("append", 500)
+    assert values([next(frames)]) == [500]  # 2 is not kept any more
+    writer.do("append", 1)
+    writer.end()
+    assert values(frames)[-2:] == [502, 503]
+
+
+def test_callbacks_are_told_of_frames_of_another_process(record):
+    writer, dataset = record(t=3, c=["DAPI", "FITC"])
+    changed, expanded, views = [], [], []
+    dataset.on("coords_changed", changed.append)
+    dataset.on("coords_expanded", expanded.append)
+    dataset.view().coords_changed.connect(lambda: views.append(1))
+    writer.do("append", 3)
+    writer.do("skip", 2)
+    writer.end()
+    deadline = time.monotonic() + 10
+    while len(changed) < 4 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [u.frame_number for u in changed] == [0, 1, 2, 4]
+    assert [u.frame_number for u in expanded] == [0, 1, 2, 4]
+    assert expanded[1].max_coords["c"] == ("DAPI", "FITC")
+    assert len(views) == 4
+
+
+def test_a_closed_dataset_tells_its_callbacks_no_more(record):
+    writer, dataset = record(t=None)
+    updates = []
+    dataset.on("coords_changed", updates.append)
+    dataset.close()
+    time.sleep(0.1)
+    writer.do("append", 3)
+    time.sleep(0.05)
+    assert updates == []
+    with pytest.raises(ValueError, match="dataset is closed"):
+        next(dataset.follow())
+
+
+def test_following_in_the_process_that_records(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
+    with create_stream(settings) as stream:
+        dataset = open_scratch(tmp_path / "data")
+        follow = dataset.follow()
+        for frame in frames[:10]:
+            stream.append(frame)
+            np.testing.assert_array_equal(next(follow), frame)
+    assert list(follow) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc here")
+def test_the_writer_does_nothing_for_its_readers(make_settings, tmp_path, frames):
+    def system_calls():  # reads and writes
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return np.array([int(line.split()[1]) for line in lines[2:4]])
+
+    settings = make_settings({"t": 60, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
+    program = textwrap.dedent("""
+        import sys
+        from scratchwriter import open_scratch
+        dataset = open_scratch(sys.argv[1])
+        print("ready", flush=True)
+        print(sum(1 for _ in dataset.follow()))
+    """)
+    with ExitStack() as stack:
+        stream = stack.enter_context(create_stream(settings))
+        command = [sys.executable, "-c", program, stream.path]
+        readers = [
+            stack.enter_context(
+                subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(2)
+        ]
+        for reader in readers:
+            reader.stdout.readline()
+        to_look = -(system_calls() - system_calls())
+        before = system_calls()
+        for frame in frames:
+            stream.append(frame)
+        assert (system_calls() - before == to_look).all()
+        stream.close()
+        assert [reader.stdout.readline() for reader in readers] == ["60\n", "60\n"]
