@@ -465,6 +465,123 @@ def test_an_extension_of_somebody_else_builds_against_the_package_and_records(
     assert ended.stdout == "done\n", ended.stderr
 
 
+# -------------------------------------------------------------- what is refused, or fails
+
+
+def test_counts_of_any_size_are_refused_and_harm_nothing(make_settings, place):
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5}, **place)) as stream:
+        c = native(stream)
+        for i in range(3):
+            stream.append(FRAME + i)
+        for frames in (2**63 - 1, 2**62 + 5, 10**18):
+            assert c.skip(c.state, frames) == FAILED
+        slot = ctypes.c_void_p()
+        for count in (0, -1, 65537, 2**60, 2**63 - 1):
+            assert c.reserve(c.state, count, slot) == INVALID
+        assert c.reserve(c.state, 1, slot) == OK
+        for count in (2, 2**60, 2**63 - 1, -1):
+            assert c.commit(c.state, count, None, None) == INVALID
+        assert c.commit(c.state, 0, None, None) == OK
+        assert stream.frames_written == 3
+        stream.append(FRAME + 3)
+    np.testing.assert_array_equal(stream.arrays[0][:, 0, 0], range(4))
+
+
+def test_what_c_commits_are_its_own_slots(make_settings):
+    with create_stream(make_settings({"t": 4, "y": 4, "x": 5})) as stream:
+        c = native(stream)
+        with stream.slot() as frame:
+            frame[...] = 1
+            assert c.commit(c.state, 1, None, None) == CLOSED
+            frame[...] = 2
+        assert stream.frames_written == 1
+        assert (stream.arrays[0][0] == 2).all()
+        assert c.commit(c.state, 1, None, None) == CLOSED
+
+
+def test_slots_whose_commit_fails_are_given_back(make_settings, monkeypatch):
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5})) as stream:
+        c, slot = native(stream), ctypes.c_void_p()
+        records = stream._storage.growth.records
+
+        def no_room(folder):
+            raise OSError(28, "No space: \udcff")  # a name that is not UTF-8
+
+        monkeypatch.setattr(records, "make", no_room)
+        assert c.reserve(c.state, 1, slot) == OK
+        ctypes.memset(slot, 1, 40)
+        times = (ctypes.c_int64 * 1)(5)
+        assert c.commit(c.state, 1, times, None) == FAILED
+        text = ctypes.create_string_buffer(200)
+        c.error_text(c.state, text, 200)
+        assert rb"No space: \udcff" in text.value
+        monkeypatch.undo()
+        thread = threading.Thread(target=stream.append, args=(FRAME,))
+        thread.start()
+        thread.join(20)
+        assert stream.frames_written == 1
+        np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
+
+
+def test_slots_from_c_are_in_the_stats(make_settings):
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5})) as stream:
+        c, slot = native(stream), ctypes.c_void_p()
+        for _ in range(100):
+            c.reserve(c.state, 1, slot)
+            c.commit(c.state, 1, None, None)
+        stats = stream.stats()
+        assert stats.frames == 100
+        assert stats.timed_appends == 7
+        assert stats.frames_per_s > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
+def test_streams_whose_address_was_asked_for_leave_no_file_open(make_settings, tmp_path):
+    def num_open():
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = num_open()
+    for i in range(20):
+        made = make_settings({"t": 2, "y": 4, "x": 5}, root_path=str(tmp_path / str(i)))
+        with create_stream(made) as stream:
+            assert native(stream).append(native(stream).state, FRAME.ctypes.data) == OK
+        del stream
+    assert num_open() == before
+
+
+def test_a_thread_of_c_is_told_from_one_of_python_beside_other_interpreters(tmp_path):
+    program = """
+    import ctypes, sys, threading, time
+    sys.path[:0] = TESTS
+    import numpy as np
+    from test_native import native, OK
+    from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    interpreters.create()
+    dims = dims_from_standard_axes({"t": None, "y": 4, "x": 5})
+    with create_stream(AcquisitionSettings(dimensions=dims, dtype="uint16")) as stream:
+        c, frame = native(stream), np.ones((4, 5), "uint16")
+        # Without the GIL, by a function of ctypes, while Python has a slot open.
+        appended = []
+        def append():
+            appended.append(c.append(c.state, frame.ctypes.data))
+        with stream.slot() as slot:
+            thread = threading.Thread(target=append)
+            thread.start()
+            time.sleep(0.1)
+        thread.join()
+        assert appended == [OK]
+    print("done")
+    """.replace("TESTS", repr([str(Path(__file__).parent)]))
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "done\n", ended.stderr
+
+
 def test_the_header_is_c_and_cpp(tmp_path):
     include = f"-I{scratchwriter.get_include()}"
     for compiler, name in (("cc", "a.c"), ("c++", "a.cpp")):

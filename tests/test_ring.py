@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,7 @@ ACTIONS = st.one_of(
     st.just(("append", 1)),
     st.tuples(st.just("extend"), st.integers(1, 9)),
     st.just(("slot", 1)),
+    st.tuples(st.sampled_from(["slots", "give back"]), st.integers(1, 7)),
     st.tuples(st.just("skip"), st.integers(1, 40)),
 )
 
@@ -91,6 +93,9 @@ def test_any_ring_shows_what_the_model_has_last(
             elif action == "slot":
                 with stream.slot(timestamp_ns=count) as frame:
                     frame[...] = frame_of(count)
+            elif action in ("slots", "give back"):
+                if not fill_slots(stream, stamp, action):
+                    n, stamp = 0, range(0)
             else:
                 stream.skip(frames=n)
                 model.skip(n)
@@ -127,6 +132,22 @@ def test_any_ring_shows_what_the_model_has_last(
         assert [len(a) <= keep for a in read_plain(folder)] == [True] * model.num_positions
 
 
+def fill_slots(stream, stamp, action):
+    """Whether so many slots were to be had, and filled."""
+    shown = [np.array(array) for array in stream.arrays]
+    try:
+        with stream.slots(len(stamp), timestamps_ns=stamp) as frames:
+            frames[...] = np.array([frame_of(i) for i in stamp])
+            for array, before in zip(stream.arrays, shown, strict=True):
+                has_come = before != 0
+                assert (np.asarray(array)[has_come] == before[has_come]).all()
+            if action == "give back":
+                raise KeyError
+    except (ValueError, KeyError):
+        return False
+    return True
+
+
 def check_dataset(dataset, model, keep):
     for position in range(model.num_positions):
         expected = newest(model, position, keep)
@@ -150,6 +171,79 @@ def test_a_ring_does_not_grow(tmp_path, place):
         assert size() == before
         addresses = {stream.arrays[0][...].nbytes}
         assert addresses == {KEEP * 8192}
+
+
+def test_several_slots_are_those_of_the_step_that_is_recorded(place):
+    with create_stream(
+        ring_settings({"t": None, "c": 2, "y": 4, "x": 5}, **place)
+    ) as stream:
+        for i in range(20):
+            with stream.slots(2) as frames:
+                frames[0], frames[1] = frame_of(2 * i), frame_of(2 * i + 1)
+        assert stream.arrays[0][-1, :, 0, 0].tolist() == [39, 40]
+        with pytest.raises(ValueError, match="keep_last still shows"):
+            stream.slots(3).__enter__()
+
+
+def test_a_ring_in_memory_does_not_grow_with_metadata():
+    with create_stream(ring_settings({"t": None, "y": 4, "x": 5})) as stream:
+        metadata = {"text": "x" * 1000}
+
+        def record():
+            for i in range(20_000):
+                stream.append(frame_of(i), frame_metadata=metadata)
+            return resident_nbytes()
+
+        record()
+        assert record() - record() > -5e6  # of 20 MB of lines
+
+
+def resident_nbytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_dropped_frames_are_those_since_the_beginning(place):
+    ids = [0, 1, 5, 6, 7, 8, 9, 20, 21, 22]
+    with create_stream(ring_settings({"t": None, "y": 4, "x": 5}, **place)) as stream:
+        for i in ids:
+            stream.append(frame_of(i), frame_id=i)
+        assert stream.stats().dropped == 13
+        path = stream.path
+        if path is not None:
+            with open_scratch(path) as dataset:
+                assert dataset.dropped == 13
+    if path is not None:
+        with open_scratch(path) as dataset:
+            assert dataset.dropped == 13
+
+
+def test_what_is_not_known_of_a_frame_is_zero_in_its_record(tmp_path):
+    folder = tmp_path / "d"
+    made = ring_settings({"t": None, "y": 64, "x": 32}, root_path=str(folder))
+    with create_stream(made) as stream:
+        for i in range(20):
+            stream.append(frame_of(i, (64, 32)), timestamp_ns=i + 1, frame_id=i + 1)
+        for _ in range(10):
+            stream.append(frame_of(0, (64, 32)))
+        stream.skip(frames=20)
+    assert not np.fromfile(folder / "frame_records.bin", "i8").any()
+
+
+@pytest.mark.parametrize("sizes", [{}, {"c": 2}, {"p": 2}, {"p": 2, "c": 3}], ids=str)
+def test_an_array_stays_as_it_was_for_two_steps(sizes):
+    made = ring_settings({"t": None, **sizes, "y": 64, "x": 32})
+    step_frames = int(np.prod([*sizes.values()], dtype=int))
+    for extra in range(step_frames):
+        with create_stream(made) as stream:
+            for i in range(30 * step_frames + extra):
+                stream.append(frame_of(i, (64, 32)))
+            array = stream.arrays[0][...]
+            # What is still to come of its last step is shown when it comes.
+            complete = array if extra == 0 else array[:-1]
+            before = np.array(complete)
+            for i in range(2 * step_frames):
+                stream.append(frame_of(1000 + i, (64, 32)))
+                np.testing.assert_array_equal(complete, before)
 
 
 def test_a_skip_of_any_length_takes_no_time_and_leaves_zeros(place):

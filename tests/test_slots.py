@@ -116,10 +116,38 @@ def test_others_wait_until_a_slot_is_left(stream):
     assert (stream.arrays[0][:, 0, 0] == [0, 1]).all()
 
 
-def test_a_slot_that_is_lost_is_given_back(stream):
-    stream.slot().__enter__()[...] = 3
+def test_a_slot_that_is_lost_is_given_back_and_its_array_is_read_only(stream):
+    slot = stream.slot()
+    frame = slot.__enter__()
+    frame[...] = 3
+    del slot
     stream.append(FRAME)
+    with pytest.raises(ValueError, match="read-only"):
+        frame[...] = 777
     np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
+
+
+def test_who_opens_slots_all_the_time_lets_others_go_first(stream):
+    is_over = threading.Event()
+
+    def camera():
+        while not is_over.is_set():
+            with stream.slot() as frame:
+                frame[...] = 1
+                time.sleep(0.002)
+
+    thread = threading.Thread(target=camera)
+    thread.start()
+    try:
+        others = [threading.Thread(target=stream.append, args=(FRAME,)) for _ in range(5)]
+        for other in others:
+            other.start()
+        for other in others:
+            other.join(60)
+            assert not other.is_alive()
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def test_arrays_do_not_move_while_a_slot_is_open(stream):
@@ -155,6 +183,16 @@ def test_close_takes_a_slot_back_and_what_is_stored_there_goes_nowhere(
     assert stream.frames_written == 1
     assert stream.arrays[0].shape == (1, 64, 64)
     assert (stream.arrays[0][...] == 1).all()
+
+
+def test_a_slot_that_close_takes_back_is_zeros_in_what_was_planned(make_settings, place):
+    stream = create_stream(make_settings({"t": 4, "y": 4, "x": 5}, **place))
+    stream.append(FRAME)
+    with pytest.raises(ValueError, match="closed"), stream.slot() as frame:
+        frame[...] = 7
+        stream.close()
+    np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
+    assert not stream.arrays[0][1:].any()
 
 
 def test_slots_of_a_closed_or_full_stream_are_refused(make_settings, place):
@@ -200,9 +238,32 @@ def test_slots_that_are_apart_are_refused(make_settings, place):
         for n in (4, 10):
             with pytest.raises(ValueError, match="one behind the other"):
                 stream.slots(n).__enter__()
-        with pytest.raises(ValueError, match="positive"):
-            stream.slots(0)
+        for n in (0, 65537, 2**70):
+            with pytest.raises(ValueError, match="from 1 to 65536"):
+                stream.slots(n)
         assert stream.frames_written == 3
+
+
+def test_what_is_known_of_slots_may_be_set_while_they_are_open_and_for_all(stream):
+    metadata = [{"i": i} for i in range(8)]
+    slots = stream.slots(8, timestamps_ns=range(8), frame_metadata=metadata)
+    with slots as frames:
+        frames[...] = 1
+        slots.frame_ids = np.arange(8)
+        slots.num_filled = 3
+    assert stream.timestamps[0].tolist() == [0, 1, 2]
+    assert stream.frame_ids[0].tolist() == [0, 1, 2]
+    assert slots.timestamps_ns == range(8)
+
+
+def test_a_single_slot_that_was_not_filled_is_given_back(stream):
+    slot = stream.slot()
+    with slot as frame:
+        frame[...] = 1
+        slot.num_filled = 0
+    assert stream.frames_written == 0
+    with pytest.raises(ValueError, match=r"num_filled=2.* from 0 to 1"), slot:
+        slot.num_filled = 2
 
 
 # ----------------------------------------------------------------------------- batches
@@ -215,7 +276,27 @@ BATCHES = {
     "strided": lambda batch: np.repeat(batch, 2, 0)[::2],
     "of another dtype": lambda batch: batch.astype("uint8"),
     "bytes": lambda batch: [frame.tobytes() for frame in batch],
+    "a buffer": memoryview,
+    "an array interface": lambda batch: Interface(batch),
+    "DLPack": lambda batch: Exporter(batch),
 }
+
+
+class Interface:
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+class Exporter:
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
 
 
 @pytest.mark.parametrize("kind", BATCHES)
@@ -253,6 +334,23 @@ def test_a_batch_keeps_what_is_known_of_its_frames(make_settings, tmp_path):
     ]
 
 
+def test_an_iterator_may_use_the_same_memory_for_each_frame(stream):
+    def camera():
+        buffer = np.empty((4, 5), "uint16")
+        for i in range(5):
+            buffer[...] = i
+            yield buffer
+
+    stream.extend(camera())
+    assert stream.arrays[0][:, 0, 0].tolist() == list(range(5))
+
+
+def test_in_a_batch_minus_one_is_not_known(stream):
+    stream.extend([FRAME] * 3, timestamps_ns=[5, -1, 7], frame_ids=[-1, 3, 4])
+    assert stream.timestamps[0].tolist() == [5, -1, 7]
+    assert stream.frame_ids[0].tolist() == [-1, 3, 4]
+
+
 REFUSED = {
     "wrong shape": (lambda: np.zeros((2, 5, 4), "uint16"), {}, ValueError),
     "one frame": (lambda: FRAME, {}, ValueError),
@@ -262,7 +360,8 @@ REFUSED = {
     "metadata of one": (lambda: [FRAME, FRAME], {"frame_metadata": [{}]}, ValueError),
     "metadata no mapping": (lambda: [FRAME], {"frame_metadata": [5]}, TypeError),
     "times of one": (lambda: [FRAME, FRAME], {"timestamps_ns": [1]}, ValueError),
-    "negative time": (lambda: [FRAME], {"timestamps_ns": [-1]}, ValueError),
+    "negative time": (lambda: [FRAME], {"timestamps_ns": [-2]}, ValueError),
+    "bytes": (lambda: FRAME.tobytes(), {}, ValueError),
     "ids no integers": (lambda: [FRAME], {"frame_ids": [1.5]}, ValueError),
 }
 

@@ -44,7 +44,9 @@ static int deliver(driver *camera, int64_t i) {
         status = stream->reserve(stream->state, 1, &slot);
         if (status != SCRATCHWRITER_OK) return status;
         expose(slot, stream->height, width, width, i);
-        return stream->commit(stream->state, 1, &timestamp_ns, &i);
+        status = stream->commit(stream->state, 1, &timestamp_ns, &i);
+        if (status == SCRATCHWRITER_INVALID) stream->commit(stream->state, 0, NULL, NULL);
+        return status;
     }
     expose(camera->buffer, stream->height, width, pitch, i);
     if (camera->way == BY_APPEND) return stream->append(stream->state, camera->buffer);

@@ -47,7 +47,6 @@ from scratchwriter._platform cimport (
     sw_alarm_ring,
     sw_alarm_wait,
     sw_load_acquire,
-    sw_load_pointer,
     sw_mutex,
     sw_mutex_destroy,
     sw_mutex_init,
@@ -99,7 +98,7 @@ cdef struct Walk:
     int64_t writes_back               # whether the second thread runs; atomic
     int64_t* memory_stop_nbytes       # per position: the most that may be in memory
     Array* arrays                     # the writer's
-    int64_t** cursor                  # the writer's, and it may change where it is
+    int64_t* cursor                   # the writer's
     Mapping** mappings                # of the positions, and of the records (or NULL)
 
     # The walk: guarded by `working`
@@ -124,7 +123,7 @@ cdef struct Walk:
 # ------------------------------------------------------------------- without the GIL
 
 cdef int64_t _cursor(Walk* walk) noexcept nogil:
-    return sw_load_acquire(<int64_t*>sw_load_pointer(<void**>walk.cursor))
+    return sw_load_acquire(walk.cursor)
 
 
 cdef bint _in_file(Mapping* mapping) noexcept nogil:

@@ -69,14 +69,17 @@ class Slot:
     Attributes
     ----------
     frame_metadata, timestamp_ns, frame_id
-        As `append` takes them; of several frames, a sequence with one for each.
+        As `append` takes them; of several frames, a sequence with one for each (of which
+        `timestamps_ns` and `frame_ids` are other names, those that `slots` has).
     num_filled : int or None
-        Of several frames, how many were filled; the others are given back. None: all.
+        How many were filled; the others are given back. None: all.
     """
 
     frame_metadata: Any
     timestamp_ns: Any
     frame_id: Any
+    timestamps_ns: Any
+    frame_ids: Any
     num_filled: int | None
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...

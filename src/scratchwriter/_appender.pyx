@@ -20,8 +20,8 @@ from libc.stdlib cimport calloc, free, malloc
 
 from scratchwriter cimport SCRATCHWRITER_CAPSULE
 from scratchwriter._c_api cimport fill_c_stream
-from scratchwriter._convert cimport as_stamp, as_stamps
-from scratchwriter._core cimport UNKNOWN, Frame, FrameWriter
+from scratchwriter._convert cimport as_batch, as_stamp, as_stamps
+from scratchwriter._core cimport MOST_SLOTS, UNKNOWN, Frame, FrameWriter
 
 cnp.import_array()
 
@@ -79,16 +79,20 @@ cdef int put_all(
     cdef list arrays, bodies
     cdef Frame* table
     cdef int64_t count, i
-    if cnp.PyArray_Check(frames):
-        array = writer._as_frames(frames)
+    batch = as_batch(frames)
+    if batch is not None:
+        array = writer._as_frames(batch)
         count = cnp.PyArray_DIM(array, 0)
     else:
         arrays = []
+        # What makes them one by one may use the same memory for each.
+        copies = not isinstance(frames, (list, tuple))
         for i, frame in enumerate(frames):
             try:
-                arrays.append(writer._as_frame(frame))
+                one = writer._as_frame(frame)
             except ValueError as error:
                 raise ValueError(f"Frame {i} of the batch: {error}") from None
+            arrays.append(one.copy() if copies else one)
         count = len(arrays)
     bodies = bodies_of(writer, frame_metadata, count)
     times = as_stamps(timestamps_ns, count, "timestamps_ns")
@@ -146,8 +150,8 @@ Store the next frames."""
 
     def slots(self, n, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
         count = PyNumber_Index(n)
-        if count <= 0:
-            raise ValueError(f"slots({count}): the number must be positive.")
+        if not 0 < count <= MOST_SLOTS:
+            raise ValueError(f"slots({count}): the number must be from 1 to {MOST_SLOTS}.")
         return make_slot(self, count, frame_metadata, timestamps_ns, frame_ids)
 
     @property
@@ -180,11 +184,29 @@ cdef class Slot:
     cdef bytes _body              # of the metadata line
     cdef public object frame_metadata, timestamp_ns, frame_id, num_filled
 
+    # The names of `slots(n, ...)`
+    @property
+    def timestamps_ns(self):
+        return self.timestamp_ns
+
+    @timestamps_ns.setter
+    def timestamps_ns(self, values):
+        self.timestamp_ns = values
+
+    @property
+    def frame_ids(self):
+        return self.frame_id
+
+    @frame_ids.setter
+    def frame_ids(self, values):
+        self.frame_id = values
+
     def __init__(self):
         raise TypeError("a Slot is made by ScratchStream.slot() or slots()")
 
     def __dealloc__(self):
         if self._serial:
+            cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
             self._appender._writer.give_back(self._serial)
 
     def __enter__(self):
@@ -220,19 +242,26 @@ cdef class Slot:
         cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
         try:
             if exc_type is None:
+                if self.num_filled is not None:
+                    filled = PyNumber_Index(self.num_filled)
+                    if not 0 <= filled <= count:
+                        raise ValueError(
+                            f"num_filled={filled}: it must be from 0 to {count}, the "
+                            "number of frames reserved."
+                        )
+                    count = filled
                 if self._count == 0:
                     self._fill_one(&one)
                 else:
-                    if self.num_filled is not None:
-                        count = PyNumber_Index(self.num_filled)
-                        if not 0 <= count <= self._count:
-                            raise ValueError(
-                                f"num_filled={count}: it must be from 0 to {self._count}, "
-                                "the number of frames reserved."
-                            )
-                    bodies = bodies_of(writer, self.frame_metadata, count)
-                    times = as_stamps(self.timestamp_ns, count, "timestamps_ns")
-                    ids = as_stamps(self.frame_id, count, "frame_ids")
+                    bodies = bodies_of(
+                        writer, self._of_filled(self.frame_metadata, count), count
+                    )
+                    times = as_stamps(
+                        self._of_filled(self.timestamp_ns, count), count, "timestamps_ns"
+                    )
+                    ids = as_stamps(
+                        self._of_filled(self.frame_id, count), count, "frame_ids"
+                    )
                     table = <Frame*>calloc(max(count, 1), sizeof(Frame))
                     if table == NULL:
                         raise MemoryError(f"table of {count} frames")
@@ -247,6 +276,12 @@ cdef class Slot:
             if table != &one:
                 free(table)
         return False
+
+    cdef object _of_filled(self, object values, int64_t count):
+        """Leave out what was given for frames that were reserved and not filled."""
+        if values is not None and len(values) == self._count:
+            return values[:count]
+        return values
 
     cdef int _fill_one(self, Frame* one) except -1:
         one.data = NULL

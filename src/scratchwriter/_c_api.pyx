@@ -30,6 +30,7 @@ from scratchwriter._core cimport (
     BUSY,
     CLOSED,
     FULL,
+    MOST_SLOTS,
     NEED_ROOM,
     OK,
     SAMPLED,
@@ -44,7 +45,6 @@ from scratchwriter._core cimport (
 )
 from scratchwriter._platform cimport (
     sw_load_acquire,
-    sw_load_pointer,
     sw_mutex_unlock,
     sw_now_ns,
 )
@@ -54,16 +54,18 @@ from scratchwriter._platform cimport (
 
 cdef int ask(FrameWriter writer, Status status, Request* request) noexcept with gil:
     """Have Python see to what a call lacks: OK if it may be tried again."""
+    cdef int answer = SCRATCHWRITER_FAILED  # also if wording the error fails
     cdef bytes text
     try:
         writer._answer(status, "append", 1, request)
-        return SCRATCHWRITER_OK
+        answer = SCRATCHWRITER_OK
     except BaseException as error:
-        text = f"{type(error).__name__}: {error}".encode()[: sizeof(writer._error_text) - 1]
+        text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
+        text = text[: sizeof(writer._error_text) - 1]
         writer._lock()
         memcpy(writer._error_text, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
         sw_mutex_unlock(&writer._mutex)
-        return SCRATCHWRITER_FAILED
+    return answer
 
 
 cdef int answer_native(
@@ -110,7 +112,7 @@ cdef int c_append_rows(
         return SCRATCHWRITER_INVALID
     if (
         writer._frame_nbytes >= TIMED_NBYTES
-        or sw_load_acquire(writer._cursor) % SAMPLED == 0
+        or sw_load_acquire(&writer._cursor) % SAMPLED == 0
     ):
         start_ns = sw_now_ns()
     frame.data = <const char*>data
@@ -139,14 +141,16 @@ cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept no
     cdef Status status
     cdef Request request
     cdef int answer
-    if frames == NULL or count <= 0:
+    if frames == NULL or not 0 < count <= MOST_SLOTS:
         return SCRATCHWRITER_INVALID
+    writer._let_others_go_first()
     while True:
         status = writer._begin_native()
         if status == OK:
             status = writer._reserve(count, <char**>frames, &request)
             while status == NEED_ROOM and prepare_native(writer, &request):
                 status = writer._reserve(count, <char**>frames, &request)
+            writer._slot_is_native = status == OK
             sw_mutex_unlock(&writer._mutex)
             if status == OK:
                 return SCRATCHWRITER_OK
@@ -155,18 +159,31 @@ cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept no
             return answer
 
 
+cdef int may_commit(FrameWriter writer, int64_t count) noexcept nogil:
+    """Tell whether so many slots of C are open; with the mutex held."""
+    if writer._closed or writer._slot_frames == 0 or not writer._slot_is_native:
+        return SCRATCHWRITER_CLOSED
+    return SCRATCHWRITER_OK if count <= writer._slot_frames else SCRATCHWRITER_INVALID
+
+
 cdef int c_commit(
     FrameWriter writer, int64_t count, const int64_t* timestamps_ns,
     const int64_t* frame_ids,
 ) noexcept nogil:
     cdef Frame few[16]
     cdef Frame* frames = few
-    cdef Status status = CLOSED
+    cdef Status status = OK
     cdef Request request
-    cdef int64_t i
+    cdef int64_t i, serial
+    cdef int64_t start_ns = 0
     cdef int answer
-    if count < 0:
-        return SCRATCHWRITER_INVALID
+    # Before anything is made of the count, or read by it.
+    writer._lock()
+    serial = writer._slot_serial
+    answer = may_commit(writer, count) if count >= 0 else SCRATCHWRITER_INVALID
+    sw_mutex_unlock(&writer._mutex)
+    if answer != SCRATCHWRITER_OK:
+        return answer
     for i in range(count):
         if (
             timestamps_ns != NULL and timestamps_ns[i] < UNKNOWN
@@ -176,29 +193,35 @@ cdef int c_commit(
     if count > 16:
         frames = <Frame*>malloc(count * sizeof(Frame))
         if frames == NULL:
+            writer.give_back(serial)
             return SCRATCHWRITER_FAILED
+    if count and (
+        count * writer._frame_nbytes >= TIMED_NBYTES
+        or sw_load_acquire(&writer._cursor) % SAMPLED == 0
+    ):
+        start_ns = sw_now_ns()
     for i in range(count):
         frames[i].data = NULL
         frames[i].body = NULL
         frames[i].body_nbytes = 0
         frames[i].timestamp_ns = UNKNOWN if timestamps_ns == NULL else timestamps_ns[i]
         frames[i].frame_id = UNKNOWN if frame_ids == NULL else frame_ids[i]
-    while True:
+    while answer == SCRATCHWRITER_OK:
         writer._lock()
-        answer = SCRATCHWRITER_CLOSED
-        if not writer._closed and writer._slot_frames:
-            answer = SCRATCHWRITER_INVALID
-            if count <= writer._slot_frames:
-                answer = SCRATCHWRITER_OK
-                status = writer._commit(writer._slot_serial, frames, count, &request)
-                while status == NEED_ROOM and prepare_native(writer, &request):
-                    status = writer._commit(writer._slot_serial, frames, count, &request)
+        answer = may_commit(writer, count)
+        if answer == SCRATCHWRITER_OK:
+            status = writer._commit(serial, frames, count, &request)
+            while status == NEED_ROOM and prepare_native(writer, &request):
+                status = writer._commit(serial, frames, count, &request)
         sw_mutex_unlock(&writer._mutex)
-        if answer != SCRATCHWRITER_OK or status == OK:
-            break
-        answer = answer_native(writer, status, &request)
-        if answer != SCRATCHWRITER_OK:
-            break
+        if answer == SCRATCHWRITER_OK:
+            if status == OK:
+                break
+            answer = answer_native(writer, status, &request)
+            if answer != SCRATCHWRITER_OK:
+                writer.give_back(serial)  # nobody else would
+    if start_ns and answer == SCRATCHWRITER_OK:
+        writer._count_append(start_ns)
     if frames != few:
         free(frames)
     return answer
@@ -210,6 +233,7 @@ cdef int c_skip(FrameWriter writer, int64_t frames) noexcept nogil:
     cdef int answer
     if frames <= 0:
         return SCRATCHWRITER_INVALID
+    frames = min(frames, <int64_t>1 << 62)  # as from Python: too many for any array
     while True:
         status = writer._begin_native()
         if status == OK:
@@ -223,14 +247,14 @@ cdef int c_skip(FrameWriter writer, int64_t frames) noexcept nogil:
 
 
 cdef int64_t c_frames_written(FrameWriter writer) noexcept nogil:
-    return sw_load_acquire(<int64_t*>sw_load_pointer(<void**>&writer._cursor))
+    return sw_load_acquire(&writer._cursor)
 
 
 cdef const char* c_status_text(int status) noexcept nogil:
     if status == SCRATCHWRITER_OK:
         return b"ok"
     if status == SCRATCHWRITER_CLOSED:
-        return b"the stream is closed, or the slot was taken back"
+        return b"the stream is closed, or no slot is reserved any more"
     if status == SCRATCHWRITER_BUSY:
         return b"this thread has a slot open, or is growing the stream"
     if status == SCRATCHWRITER_FULL:

@@ -40,8 +40,11 @@ cdef cnp.ndarray as_stamps(object values, int64_t count, str name):
             f"{name} has shape {stamps.shape} and dtype {stamps.dtype}, expected one "
             f"integer for each of {count} frames."
         )
-    if count and not 0 <= int(stamps.min()) <= int(stamps.max()) < 1 << 63:
-        raise ValueError(f"{name}: none may be negative, or 2**63 and more.")
+    if count and not -1 <= int(stamps.min()) <= int(stamps.max()) < 1 << 63:
+        raise ValueError(
+            f"{name} has {stamps.min()} to {stamps.max()}: each must be from 0 to "
+            "2**63 - 1, or -1 if it is not known."
+        )
     return np.ascontiguousarray(stamps, np.int64)
 
 
@@ -67,15 +70,37 @@ cdef object as_array(object frame, object dtype, tuple shape):
             if view.ndim == 1 and view.c_contiguous:
                 # A frame's bytes, or its pixels, one after the other.
                 pixels = shape[0] * shape[1]
-                if view.itemsize == 1 and view.nbytes == pixels * dtype.itemsize:
+                is_raw = view.format.lstrip("@=<>!") in ("B", "c", "b")
+                if dtype.itemsize == 1:
+                    # Signed bytes are pixels of another dtype, and any are to a bool.
+                    is_raw = is_raw and view.format[-1] != "b" and dtype.kind != "b"
+                if is_raw and view.nbytes == pixels * dtype.itemsize:
                     return np.frombuffer(view, dtype).reshape(shape)
                 if len(view) == pixels:
                     return np.asarray(view).reshape(shape)
                 raise ValueError(
                     f"Frame ({type(frame).__name__}) is a buffer of {view.nbytes} bytes, "
-                    f"expected {pixels} pixels, {pixels * dtype.itemsize} bytes."
+                    f"expected {pixels} pixels of {dtype}, {pixels * dtype.itemsize} "
+                    "bytes. Append one frame at a time, whole, or set the dimensions' "
+                    "counts and the settings' dtype to the camera's."
                 )
     return np.asarray(frame)
+
+
+cdef object as_batch(object frames):
+    """Make a numpy array of frames that are one thing in memory; of others, None."""
+    if isinstance(frames, np.ndarray):
+        return np.asarray(frames)
+    if isinstance(frames, (list, tuple)):
+        return None
+    if hasattr(type(frames), "__dlpack_device__"):
+        return as_array(frames, None, ())
+    if hasattr(frames, "__array_interface__"):
+        return np.asarray(frames)
+    try:
+        return np.asarray(memoryview(frames))
+    except TypeError:
+        return None  # not a buffer
 
 
 cdef inline bint fits_in_64_bits(object number) except -1:

@@ -70,6 +70,9 @@ cdef enum:
     SAMPLED = 16               # ... and one in so many of smaller ones
 
 cdef enum:
+    MOST_SLOTS = 65536         # open at a time
+
+cdef enum:
     UNKNOWN = -1
     # What is known of a frame, besides its pixels.
     KNOWS_TIME = 1
@@ -115,6 +118,7 @@ cdef class FrameWriter:
     cdef int64_t _ring_frames                # the same for all positions
     cdef int64_t _keep_steps                 # of them, those that are shown; 0: all
     cdef bint _clears_next                   # the slot that a step later comes there
+    cdef int64_t _slot_steps                 # of a ring, that slots may be open in together
     cdef bint _takes_time                    # of frames that come without one
 
     # What moves with the frames: guarded by _mutex
@@ -133,6 +137,8 @@ cdef class FrameWriter:
     cdef int64_t _slot_frames                # of those that are open; 0: none
     cdef int64_t _slot_serial                # of the last ones that were opened
     cdef uintptr_t _slot_thread              # who opened them
+    cdef bint _slot_is_native                # by the C API
+    cdef int64_t _waiting                    # threads that wait for them; atomic
     cdef char _error_text[1024]              # of the last failure, for C
 
     # What is ahead of the frames; NULL without it, and after close
@@ -147,11 +153,14 @@ cdef class FrameWriter:
     cdef int64_t _last_append_ns             # of those that were timed
 
     # Written under _mutex by release-stores, read by anyone by acquire-loads
-    cdef int64_t* _cursor                    # frames appended and skipped
-    cdef int64_t _own_cursor                 # where _cursor points without a file
+    cdef int64_t _cursor                     # frames appended and skipped
+    # The same, and _dropped, in a file that others read; NULL without it, and after close
+    cdef int64_t* _file_cursor
+    cdef int64_t* _file_dropped
 
     # Owners of the memory above, and who to ask for more of it
-    cdef list _array_owners, _cursor_owners
+    cdef list _array_owners
+    cdef object _file_owner
     cdef object _digits_owner, _new_digits_owner
     cdef object _make_room, _make_steps, _encode_metadata, _disk_error
     cdef object _log_path, _skips_path
@@ -172,7 +181,10 @@ cdef class FrameWriter:
     cdef cnp.ndarray _as_frame(self, object frame)
     cdef cnp.ndarray _as_frames(self, object frames)
     cdef int _begin(self) except -1
+    cdef int _wait_for_slots(self) except -1
     cdef Status _begin_native(self) noexcept nogil
+    cdef void _let_others_go_first(self) noexcept nogil
+    cdef void _move_cursor(self, int64_t frames) noexcept nogil
     cdef void _lock(self) noexcept nogil
     cdef int _answer(
         self, Status status, str what, object frames, Request* request

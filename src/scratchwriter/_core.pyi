@@ -121,8 +121,10 @@ class FrameWriter:
     def set_readable_steps(self, steps: int) -> None:
         """Allow skips as far as `steps`."""
 
-    def publish_cursor(self, address: int, owner: object) -> None:
-        """Keep the frame cursor (int64) at an address from now on."""
+    def publish_progress(
+        self, cursor_address: int, dropped_address: int, owner: object
+    ) -> None:
+        """Keep the frame cursor and the dropped frames (int64) there, too."""
 
     def publish_steps(self, addresses: Sequence[int], owner: object) -> None:
         """Keep each array's length as 16 digits at an address, too, from now on."""

@@ -52,7 +52,6 @@ from scratchwriter._platform cimport (
     sw_pwrite,
     sw_raise,
     sw_store_16,
-    sw_store_pointer,
     sw_store_release,
     sw_this_thread,
     sw_touch,
@@ -62,8 +61,20 @@ import numpy as np
 
 cnp.import_array()
 
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX < 0x030D0000
+    #define PyThreadState_GetUnchecked _PyThreadState_UncheckedGet
+    #endif
+    /* PyGILState_Check is always true once there was a sub-interpreter. */
+    static int sw_has_gil(void) {
+        PyThreadState *mine = PyGILState_GetThisThreadState();
+        return mine != NULL && mine == PyThreadState_GetUnchecked();
+    }
+    """
+    bint sw_has_gil() nogil
+
 cdef extern from "Python.h":
-    int PyGILState_Check() nogil
     void* PyEval_SaveThread() nogil
     void PyEval_RestoreThread(void* state) nogil
 
@@ -76,6 +87,7 @@ cdef enum:
     LOG_BLOCK_NBYTES = 65000   # small enough for malloc to have it at hand
     PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
     NAP_NS = 50_000            # between looks whether a slot is still open
+    MOST_NAPS = 20             # of one that lets others go first
     PAGE_NBYTES = 4096         # of memory, at least
 
 
@@ -120,7 +132,7 @@ cdef inline char* put_number(char* at, int64_t number) noexcept nogil:
 
 cdef void* leave_python(void* state) noexcept nogil:
     """Give up the GIL, if this thread has it: who holds the mutex may need it."""
-    if state == NULL and PyGILState_Check():
+    if state == NULL and sw_has_gil():
         return PyEval_SaveThread()
     return state
 
@@ -147,8 +159,6 @@ cdef class FrameWriter:
         self._log.fd = -1
         self._log.keep = keep_metadata
         self._skips.fd = -1
-        self._own_cursor = 0
-        self._cursor = &self._own_cursor
 
         self._dtype = plan.dtype
         self._casting = casting
@@ -163,6 +173,7 @@ cdef class FrameWriter:
         self._clears_next = (
             self._ring_frames > 0 and plan.step_frames > plan.num_positions
         )
+        self._slot_steps = 1 if self._clears_next else plan.ring_steps - self._keep_steps
         self._last_frame_id = UNKNOWN
         self._num_positions = plan.num_positions
         self._num_frames = -1 if plan.is_unbounded else plan.num_frames
@@ -185,7 +196,6 @@ cdef class FrameWriter:
         for position in range(self._num_positions):
             self._arrays[position].steps = 1
         self._array_owners = [None] * (self._num_positions + 1)
-        self._cursor_owners = []
         self._readable_steps = 1
         self._make_room = make_room
         self._make_steps = make_steps
@@ -214,7 +224,7 @@ cdef class FrameWriter:
 
         if (
             self._frame_nbytes >= TIMED_NBYTES
-            or sw_load_acquire(self._cursor) % SAMPLED == 0
+            or sw_load_acquire(&self._cursor) % SAMPLED == 0
         ):
             start_ns = sw_now_ns()
         if self._is_plain_frame(frame):
@@ -266,7 +276,7 @@ cdef class FrameWriter:
             takes_long |= frames[i].body_nbytes != 0
         if (
             count * self._frame_nbytes >= TIMED_NBYTES
-            or sw_load_acquire(self._cursor) % SAMPLED == 0
+            or sw_load_acquire(&self._cursor) % SAMPLED == 0
         ):
             start_ns = sw_now_ns()
         while True:
@@ -289,6 +299,7 @@ cdef class FrameWriter:
         """Reserve the next slots; return where they begin."""
         cdef int status
         cdef Request request
+        self._let_others_go_first()
         while True:
             status = self._begin()
             if status == OK:
@@ -324,7 +335,7 @@ cdef class FrameWriter:
 
     @property
     def frames_written(self):
-        return sw_load_acquire(self._cursor)
+        return sw_load_acquire(&self._cursor)
 
     @property
     def closed(self):
@@ -391,12 +402,12 @@ cdef class FrameWriter:
     def set_readable_steps(self, steps):
         self._readable_steps = steps
 
-    def publish_cursor(self, address, owner):
-        cdef int64_t* cursor = <int64_t*><uintptr_t>address
-        sw_store_release(cursor, self._cursor[0])
-        sw_store_pointer(<void**>&self._cursor, cursor)
-        # For good: a thread without the GIL may be about to look at it.
-        self._cursor_owners.append(owner)
+    def publish_progress(self, cursor_address, dropped_address, owner):
+        self._file_owner = owner
+        self._file_cursor = <int64_t*><uintptr_t>cursor_address
+        self._file_dropped = <int64_t*><uintptr_t>dropped_address
+        sw_store_release(self._file_dropped, self._dropped)
+        sw_store_release(self._file_cursor, self._cursor)
 
     def publish_steps(self, addresses, owner):
         cdef int64_t position
@@ -455,19 +466,19 @@ cdef class FrameWriter:
             return
         if status != OK:
             self._raise(status, "close", 0, NULL)
+        # Whoever has slots open is told when he comes back.
+        self._commit(self._slot_serial, NULL, 0, NULL)
         self._closed = True
-        self._slot_frames = 0  # whoever has them open is told when he comes back
         self._ahead = NULL
         self._prepare = NULL
         self._frames_ahead = NULL
         # Nothing outside is written from here on, and its owners may go.
-        sw_store_release(&self._own_cursor, self._cursor[0])
-        sw_store_pointer(<void**>&self._cursor, &self._own_cursor)
+        self._file_cursor = self._file_dropped = NULL
         for position in range(self._num_positions):
             self._arrays[position].shape_digits = NULL
             self._arrays[position].new_digits = NULL
         sw_mutex_unlock(&self._mutex)
-        self._digits_owner = self._new_digits_owner = None
+        self._digits_owner = self._new_digits_owner = self._file_owner = None
         self._make_room = self._make_steps = None
         self._array_owners = []
 
@@ -514,7 +525,7 @@ cdef class FrameWriter:
 
     cdef cnp.ndarray _as_frames(self, object frames):
         """Check an array of frames; return it with whole rows and the right dtype."""
-        array = np.asarray(frames)
+        array = frames
         expected = (self._height, self._width)
         if array.ndim != 3 or array.shape[1:] != expected:
             raise ValueError(
@@ -577,24 +588,36 @@ cdef class FrameWriter:
 
     cdef int _begin(self) except -1:
         """Take the mutex when no slot is open, by `_acquire`; return a `Status`."""
+        cdef Status status = self._acquire()
+        if status != OK or self._slot_frames == 0:
+            return status
+        return self._wait_for_slots()
+
+    cdef int _wait_for_slots(self) except -1:
+        """Go on with `_begin` when there are open slots; with the mutex held."""
         cdef Status status
-        cdef bint is_mine
-        while True:
-            status = self._acquire()
-            if status != OK or self._slot_frames == 0:
-                return status
-            is_mine = self._slot_thread == sw_this_thread()
-            sw_mutex_unlock(&self._mutex)
-            if is_mine:
-                return SLOT_OPEN
-            with nogil:
-                sw_nap(NAP_NS)
-            PyErr_CheckSignals()
+        cdef bint is_mine = self._slot_thread == sw_this_thread()
+        sw_mutex_unlock(&self._mutex)
+        if is_mine:
+            return SLOT_OPEN
+        sw_add(&self._waiting, 1)
+        try:
+            while True:
+                with nogil:
+                    sw_nap(NAP_NS)
+                PyErr_CheckSignals()
+                status = self._acquire()
+                if status != OK or self._slot_frames == 0:
+                    return status
+                sw_mutex_unlock(&self._mutex)
+        finally:
+            sw_add(&self._waiting, -1)
 
     cdef Status _begin_native(self) noexcept nogil:
-        """The same for C, whose thread may have the GIL or not."""
+        """The same as `_begin` for C, whose thread may have the GIL or not."""
         cdef void* python = NULL
         cdef Status status
+        cdef bint waits = False
         while True:
             if not sw_mutex_try(&self._mutex):
                 if self._is_exclusive():
@@ -610,10 +633,29 @@ cdef class FrameWriter:
             sw_mutex_unlock(&self._mutex)
             if status != OK:
                 break
+            if not waits:
+                sw_add(&self._waiting, 1)
+                waits = True
             python = leave_python(python)
             sw_nap(NAP_NS)
+        if waits:
+            sw_add(&self._waiting, -1)
         return_to_python(python)
         return status
+
+    cdef void _let_others_go_first(self) noexcept nogil:
+        """Before slots are opened: who opens them all the time must not keep others out.
+
+        Others look whether slots are open only now and then; and in Python, when they have
+        the GIL. So this is for a while, not until they have been.
+        """
+        cdef void* python = NULL
+        cdef int naps = 0
+        while naps < MOST_NAPS and sw_load_acquire(&self._waiting):
+            python = leave_python(python)
+            sw_nap(NAP_NS)
+            naps += 1
+        return_to_python(python)
 
     cdef void _lock(self) noexcept nogil:
         """Take the mutex, whatever is open or closed."""
@@ -646,6 +688,12 @@ cdef class FrameWriter:
         if self._ring_nbytes and slot.offset_nbytes >= self._ring_nbytes:
             slot.offset_nbytes -= self._ring_nbytes
 
+    cdef void _move_cursor(self, int64_t frames) noexcept nogil:
+        """Commit: so many frames have come. What they are is stored by now."""
+        sw_store_release(&self._cursor, frames)
+        if self._file_cursor != NULL:
+            sw_store_release(self._file_cursor, frames)
+
     cdef void _clear(self, int64_t steps) noexcept nogil:
         """Clear the next slot of a ring, or the one that is some steps behind it."""
         cdef int64_t step_nbytes = self._strides_nbytes[0]
@@ -657,7 +705,7 @@ cdef class FrameWriter:
 
     cdef Status _put(self, Frame* frame, Request* request) noexcept nogil:
         """Copy a frame into the next slot and commit it, with all that came with it."""
-        cdef int64_t cursor = self._cursor[0]
+        cdef int64_t cursor = self._cursor
         cdef int64_t position = self._position(&self._next)
         cdef int64_t stop_nbytes
         cdef Array* array = &self._arrays[position]
@@ -695,7 +743,7 @@ cdef class FrameWriter:
         if self._num_frames < 0 and self._next.index[0] >= array.steps:
             self._set_steps(array, self._next.index[0] + 1)
         self._advance(&self._next)
-        sw_store_release(self._cursor, cursor + 1)
+        self._move_cursor(cursor + 1)
         return OK
 
     cdef Status _store(
@@ -708,8 +756,11 @@ cdef class FrameWriter:
     cdef Status _put_all(
         self, Frame* frames, int64_t count, Request* request
     ) noexcept nogil:
-        """Store many frames and commit them at once; those without data are in place."""
-        cdef int64_t cursor = self._cursor[0]
+        """Store many frames and commit them at once; those without data are in place.
+
+        In a ring, where one frame takes the place of another, they come one by one.
+        """
+        cdef int64_t cursor = self._cursor
         cdef int64_t i, body_nbytes = 0
         cdef int64_t run_nbytes = 0  # frames that follow each other here and there
         cdef const char* run_data = NULL
@@ -745,8 +796,7 @@ cdef class FrameWriter:
                     if run_nbytes:
                         sw_copy(run_to, run_data, run_nbytes)
                     run_nbytes = 0
-                    # What clears slots does so between two frames.
-                    if frames[i].pitch_nbytes == self._row_nbytes and not self._clears_next:
+                    if frames[i].pitch_nbytes == self._row_nbytes and not self._ring_nbytes:
                         run_to, run_data = to, frames[i].data
                         run_nbytes = self._frame_nbytes
                     else:
@@ -761,34 +811,44 @@ cdef class FrameWriter:
             if self._num_frames < 0 and self._next.index[0] >= array.steps:
                 self._set_steps(array, self._next.index[0] + 1)
             self._advance(&self._next)
+            if self._ring_nbytes:
+                # The next one may be where a frame is that is shown until this is counted.
+                self._move_cursor(cursor + i + 1)
         if run_nbytes:
             sw_copy(run_to, run_data, run_nbytes)
-        sw_store_release(self._cursor, cursor + count)
+        self._move_cursor(cursor + count)
         return OK
 
     cdef Status _look_ahead(
         self, int64_t count, bint together, Request* request
     ) noexcept nogil:
         """See whether the next slots may be written, and lie one behind the other."""
-        cdef int64_t cursor = self._cursor[0]
+        cdef int64_t cursor = self._cursor
         cdef Odometer slot = self._next
         cdef int64_t first = self._position(&slot)
         cdef int64_t i, position, stop_nbytes
         if self._num_frames >= 0 and count > self._num_frames - cursor:
             return FULL
-        for i in range(count):
-            position = self._position(&slot)
-            if together and (
-                position != first
+        for i in range(count if together else 0):
+            if (
+                self._position(&slot) != first
                 or slot.offset_nbytes != self._next.offset_nbytes + i * self._frame_nbytes
+                or self._ring_nbytes and (
+                    slot.index[0] - self._next.index[0] >= self._slot_steps
+                )
             ):
                 return SLOTS_APART
+            self._advance(&slot)
+        slot = self._next
+        while count:
+            position = self._position(&slot)
             stop_nbytes = slot.offset_nbytes + self._frame_nbytes
             if stop_nbytes > sw_load_acquire(&self._arrays[position].writable_nbytes):
                 request.position = position
                 request.stop_nbytes = stop_nbytes
                 return NEED_ROOM
             self._advance(&slot)
+            count -= 1
         return OK
 
     cdef Status _look_for_record(self, int64_t stop, Request* request) noexcept nogil:
@@ -815,6 +875,10 @@ cdef class FrameWriter:
         elif self._takes_time:
             record.timestamp_ns = sw_now_ns()
             known = KNOWS_TIME | IS_HOST_TIME
+        elif self._ring_frames:
+            record.timestamp_ns = 0
+        if self._ring_frames:
+            record.frame_id = 0
         if frame.frame_id >= 0:
             record.frame_id = frame.frame_id
             known |= KNOWS_ID
@@ -824,6 +888,8 @@ cdef class FrameWriter:
                     &self._dropped,
                     self._dropped + frame.frame_id - self._last_frame_id - 1,
                 )
+                if self._file_dropped != NULL:
+                    sw_store_release(self._file_dropped, self._dropped)
             self._last_frame_id = frame.frame_id
         record.known = known
 
@@ -839,12 +905,13 @@ cdef class FrameWriter:
         )
         if (
             self._frames_ahead == NULL
-            or sw_load_acquire(self._frames_ahead) < self._cursor[0] + count
+            or sw_load_acquire(self._frames_ahead) < self._cursor + count
         ):
             self._populate(address[0], count * self._frame_nbytes)
         self._slot_frames = count
         self._slot_serial += 1
         self._slot_thread = sw_this_thread()
+        self._slot_is_native = False
         return OK
 
     cdef Status _commit(
@@ -881,8 +948,8 @@ cdef class FrameWriter:
         sw_touch(start + nbytes - 1)
 
     cdef Status _skip(self, int64_t frames, Request* request) noexcept nogil:
-        """Commit frames that were never written."""
-        cdef int64_t cursor = self._cursor[0]
+        """Commit frames that were never written; at most 2**62 at a time."""
+        cdef int64_t cursor = self._cursor
         cdef int64_t position, steps
         if self._num_frames >= 0:
             if frames > self._num_frames - cursor:
@@ -912,14 +979,14 @@ cdef class FrameWriter:
         )
         if self._ring_nbytes:
             self._next.offset_nbytes %= self._ring_nbytes
-        sw_store_release(self._cursor, cursor + frames)
+        self._move_cursor(cursor + frames)
         return OK
 
     cdef void _skip_in_ring(self, int64_t cursor, int64_t frames) noexcept nogil:
         """Clear what was in the slots before, and forget what was known of it."""
-        cdef Frame nothing
+        cdef Record nothing
         cdef int64_t frame = cursor + max(frames - self._ring_frames, <int64_t>0)
-        nothing.timestamp_ns = nothing.frame_id = UNKNOWN
+        nothing.timestamp_ns = nothing.frame_id = nothing.known = 0
         jump(&self._next, frame, self._counts, self._strides_nbytes, self._num_axes)
         self._next.offset_nbytes %= self._ring_nbytes
         while frame < cursor + frames:
@@ -927,10 +994,9 @@ cdef class FrameWriter:
             if self._clears_next:
                 self._clear(1)
             if self._arrays[self._num_positions].base != NULL:
-                self._record(frame, &nothing)
                 (<Record*>self._arrays[self._num_positions].base)[
                     frame % self._ring_frames
-                ].known = 0
+                ] = nothing
             self._advance(&self._next)
             frame += 1
 
@@ -1097,9 +1163,9 @@ cdef class FrameWriter:
         if status == SLOTS_APART:
             raise ValueError(
                 f"Cannot reserve {frames} frames together: they do not lie one behind the "
-                "other in one array. Reserve fewer (as many as the last dimension has "
-                "left), one by one with slot(), or use storage_order='acquisition' with "
-                "the positions first."
+                "other in one array, or are where keep_last still shows others. Reserve "
+                "fewer (as many as the last dimension has left), one by one with slot(), "
+                "or use storage_order='acquisition' with the positions first."
             )
         if status == FULL:
             raise IndexError(

@@ -16,8 +16,6 @@ cdef extern from "platform.h" nogil:
 
     int64_t sw_load_acquire(const int64_t* p)
     void sw_store_release(int64_t* p, int64_t value)
-    void* sw_load_pointer(void** p)
-    void sw_store_pointer(void** p, void* value)
     void sw_add(int64_t* p, int64_t value)
     void sw_raise(int64_t* p, int64_t value)
     void sw_store_16(char* p, const char* data)

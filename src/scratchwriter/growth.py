@@ -102,7 +102,7 @@ class Growth:
             encode_frame_metadata,
             disk_error,
             # Without a file they can only be wanted for a later one.
-            keep_metadata=plan.is_unbounded and fmt.spill_to_disk,
+            keep_metadata=plan.is_unbounded and fmt.spill_to_disk and not plan.ring_steps,
             takes_time=fmt.timestamps,
         )
         self.records = RecordArray(plan, self.writer)

@@ -75,9 +75,12 @@ _DIGITS = 16  # width of a length that is renewed in place, and its alignment
 _PROGRESS_NBYTES = 4096
 _PROGRESS_HEADER = np.dtype(
     {
-        "names": ["magic", "version", "state", "pid", "boot_id", "cursor", "synced"],
-        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8"],
-        "offsets": [0, 8, 12, 16, 24, 64, 72],
+        "names": [
+            *("magic", "version", "state", "pid"),
+            *("boot_id", "cursor", "synced", "dropped"),
+        ],
+        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8", "i8"],
+        "offsets": [0, 8, 12, 16, 24, 64, 72, 80],
         "itemsize": _PROGRESS_NBYTES,
     }
 )
@@ -155,7 +158,15 @@ class Progress:
 
     @property
     def cursor_address(self) -> int:
-        return self.file.address + _PROGRESS_HEADER.fields["cursor"][1]  # type: ignore[index]
+        return self._address_of("cursor")
+
+    @property
+    def dropped_address(self) -> int:
+        return self._address_of("dropped")
+
+    def _address_of(self, name: str) -> int:
+        offset: int = _PROGRESS_HEADER.fields[name][1]  # type: ignore[index]
+        return self.file.address + offset
 
     def mark_synced(self, frames: int) -> None:
         """Tell that so many frames are on the device, and have that there, too."""
@@ -257,6 +268,11 @@ class ProgressView:
     def synced(self) -> int:
         """Frames that are certain to be on the device."""
         return min(max(int(self._header["synced"][0]), 0), self.cursor)
+
+    @property
+    def dropped(self) -> int:
+        """Frame numbers that were missing so far, those of overwritten frames included."""
+        return max(int(self._header["dropped"][0]), 0)
 
     @property
     def is_closed(self) -> bool:

@@ -277,16 +277,22 @@ def make_plan(settings: AcquisitionSettings) -> FramePlan:
         file_dims=file_dims,
         storage_axes=tuple(file_dims.index(n) for n in (*storage_names, *frame_names)),
         keep_steps=settings.format.keep_last,
-        ring_steps=_ring_steps(settings.format.keep_last, stride_nbytes),
+        ring_steps=_ring_steps(
+            settings.format.keep_last,
+            stride_nbytes,
+            is_frame=stride_nbytes == height * width * dtype.itemsize,
+        ),
     )
 
 
-def _ring_steps(keep_steps: int | None, step_nbytes: int) -> int:
+def _ring_steps(keep_steps: int | None, step_nbytes: int, *, is_frame: bool) -> int:
     """Return how many steps a ring has: those that are kept, and what is being written.
 
-    As many as fill whole pages, so that it can be mapped behind itself.
+    As many as fill whole pages, so that it can be mapped behind itself. With several frames
+    to a step one more: each frame also clears its place in the next step.
     """
     if keep_steps is None:
         return 0
+    steps = keep_steps + (2 if is_frame else 3)
     unit = mmap.ALLOCATIONGRANULARITY // math.gcd(mmap.ALLOCATIONGRANULARITY, step_nbytes)
-    return -(-(keep_steps + 2) // unit) * unit
+    return -(-steps // unit) * unit

@@ -225,6 +225,8 @@ class ScratchDataset:
     @property
     def dropped(self) -> int:
         """How many frame numbers are missing between those that came with the frames."""
+        if self._progress is not None and self._plan.ring_frames:
+            return self._progress.dropped  # the records of most frames are overwritten
         return count_dropped(self._read_records(self.frames_written))
 
     def view(self, *, dynamic_shape: bool = True, strict: bool = False) -> StreamView:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from scratchwriter._ahead import AheadThread
     from scratchwriter._region._mapped import MappedRegion
 
-# As much is asked for at a time, where nothing is made ready ahead: two million frames.
+# As much is asked for at a time, where nothing is made ready ahead: two million frames, or
+# 45 million where that takes no memory yet (for a C thread asking means to need the GIL).
 _GRANT_NBYTES = 48 << 20
+_RESERVED_GRANT_NBYTES = 1 << 30
 
 
 class RecordArray:
@@ -105,7 +107,9 @@ class RecordArray:
         if region is None or stop_nbytes <= self._writable_nbytes:
             return
         if self._ahead is None or region.path is None:
-            stop = max(stop_nbytes, self._writable_nbytes + _GRANT_NBYTES)
+            moves = moves_when_it_grows(region)
+            grant_nbytes = _GRANT_NBYTES if moves else _RESERVED_GRANT_NBYTES
+            stop = max(stop_nbytes, self._writable_nbytes + grant_nbytes)
             if self._plan.num_frames is not None:
                 stop = min(stop, self._plan.num_frames * RECORD.itemsize)
             self._attach(

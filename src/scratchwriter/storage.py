@@ -168,7 +168,9 @@ class Storage:
             log, skips = self._open(folder, FRAME_METADATA), self._open(folder, SKIPS)
 
             def write_there() -> None:
-                self.writer.publish_cursor(progress.cursor_address, progress.file)
+                self.writer.publish_progress(
+                    progress.cursor_address, progress.dropped_address, progress.file
+                )
                 self.writer.log_to(*log)
                 self.writer.log_skips_to(*skips)
 

@@ -30,12 +30,6 @@ static inline void sw_store_release(int64_t *p, int64_t value) {
     InterlockedExchange64((volatile LONG64 *)p, value);
 }
 
-static inline void *sw_load_pointer(void **p) {
-    return InterlockedCompareExchangePointer((volatile PVOID *)p, NULL, NULL);
-}
-static inline void sw_store_pointer(void **p, void *value) {
-    InterlockedExchangePointer((volatile PVOID *)p, value);
-}
 static inline void sw_add(int64_t *p, int64_t value) {
     InterlockedExchangeAdd64((volatile LONG64 *)p, value);
 }
@@ -145,12 +139,6 @@ static inline void sw_store_release(int64_t *p, int64_t value) {
     __atomic_store_n(p, value, __ATOMIC_RELEASE);
 }
 
-static inline void *sw_load_pointer(void **p) {
-    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
-}
-static inline void sw_store_pointer(void **p, void *value) {
-    __atomic_store_n(p, value, __ATOMIC_RELEASE);
-}
 static inline void sw_add(int64_t *p, int64_t value) {
     __atomic_add_fetch(p, value, __ATOMIC_ACQ_REL);
 }

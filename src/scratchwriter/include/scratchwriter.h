@@ -31,7 +31,7 @@ extern "C" {
 
 typedef enum {
     SCRATCHWRITER_OK = 0,
-    SCRATCHWRITER_CLOSED = 1,   /* the stream is closed, or its slot was taken back */
+    SCRATCHWRITER_CLOSED = 1,   /* the stream is closed, or no slot is reserved any more */
     SCRATCHWRITER_BUSY = 2,     /* this very thread has a slot open, or is growing the stream */
     SCRATCHWRITER_FULL = 3,     /* the dimensions have no more frames */
     SCRATCHWRITER_FAILED = 4,   /* no room in memory or on the disk: see `error_text` */
@@ -60,13 +60,14 @@ typedef struct {
                        int64_t timestamp_ns, int64_t frame_id);
 
     /* Get the memory of the next `count` frames, to be filled in place. Until `commit` other
-     * threads that append wait. For more than one, SCRATCHWRITER_APART if they do not lie one
-     * behind the other. */
+     * threads that append wait. At most 65536; for more than one, SCRATCHWRITER_APART if they
+     * do not lie one behind the other, or (in a ring) where frames are that are still shown. */
     int (*reserve)(void *state, int64_t count, void **frames);
 
     /* Store the first `count` of the reserved frames, and give the others back; 0 gives back
      * all. `timestamps_ns` and `frame_ids` are NULL or have one number for each frame. From
-     * whichever thread. */
+     * whichever thread. After SCRATCHWRITER_INVALID the frames are still reserved; after any
+     * other status they are not. */
     int (*commit)(void *state, int64_t count, const int64_t *timestamps_ns,
                   const int64_t *frame_ids);
 
