@@ -7,22 +7,16 @@ frame cursor again and again, and naps in between.
 from libc.stdint cimport int64_t
 
 from scratchwriter._core cimport FrameWriter
-from scratchwriter._platform cimport (
-    sw_load_acquire,
-    sw_load_pointer,
-    sw_nap,
-    sw_now_ns,
-)
+from scratchwriter._platform cimport sw_load_acquire, sw_nap, sw_now_ns
 
 
 cdef int64_t _wait_past(
-    int64_t** cursor, int64_t seen, int64_t timeout_ns, int64_t poll_ns
+    const int64_t* cursor, int64_t seen, int64_t timeout_ns, int64_t poll_ns
 ) noexcept nogil:
-    # A writer may change where it has its cursor.
     cdef int64_t deadline_ns = sw_now_ns() + timeout_ns
     cdef int64_t found, left_ns
     while True:
-        found = sw_load_acquire(<int64_t*>sw_load_pointer(<void**>cursor))
+        found = sw_load_acquire(cursor)
         left_ns = deadline_ns - sw_now_ns()
         if found > seen or left_ns <= 0:
             return found
@@ -41,8 +35,7 @@ def wait_for_writer(
 def wait_for_cursor(
     const int64_t[::1] cursor not None, int64_t seen, int64_t timeout_ns, int64_t poll_ns
 ):
-    cdef int64_t* address = <int64_t*>&cursor[0]
     cdef int64_t found
     with nogil:
-        found = _wait_past(&address, seen, timeout_ns, poll_ns)
+        found = _wait_past(&cursor[0], seen, timeout_ns, poll_ns)
     return found
