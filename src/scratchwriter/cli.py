@@ -1,4 +1,4 @@
-"""The command line: `scratchwriter demo`, `info`, `verify`, `recover`, `clean`."""
+"""The command line: `scratchwriter demo`, `info`, `watch`, `verify`, ..."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from scratchwriter.reader import NOT_COUNTED, ScratchDataset, open_scratch
 from scratchwriter.repair import find_faults, recover
 from scratchwriter.settings import ScratchFormat
 
+_VIEW_EXTRA = ("ndv", "PyQt6", "vispy")
 _DEMO_EXTRA = ("mm_test_adapters", "PIL", "pymmcore", "rich")
 _REDRAW_S = 0.2
 _STATES = {
@@ -96,6 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     info.set_defaults(run=_info)
+
+    watch = commands.add_parser(
+        "watch",
+        help="show a dataset in a window, live while it is recorded",
+        description="Show a scratch dataset with ndv. While it is recorded, the newest "
+        "frame is shown until a slider is moved to another one.",
+        epilog="example: scratchwriter watch run1",
+    )
+    watch.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    watch.set_defaults(run=_watch)
 
     verify = commands.add_parser(
         "verify",
@@ -225,6 +236,17 @@ def _info(args: argparse.Namespace) -> None:
         lines["global metadata"] = ", ".join(dataset.global_metadata) or "none"
     for name, text in lines.items():
         _print(f"{name:<16} {text}")
+
+
+def _watch(args: argparse.Namespace) -> None:
+    if missing := [name for name in _VIEW_EXTRA if find_spec(name) is None]:
+        raise ImportError(
+            f"watch needs {', '.join(missing)}: pip install 'scratchwriter[view]'"
+        )
+    from scratchwriter.bridges.ndv import watch
+
+    with open_scratch(args.path) as dataset:
+        watch(dataset)
 
 
 def _frames(dataset: ScratchDataset) -> str:

@@ -45,10 +45,13 @@ class CoordSystem:
     ----------
     dims : tuple of str
         Names of all dimensions in acquisition order, the frame's included.
+    scales : dict of str to float
+        Size of an element along those that have one, in the dimension's unit.
     """
 
     def __init__(self, settings: AcquisitionSettings, plan: FramePlan) -> None:
         self.dims = tuple(dim.name for dim in settings.dimensions)
+        self.scales = {d.name: d.scale for d in settings.dimensions if d.scale is not None}
         self._plan = plan
         self._names = [
             None

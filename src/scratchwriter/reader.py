@@ -33,6 +33,7 @@ from scratchwriter.manifest import (
     read_skips,
 )
 from scratchwriter.metadata import FrameMetadata
+from scratchwriter.neighbours import greet
 from scratchwriter.plan import make_plan, skip_of
 from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped
 from scratchwriter.settings import AcquisitionSettings
@@ -231,6 +232,7 @@ class ScratchDataset:
 
     def view(self, *, dynamic_shape: bool = True, strict: bool = False) -> StreamView:
         """Return all positions as one array; see `ScratchStream.view`."""
+        greet()
         return StreamView(
             self._plan,
             self._coords,
@@ -484,6 +486,7 @@ def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
         only `frames_synced` frames are certain then.
     """
     dataset = ScratchDataset(Path(path).expanduser().absolute())
+    greet()
     _warn_of_restart(dataset)
     return dataset
 

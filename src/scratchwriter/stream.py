@@ -20,6 +20,7 @@ from scratchwriter._core import FrameWriter
 from scratchwriter._watch import wait_for_writer
 from scratchwriter.coords import CoordSystem
 from scratchwriter.events import Callback, EventName, Events, Listener
+from scratchwriter.neighbours import greet
 from scratchwriter.plan import make_plan
 from scratchwriter.records import arrange
 from scratchwriter.settings import AcquisitionSettings
@@ -302,6 +303,7 @@ class ScratchStream:
             Whether an integer index beyond that is an IndexError also if it is within
             what is planned; otherwise there are zeros.
         """
+        greet()
         return StreamView(
             self._storage.plan,
             self._coords,

@@ -153,6 +153,22 @@ class StreamView:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
 
     @property
+    def scales(self) -> dict[str, float]:
+        """Size of an element along the dimensions that have one, in their unit."""
+        return dict(self._coords.scales)
+
+    @property
+    def newest(self) -> tuple[int, ...] | None:
+        """Index of the newest frame (or skip) along all dimensions but a frame's own."""
+        cursor = self._cursor()
+        if cursor == 0:
+            return None
+        indices = list(self._plan.indices(cursor - 1))
+        if self._plan.is_unbounded:
+            indices[0] -= newest_steps(self._plan, self._plan.extents(cursor)).start
+        return tuple(indices)
+
+    @property
     def coords_changed(self) -> CoordsChanged:
         """Where to `connect` what is to be called when the coordinates change."""
         return self._coords_changed

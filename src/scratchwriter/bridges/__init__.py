@@ -1,0 +1,1 @@
+"""One module per neighbour; each needs it installed, and nothing below imports one."""

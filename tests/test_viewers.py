@@ -1,0 +1,223 @@
+"""The viewers themselves, on a virtual screen, looked at by their pixels."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from scratchwriter import (
+    AcquisitionSettings,
+    Dimension,
+    create_stream,
+    dims_from_standard_axes,
+)
+
+WIDTH = 64
+NEEDS_SCREEN = pytest.mark.skipif(
+    shutil.which("xvfb-run") is None, reason="no virtual screen: apt install xvfb xauth"
+)
+
+
+def needs(name):
+    missing = importlib.util.find_spec(name) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed")
+
+
+WRITER = """
+import sys
+import numpy as np
+from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
+stream = create_stream(
+    AcquisitionSettings(
+        root_path=sys.argv[1],
+        dtype="uint16",
+        dimensions=dims_from_standard_axes(
+            {"t": None, "p": ["A1", "B2"], "c": ["DAPI", "FITC"], "y": 64, "x": 64}
+        ),
+    )
+)
+print("ready", flush=True)
+for i, line in enumerate(sys.stdin):
+    frame = np.zeros((64, 64), "uint16")
+    frame[:, : i + 1] = frame[:, -1] = 1000  # wider with each frame
+    stream.append(frame)
+    print(i + 1, flush=True)
+stream.close()
+"""
+
+# What each viewer's program begins with: `grab(widget)` saves what is to be seen.
+PREAMBLE = """
+import subprocess, sys, time, warnings
+warnings.simplefilter("ignore")  # of icons that are to be had on the internet only
+import numpy as np
+from qtpy.QtWidgets import QApplication
+from scratchwriter import *
+
+app = QApplication([])
+path, picture = sys.argv[1:3]
+
+def process(condition, timeout_s=60):
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "nothing came"
+        app.processEvents()
+        time.sleep(0.01)
+
+def wait(time_s):
+    end_s = time.monotonic() + time_s
+    process(lambda: time.monotonic() > end_s)
+"""
+
+
+def show(program, tmp_path):
+    """Run a program on a virtual screen; return the picture that it saved."""
+    from PIL import Image
+
+    picture = tmp_path / "picture.png"
+    source = textwrap.dedent(PREAMBLE) + textwrap.dedent(program)
+    screen = ["xvfb-run", "-a", "-s", "-screen 0 1024x768x24 +extension GLX"]
+    command = [*screen, sys.executable, "-c", source, str(tmp_path / "data"), str(picture)]
+    environment = {"QT_QPA_PLATFORM": "xcb", "LIBGL_ALWAYS_SOFTWARE": "1"}
+    ran = subprocess.run(
+        ["env", *(f"{k}={v}" for k, v in environment.items()), *command],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return np.asarray(Image.open(picture).convert("L")), ran.stdout
+
+
+def bright_columns(picture):
+    """How many of the 64 columns are bright, the first and the last among them."""
+    height = len(picture)
+    canvas = picture[height // 4 : height // 2, 10:-10]  # without the window around it
+    bright = np.flatnonzero((canvas > 200).all(0))
+    return len(bright) / (bright[-1] - bright[0] + 1) * WIDTH
+
+
+NDV_LIVE = """
+import ndv
+from scratchwriter.bridges.ndv import Watcher
+
+writer = subprocess.Popen(
+    [sys.executable, "-c", WRITER, path],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+)
+writer.stdout.readline()
+
+def record(n):
+    for _ in range(n):
+        writer.stdin.write("\\n")
+        writer.stdin.flush()
+        writer.stdout.readline()
+
+watcher = Watcher(open_scratch(path))
+index = watcher.viewer.display_model.current_index
+for n in (1, 9, 22):
+    record(n)
+    frames = int(watcher._dataset.frames_written) - 1
+    newest = {"t": frames // 4, "p": frames // 2 % 2, "c": frames % 2}
+    process(lambda: {k: index.get(k) for k in newest} == newest)
+wait(1)
+watcher.viewer.widget().grab().save(picture)
+index["t"] = 2  # somebody looks at another frame
+record(4)
+wait(0.5)
+print(index["t"])
+writer.stdin.close()
+writer.wait()
+process(lambda: watcher._dataset.state == "closed")
+print(watcher.viewer.data_wrapper.channel_names(2))
+""".replace("WRITER", repr(WRITER))
+
+
+@NEEDS_SCREEN
+@needs("ndv")
+def test_ndv_follows_the_newest_frame_of_another_process(tmp_path):
+    picture, said = show(NDV_LIVE, tmp_path)
+    assert said == "2\n{0: 'DAPI', 1: 'FITC'}\n"
+    assert bright_columns(picture) == pytest.approx(32 + 1, abs=1)
+
+
+NDV_STREAM = """
+import ndv
+
+dims = dims_from_standard_axes({"t": None, "c": ["DAPI", "FITC"], "y": 64, "x": 64})
+stream = create_stream(AcquisitionSettings(dimensions=dims, dtype="uint16"))
+frame = np.zeros((64, 64), "uint16")
+viewer = ndv.ArrayViewer(stream.view())
+viewer.show()
+wrapper = viewer.data_wrapper
+print(type(wrapper).__name__, wrapper.dims)
+sliders = viewer.widget().dims_sliders._sliders
+for i in range(6):
+    frame[:, : i + 11] = frame[:, -1] = 1000
+    stream.append(frame)
+process(lambda: "t" in sliders and sliders["t"].maximum() == 2)
+viewer.display_model.current_index.update({"t": 2, "c": 1})
+wait(1)
+viewer.widget().grab().save(picture)
+stream.close()
+"""
+
+
+@NEEDS_SCREEN
+@needs("ndv")
+def test_a_view_of_a_stream_in_ndv_grows_with_the_frames(tmp_path):
+    picture, said = show(NDV_STREAM, tmp_path)
+    assert said == "StreamViewWrapper ('t', 'c', 'y', 'x')\n"
+    assert bright_columns(picture) == pytest.approx(16 + 1, abs=1)
+
+
+NAPARI = """
+import napari
+
+viewer = napari.Viewer()
+(layer,) = viewer.open(path, plugin="scratchwriter")
+viewer.dims.set_current_step(0, 1)
+viewer.dims.set_current_step(1, 1)
+wait(1)
+viewer.reset_view()
+wait(1)
+print(layer.name, layer.data.shape, viewer.dims.axis_labels, layer.scale.tolist())
+picture_of = viewer.screenshot(canvas_only=True, flash=False)
+from PIL import Image
+Image.fromarray(picture_of).save(picture)
+viewer.close()
+"""
+
+
+@NEEDS_SCREEN
+@needs("napari")
+def test_napari_opens_a_folder_as_a_layer(tmp_path):
+    y, x = dims_from_standard_axes({"y": 64, "x": 64})
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=[
+            Dimension(name="t", count=2, type="time"),
+            Dimension(name="c", count=2, type="channel", coords=["DAPI", "FITC"]),
+            y.model_copy(update={"scale": 0.5}),
+            x.model_copy(update={"scale": 0.5}),
+        ],
+        dtype="uint16",
+    )
+    with create_stream(settings) as stream:
+        for i in range(4):
+            frame = np.zeros((64, 64), "uint16")
+            frame[:, : 16 * i + 1] = frame[:, -1] = 1000
+            stream.append(frame)
+    picture, said = show(NAPARI, tmp_path)
+    assert said.startswith("data (2, 2, 64, 64) ('t', 'c', 'y', 'x') [1.0, 1.0, 0.5, 0.5]")
+    assert bright_columns(picture) == pytest.approx(49 + 1, abs=1)
+
+
+@needs("napari")
+def test_napari_is_offered_datasets_only(tmp_path):
+    from scratchwriter.bridges.napari import get_reader
+
+    assert get_reader(str(tmp_path)) is None
