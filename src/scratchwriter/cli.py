@@ -108,6 +108,24 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     watch.set_defaults(run=_watch)
 
+    preview = commands.add_parser(
+        "preview",
+        help="draw a contact sheet of a dataset",
+        description="Draw frames evenly spaced over a scratch dataset, a row for each "
+        "position and channel, with the contrast of each channel.",
+        epilog="example: scratchwriter preview run1 -o sheet.png",
+    )
+    preview.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    preview.add_argument(
+        "-o",
+        "--output",
+        type=_path,
+        required=True,
+        metavar="FILE",
+        help="the picture, which must not exist: .png, .jpg, ...",
+    )
+    preview.set_defaults(run=_preview)
+
     verify = commands.add_parser(
         "verify",
         help="tell what is whole in a dataset, and what is missing",
@@ -247,6 +265,20 @@ def _watch(args: argparse.Namespace) -> None:
 
     with open_scratch(args.path) as dataset:
         watch(dataset)
+
+
+def _preview(args: argparse.Namespace) -> None:
+    if find_spec("PIL") is None:
+        raise ImportError("preview needs Pillow: pip install 'scratchwriter[demo]'")
+    from scratchwriter.pictures import contact_sheet
+
+    with open_scratch(args.path) as dataset, args.output.open("xb") as file:
+        try:
+            contact_sheet(dataset.view()).save(file, args.output.suffix[1:] or "png")
+        except BaseException:
+            args.output.unlink()
+            raise
+    _print(f"contact sheet  {args.output}")
 
 
 def _frames(dataset: ScratchDataset) -> str:

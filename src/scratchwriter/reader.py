@@ -19,6 +19,7 @@ from scratchwriter._region import view_file, view_ring
 from scratchwriter.coords import CoordSystem
 from scratchwriter.errors import DatasetError
 from scratchwriter.events import Callback, EventName, Events, Frames, Listener
+from scratchwriter.html import card, shape_text
 from scratchwriter.live import FixedProgress, LiveProgress
 from scratchwriter.manifest import (
     FRAME_METADATA,
@@ -338,6 +339,17 @@ class ScratchDataset:
 
     def __repr__(self) -> str:
         return f"<ScratchDataset {self.state}, {self.frames_written} frames, {self._path}>"
+
+    def _repr_html_(self) -> str:
+        view = self.view()
+        facts = {
+            "state": self.state,
+            "shape": shape_text(view),
+            "frames": self.frames_written,
+            "dropped": self.dropped,
+            "in": self._path,
+        }
+        return card("ScratchDataset", facts, view)
 
     # ------------------------------------------------------- as it is told, and as it is
 

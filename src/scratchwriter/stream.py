@@ -20,6 +20,7 @@ from scratchwriter._core import FrameWriter
 from scratchwriter._watch import wait_for_writer
 from scratchwriter.coords import CoordSystem
 from scratchwriter.events import Callback, EventName, Events, Listener
+from scratchwriter.html import card, shape_text
 from scratchwriter.neighbours import greet
 from scratchwriter.plan import make_plan
 from scratchwriter.records import arrange
@@ -436,6 +437,18 @@ class ScratchStream:
         where = self.path or "memory"
         state = "closed" if self.closed else "open"
         return f"<ScratchStream {state}, {self.frames_written} frames, in {where}>"
+
+    def _repr_html_(self) -> str:
+        view, stats = self.view(), self.stats()
+        facts = {
+            "state": "closed" if self.closed else "open",
+            "shape": shape_text(view),
+            "frames": f"{stats.frames}, {stats.frames_per_s:.0f} per second",
+            "append": f"p50 {stats.append_p50_us:.1f} µs, max {stats.append_max_us:.1f} µs",
+            "dropped": stats.dropped,
+            "in": self.path or "memory",
+        }
+        return card("ScratchStream", facts, view)
 
 
 OMEStream = ScratchStream  # the name in ome-writers

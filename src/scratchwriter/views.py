@@ -153,6 +153,12 @@ class StreamView:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
 
     @property
+    def position_dim(self) -> str | None:
+        """Name of the dimension of positions, if there is one."""
+        axis = self._plan.position_axis
+        return None if axis is None else self.dims[axis]
+
+    @property
     def scales(self) -> dict[str, float]:
         """Size of an element along the dimensions that have one, in their unit."""
         return dict(self._coords.scales)

@@ -1,0 +1,104 @@
+"""Pictures of frames: thumbnails and contact sheets. Needs Pillow (the extra `demo`)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from scratchwriter.views import StreamView
+
+Frame = npt.NDArray[Any]
+
+_THUMBNAIL = 128  # pixels, the longer side
+_COLUMNS = 8  # frames of each channel and position
+_LABEL = 14  # pixels, the height of a line of text
+_CHANNELS = ("c", "channel", "channels")
+# Of all pixels that are shown, those that may be darker or brighter than the contrast.
+_CLIPPED_PERCENT = 0.1
+
+
+def thumbnail(frame: Frame, low: float, high: float) -> Image.Image:
+    """Return a small grey picture of a frame; `low` is black, `high` is white."""
+    step = max(max(frame.shape) // (2 * _THUMBNAIL), 1)  # what is left out is not read
+    small = np.abs(frame[::step, ::step]).astype(np.float32)
+    grey = (small - low) * (255 / max(high - low, 1e-9))
+    picture = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return picture
+
+
+def contrast(frames: Sequence[Frame]) -> tuple[float, float]:
+    """Return what is to be black and what white in pictures of these frames."""
+    values = [np.abs(frame[::4, ::4]).ravel() for frame in frames]
+    low, high = np.percentile(
+        np.concatenate(values), [_CLIPPED_PERCENT, 100 - _CLIPPED_PERCENT]
+    )
+    return float(low), float(high)
+
+
+def contact_sheet(view: StreamView) -> Image.Image:
+    """Return a picture with frames evenly spaced over an acquisition.
+
+    A row for each position and channel, as far as they are told apart; the contrast is
+    that of all the frames of a channel.
+
+    Raises
+    ------
+    ValueError
+        If there are no frames yet.
+    """
+    if view.newest is None:
+        raise ValueError("There are no frames yet: nothing to see.")
+    rows = list(_rows(view))
+    by_channel: dict[int, list[Frame]] = {}
+    for channel, _, frames in rows:
+        by_channel.setdefault(channel, []).extend(frames)
+    levels = {channel: contrast(frames) for channel, frames in by_channel.items()}
+    pictures = [
+        [thumbnail(frame, *levels[channel]) for frame in frames]
+        for channel, _, frames in rows
+    ]
+    width = max(p.width for row in pictures for p in row)
+    height = max(p.height for row in pictures for p in row) + _LABEL
+    columns = max(map(len, pictures))
+    sheet = Image.new("L", (columns * width, len(rows) * height))
+    draw = ImageDraw.Draw(sheet)
+    for y, (row, (_, label, _)) in enumerate(zip(pictures, rows, strict=True)):
+        draw.text((2, y * height + 1), label, fill=255)
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (x * width, y * height + _LABEL))
+    return sheet
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as text that a page can hold."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _rows(view: StreamView) -> Iterator[tuple[int, str, list[Frame]]]:
+    """Yield which channel, what is called how, and frames of it over all other axes."""
+    coords, dims = view.coords, view.dims[:-2]
+    apart = [dim for dim in dims if dim.lower() in _CHANNELS or dim == view.position_dim]
+    others = [dim for dim in dims if dim not in apart]
+    shape = dict(zip(view.dims, view.shape, strict=True))
+    num_others = int(np.prod([shape[dim] for dim in others], dtype=int))
+    chosen = np.unique(np.linspace(0, num_others - 1, _COLUMNS).round().astype(int))
+    for place in product(*(range(shape[dim]) for dim in apart)):
+        named = dict(zip(apart, place, strict=True))
+        label = "  ".join(f"{dim} {coords[dim][i]}" for dim, i in named.items())
+        channel = next((i for d, i in named.items() if d.lower() in _CHANNELS), 0)
+        frames = []
+        for n in chosen:
+            rest = np.unravel_index(n, [shape[dim] for dim in others]) if others else ()
+            index = named | dict(zip(others, map(int, rest), strict=True))
+            frames.append(np.asarray(view[tuple(index[dim] for dim in dims)]))
+        yield channel, label, frames
