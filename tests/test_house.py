@@ -41,7 +41,7 @@ ALLOWED = {
     },
     "native": set(),
     "policy": {"_region", "plan", "settings"},
-    "manifest": {"_region", "_version", "errors", "plan", "settings"},
+    "manifest": {"_region", "_version", "errors", "plan", "settings", "stats"},
     "folders": {"_region", "errors", "manifest", "policy", "settings"},
     "growth": {
         "_ahead",
@@ -102,6 +102,7 @@ ALLOWED = {
         "plan",
         "records",
         "settings",
+        "stats",
         "views",
     },
     "repair": {
@@ -116,6 +117,8 @@ ALLOWED = {
     "neighbours": set(),
     "pictures": {"views"},
     "html": {"pictures", "views"},
+    "report": {"pictures", "policy", "reader", "stats"},
+    "monitor": {"policy", "reader", "stats"},
     "bridges": {"manifest", "reader", "views"},
     "demo": {"dimensions", "settings", "stream"},
     "cli": {
@@ -124,10 +127,12 @@ ALLOWED = {
         "demo",
         "errors",
         "folders",
+        "monitor",
         "pictures",
         "policy",
         "reader",
         "repair",
+        "report",
         "settings",
     },
     "__main__": {"cli"},

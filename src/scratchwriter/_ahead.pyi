@@ -59,5 +59,8 @@ class AheadThread:
     def add_records(self, region: MappedRegion) -> None:
         """Prepare the records of frames, too, from now on."""
 
+    def show_times(self, address: int, owner: object) -> None:
+        """Keep a record of `manifest.APPEND_TIMES` at an address up to date, roughly."""
+
     def stop(self) -> None:
         """End the threads; in a forked child, which has none, do nothing."""

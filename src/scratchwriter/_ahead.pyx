@@ -34,10 +34,10 @@ looks by itself, every millisecond while frames come and ever more rarely while 
 cimport cython
 from posix.unistd cimport getpid
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
-from scratchwriter._core cimport Array, FrameWriter, Record
+from scratchwriter._core cimport NUM_BUCKETS, Array, FrameWriter, Record
 from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
 from scratchwriter._platform cimport (
     sw_add,
@@ -52,6 +52,7 @@ from scratchwriter._platform cimport (
     sw_mutex_init,
     sw_mutex_lock,
     sw_mutex_unlock,
+    sw_now_ns,
     sw_store_release,
     sw_thread,
     sw_thread_join,
@@ -76,6 +77,7 @@ cdef enum:
     PIECE_NBYTES = 2 << 20            # prepared at a time
     NAP_NS = 500_000                  # while frames come
     LONGEST_NAP_NS = 20_000_000       # while none do
+    SHOW_NS = 100_000_000             # between looks at how long appends took
     WRITEBACK_NBYTES = 16 << 20       # written back at a time, over all positions ...
     WRITEBACK_PART_NBYTES = 16 << 10  # ... or so much of each, if there are very many
 
@@ -109,6 +111,14 @@ cdef struct Walk:
     int64_t* prepared_nbytes          # per position: ready to here
     bint* in_file                     # per position: as noticed by `_notice_file`
     int code                          # errno of what failed last
+
+    # How long appends took: the writer's, and where others see it; guarded by `working`
+    int64_t* longest_append_ns
+    int64_t* first_append_ns
+    int64_t* last_append_ns
+    int64_t* append_counts
+    int64_t* shown_times              # NULL: nowhere
+    int64_t shown_ns                  # when
 
     # The sleep
     sw_alarm alarm
@@ -308,6 +318,20 @@ cdef void _unmap_behind(Walk* walk, int64_t cursor) noexcept nogil:
     sw_store_release(&walk.unmapped, stop)
 
 
+cdef void _show_times(Walk* walk) noexcept nogil:
+    """Let others see how long appends took: the writer does not do that. With `working`."""
+    cdef int64_t now_ns = sw_now_ns()
+    cdef int i
+    if walk.shown_times == NULL or now_ns - walk.shown_ns < SHOW_NS:
+        return
+    walk.shown_ns = now_ns
+    walk.shown_times[0] = sw_load_acquire(walk.longest_append_ns)
+    walk.shown_times[1] = sw_load_acquire(walk.first_append_ns)
+    walk.shown_times[2] = sw_load_acquire(walk.last_append_ns)
+    for i in range(NUM_BUCKETS):
+        walk.shown_times[3 + i] = sw_load_acquire(&walk.append_counts[i])
+
+
 cdef void* _run_ahead(void* arg) noexcept nogil:
     cdef Walk* walk = <Walk*>arg
     cdef int64_t before = -1
@@ -323,6 +347,8 @@ cdef void* _run_ahead(void* arg) noexcept nogil:
                 sw_yield()
             sw_mutex_lock(&walk.working)
             more = _walk_on(walk)
+            if cursor != before:
+                _show_times(walk)
             sw_mutex_unlock(&walk.working)
             if sw_load_acquire(&walk.writes_back):
                 _unmap_behind(walk, _cursor(walk))
@@ -409,6 +435,7 @@ cdef class AheadThread:
     cdef int pid                      # of the process that has the threads; 0: none
     cdef FrameWriter writer           # kept alive, as the threads use what is theirs
     cdef list regions
+    cdef object times_owner           # of the memory that `show_times` was given
 
     def __cinit__(
         self, plan, FrameWriter writer, list regions, memory_stop_nbytes, window_nbytes
@@ -436,6 +463,10 @@ cdef class AheadThread:
         )
         walk.arrays = writer._arrays
         walk.cursor = &writer._cursor
+        walk.longest_append_ns = &writer._longest_append_ns
+        walk.first_append_ns = &writer._first_append_ns
+        walk.last_append_ns = &writer._last_append_ns
+        walk.append_counts = writer._append_counts
         walk.mappings = <Mapping**>calloc(n + 1, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
@@ -508,6 +539,13 @@ cdef class AheadThread:
             self.walk.in_file[at] = _in_file(&region.mapping)
             self.walk.mappings[at] = &region.mapping
             sw_mutex_unlock(&self.walk.working)
+
+    def show_times(self, address, owner):
+        self.times_owner = owner
+        with nogil:
+            _lock(&self.walk)
+        self.walk.shown_times = <int64_t*><uintptr_t>address
+        sw_mutex_unlock(&self.walk.working)
 
     def stop(self):
         if self.pid == getpid():

@@ -371,10 +371,8 @@ cdef class FrameWriter:
             )
         return {
             "num_appended": self.frames_written - sw_load_acquire(&self._skipped),
-            "elapsed_s": (
-                sw_load_acquire(&self._last_append_ns)
-                - sw_load_acquire(&self._first_append_ns)
-            ) / 1e9,
+            "first_append_ns": sw_load_acquire(&self._first_append_ns),
+            "last_append_ns": sw_load_acquire(&self._last_append_ns),
             "append_counts": counts,
             "longest_append_ns": sw_load_acquire(&self._longest_append_ns),
             "num_dropped": sw_load_acquire(&self._dropped),

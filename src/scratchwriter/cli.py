@@ -24,6 +24,7 @@ from scratchwriter.reader import NOT_COUNTED, ScratchDataset, open_scratch
 from scratchwriter.repair import find_faults, recover
 from scratchwriter.settings import ScratchFormat
 
+_REPORT_EXTRA = ("matplotlib", "PIL")
 _VIEW_EXTRA = ("ndv", "PyQt6", "vispy")
 _DEMO_EXTRA = ("mm_test_adapters", "PIL", "pymmcore", "rich")
 _REDRAW_S = 0.2
@@ -108,6 +109,17 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     watch.set_defaults(run=_watch)
 
+    monitor = commands.add_parser(
+        "monitor",
+        help="show how a dataset is doing while it is recorded",
+        description="Show rate, frames, drops, disk left, and how long appends take, live "
+        "until the dataset is closed.",
+        epilog="example: scratchwriter monitor run1",
+    )
+    monitor.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    monitor.add_argument("--once", action="store_true", help="show it once, and end")
+    monitor.set_defaults(run=_monitor)
+
     preview = commands.add_parser(
         "preview",
         help="draw a contact sheet of a dataset",
@@ -125,6 +137,24 @@ def _parser() -> argparse.ArgumentParser:
         help="the picture, which must not exist: .png, .jpg, ...",
     )
     preview.set_defaults(run=_preview)
+
+    report = commands.add_parser(
+        "report",
+        help="make a page about a dataset",
+        description="Make one self-contained HTML page: settings, intervals between frames, "
+        "append times, skipped and dropped frames, thumbnails.",
+        epilog="example: scratchwriter report run1 -o run1.html",
+    )
+    report.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    report.add_argument(
+        "-o",
+        "--output",
+        type=_path,
+        required=True,
+        metavar="FILE",
+        help="the page, which must not exist",
+    )
+    report.set_defaults(run=_report)
 
     verify = commands.add_parser(
         "verify",
@@ -267,6 +297,15 @@ def _watch(args: argparse.Namespace) -> None:
         watch(dataset)
 
 
+def _monitor(args: argparse.Namespace) -> None:
+    if find_spec("rich") is None:
+        raise ImportError("monitor needs rich: pip install 'scratchwriter[demo]'")
+    from scratchwriter.monitor import monitor
+
+    with open_scratch(args.path) as dataset:
+        monitor(dataset, once=args.once)
+
+
 def _preview(args: argparse.Namespace) -> None:
     if find_spec("PIL") is None:
         raise ImportError("preview needs Pillow: pip install 'scratchwriter[demo]'")
@@ -279,6 +318,20 @@ def _preview(args: argparse.Namespace) -> None:
             args.output.unlink()
             raise
     _print(f"contact sheet  {args.output}")
+
+
+def _report(args: argparse.Namespace) -> None:
+    if missing := [name for name in _REPORT_EXTRA if find_spec(name) is None]:
+        raise ImportError(
+            f"report needs {', '.join(missing)}: pip install 'scratchwriter[report]'"
+        )
+    from scratchwriter.report import make_report
+
+    with open_scratch(args.path) as dataset:
+        page = make_report(dataset)
+    with args.output.open("x", encoding="utf-8") as file:
+        file.write(page)
+    _print(f"report  {args.output}")
 
 
 def _frames(dataset: ScratchDataset) -> str:

@@ -151,6 +151,11 @@ class Growth:
             self._attach(position, self._plan.ring_steps)
         self.writer.set_readable_steps(_MOST_STEPS)
 
+    def show_append_times(self, address: int, owner: object) -> None:
+        """Have it seen how long appends take, where there is a thread that can do that."""
+        if self._ahead is not None:
+            self._ahead.show_times(address, owner)
+
     def start_ahead(self) -> None:
         """Begin to make memory and files ready ahead of the frames."""
         plan, fmt = self._plan, self._format

@@ -38,6 +38,7 @@ from scratchwriter.neighbours import greet
 from scratchwriter.plan import make_plan, skip_of
 from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped
 from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.stats import AppendTimes, make_append_times
 from scratchwriter.views import ArrayView, StreamView
 
 # Why something cannot be told.
@@ -224,6 +225,18 @@ class ScratchDataset:
         """The camera's number of each frame, one array per position; -1: not known."""
         return self._records("frame_id")
 
+    def frame_times_ns(self) -> npt.NDArray[np.int64]:
+        """Return the times that are known, in acquisition order; of a ring, the newest."""
+        cursor = self.frames_written
+        records = self._read_records(cursor)
+        if records is None:
+            return np.empty(0, np.int64)
+        if self._plan.ring_frames:
+            first = max(cursor - self._plan.ring_frames, 0)
+            records = records[np.arange(first, cursor) % self._plan.ring_frames]
+        times: npt.NDArray[np.int64] = records["timestamp_ns"][records["known"] & 1 != 0]
+        return times
+
     @property
     def dropped(self) -> int:
         """How many frame numbers are missing between those that came with the frames."""
@@ -243,6 +256,16 @@ class ScratchDataset:
             dynamic_shape=dynamic_shape,
             strict=strict,
         )
+
+    @property
+    def append_times(self) -> AppendTimes | None:
+        """How long appends took, so far; None if the writer did not tell."""
+        if self._progress is None:
+            return None
+        record = self._progress.append_times[0]
+        # Whatever is in the file: counts are not negative.
+        counts = np.maximum(record["append_counts"], 0)
+        return make_append_times(counts, max(int(record["longest_append_ns"]), 0))
 
     @property
     def frame_metadata(self) -> FrameMetadata:
@@ -306,12 +329,14 @@ class ScratchDataset:
         numpy.ndarray of shape (y, x)
             A read-only view of the stored frame.
         """
-        seen, view = start, self.view()
+        seen, view, ring_frames = start, self.view(), self._plan.ring_frames
         while True:
             is_over = self._frames.is_over()
             stop = self._frames.wait(seen, 0 if is_over else _CHECK_S, _POLL_S)
             if stop > seen:
                 skips = self._frames.skips()
+                if ring_frames:
+                    seen = max(seen, stop - ring_frames)  # what is before is not there
                 for number in range(stop - 1 if latest else seen, stop):
                     if skip_of(number, skips) is None:
                         with suppress(IndexError):  # a ring has dropped it meanwhile

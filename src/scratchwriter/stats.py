@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 _BUCKET_BITS = 5  # as in _core.pxd
+NUM_BUCKETS = 37 << _BUCKET_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +66,64 @@ class StreamStats:
     unwritten_nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AppendTimes:
+    """How long the appends of a dataset took, as its writer has told: see `StreamStats`.
+
+    Attributes
+    ----------
+    timed_appends : int
+        How many were timed.
+    p50_us, p99_us, p999_us, p9999_us : float
+        Percentiles (50, 99, 99.9, 99.99) in microseconds; NaN if none was.
+    max_us : float
+        The longest.
+    counts : numpy.ndarray of int64
+        How many there were in each bucket.
+    stops_us : numpy.ndarray of float64
+        Where each bucket ends, in microseconds.
+    """
+
+    timed_appends: int
+    p50_us: float
+    p99_us: float
+    p999_us: float
+    p9999_us: float
+    max_us: float
+    counts: npt.NDArray[np.int64]
+    stops_us: npt.NDArray[np.float64]
+
+
+def make_append_times(
+    counts: npt.NDArray[np.int64], longest_append_ns: int
+) -> AppendTimes:
+    """Make them of what a `FrameWriter` measured."""
+    longest_us = longest_append_ns / 1e3
+    percentiles = (
+        min(percentile_us(counts, q), longest_us) for q in (50, 99, 99.9, 99.99)
+    )
+    stops_us = np.array([bucket_stop_ns(i) for i in range(len(counts))]) / 1e3
+    return AppendTimes(int(counts.sum()), *percentiles, longest_us, counts, stops_us)
+
+
 def make_stats(
     measured: Mapping[str, Any], frames: int, frame_nbytes: int, **nbytes: int
 ) -> StreamStats:
     """Make stats of what a `FrameWriter` measured, and the given numbers of bytes."""
-    counts: npt.NDArray[np.int64] = measured["append_counts"]
-    longest_us = measured["longest_append_ns"] / 1e3
-    elapsed_s, appended = measured["elapsed_s"], measured["num_appended"]
-    p50, p99, p999, p9999 = (
-        min(percentile_us(counts, q), longest_us) for q in (50, 99, 99.9, 99.99)
-    )
+    times = make_append_times(measured["append_counts"], measured["longest_append_ns"])
+    elapsed_s = (measured["last_append_ns"] - measured["first_append_ns"]) / 1e9
+    appended = measured["num_appended"]
     return StreamStats(
         frames=frames,
         nbytes=appended * frame_nbytes,
         elapsed_s=elapsed_s,
         frames_per_s=appended / elapsed_s if elapsed_s > 0 else float("nan"),
-        timed_appends=int(counts.sum()),
-        append_p50_us=p50,
-        append_p99_us=p99,
-        append_p999_us=p999,
-        append_p9999_us=p9999,
-        append_max_us=longest_us,
+        timed_appends=times.timed_appends,
+        append_p50_us=times.p50_us,
+        append_p99_us=times.p99_us,
+        append_p999_us=times.p999_us,
+        append_p9999_us=times.p9999_us,
+        append_max_us=times.max_us,
         dropped=measured["num_dropped"],
         **nbytes,
     )

@@ -111,6 +111,7 @@ class Storage:
             else:
                 self._begin_in_spill_folder(limit, undo)
             self.growth.start_ahead()
+            self._show_append_times()
             if self._is_durable:
                 self._syncer = Syncer(self.flush, settings.format.sync_interval_s)
             undo.pop_all()
@@ -178,6 +179,13 @@ class Storage:
             self._write_manifest(folder)  # last: a folder with a manifest is complete
             undo.pop_all()
         self._progress, self.folder = progress, folder
+        self._show_append_times()
+
+    def _show_append_times(self) -> None:
+        if self._progress is not None:
+            self.growth.show_append_times(
+                self._progress.append_times_address, self._progress.file
+            )
 
     def _open(self, folder: Path, name: str) -> tuple[int, Path]:
         path = folder / name
@@ -270,6 +278,7 @@ class Storage:
                 sync_file(folder / RECORDS)
             sync_file(folder)
             if self._progress is not None:
+                self._progress.show_append_times(self.writer.measured())
                 self._progress.mark_synced(frames)
         except DeviceError as error:
             # The system tells it once, and takes the data for written from then on.
@@ -400,6 +409,7 @@ class Storage:
             with suppress(DeviceError):  # told at the end of all
                 self._sync(folder)
         if self._progress is not None:
+            self._progress.show_append_times(self.writer.measured())
             self._progress.mark_closed()
         if self._is_durable:
             sync_file(folder / PROGRESS)
