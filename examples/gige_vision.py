@@ -3,6 +3,9 @@
 arv-fake-gv-camera-0.8 -i 127.0.0.1 &      # or a camera that you have
 python examples/gige_vision.py [FOLDER]
 
+A virtual environment sees Debian's `gi` only if it was made by the system's Python:
+/usr/bin/python3 -m venv --system-site-packages.
+
 Aravis fills buffers whose addresses it was given: memory of numpy arrays, that are appended
 as they are, with the camera's own time and number of the frame.
 """

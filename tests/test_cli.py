@@ -82,7 +82,7 @@ def test_info_prints_what_a_dataset_holds(dataset, capsys):
         "frames": "7",
         "position 0": "left: t=4, y=4, x=5",
         "position 1": "right: t=3, y=4, x=5",
-        "on the device": "the first 0 for certain",
+        "on the device": "not known: flush() or durability='system' makes sure of it",
         "frame metadata": "1 lines",
         "global metadata": "mine",
     }

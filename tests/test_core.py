@@ -367,6 +367,41 @@ def test_a_buffer_that_is_not_exactly_a_frame_is_refused(stream, frame):
     assert stream.frames_written == 0
 
 
+class OnGPU:
+    __cuda_array_interface__ = None
+
+
+@pytest.mark.parametrize(
+    ("frame", "remedy"),
+    [
+        (
+            ctypes.cast((ctypes.c_uint16 * 20)(), ctypes.POINTER(ctypes.c_uint16)),
+            "as_array",
+        ),
+        (ctypes.c_void_p(5), "as_array"),
+        (12345, r"as_array.* or ffi\.buffer"),
+        (OnGPU(), "asnumpy"),
+    ],
+    ids=["pointer", "void pointer", "address", "GPU"],
+)
+def test_what_has_no_pixels_to_read_is_refused_with_the_remedy(stream, frame, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        stream.append(frame)
+    assert stream.frames_written == 0
+
+
+def test_signed_bytes_are_no_pixels_of_unsigned_ones(make_settings):
+    with create_stream(make_settings({"t": 2, "y": 4, "x": 5}, dtype="uint8")) as stream:
+        with pytest.raises(ValueError, match="int8"):
+            stream.append(array.array("b", [-1] * 20))
+        stream.append(array.array("B", [255] * 20))
+        stream.append(bytes([7] * 20))
+        assert stream.arrays[0][:, 0, 0].tolist() == [255, 7]
+    made = make_settings({"t": 2, "y": 4, "x": 5}, dtype="bool")
+    with create_stream(made) as stream, pytest.raises(ValueError, match="uint8"):
+        stream.append(bytes([7] * 20))
+
+
 @pytest.mark.parametrize("width", [5, 64, 3000])
 def test_padded_rows_are_stored_without_their_padding(make_settings, place, width):
     padded = np.arange(3 * (width + 7), dtype="uint16").reshape(3, width + 7)

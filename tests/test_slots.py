@@ -160,15 +160,61 @@ def test_arrays_do_not_move_while_a_slot_is_open(stream):
     np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
 
 
-def test_a_slot_is_entered_once_at_a_time(stream):
-    slot = stream.slot()
-    with slot, pytest.raises(RuntimeError, match="open already"):
+def test_a_slot_is_used_once(stream):
+    slot = stream.slot(frame_id=1)
+    assert repr(slot) == "<Slot of 1 frames, not open yet>"
+    with slot, pytest.raises(RuntimeError, match="open or was used"):
+        assert "open" in repr(slot)
         slot.__enter__()
     with pytest.raises(RuntimeError, match="not open"):
         slot.__exit__(None, None, None)
-    with slot as frame:  # but again
-        frame[...] = FRAME
-    assert stream.frames_written == 2
+    with pytest.raises(RuntimeError, match="take another one"):
+        slot.__enter__()
+    assert repr(slot) == "<Slot of 1 frames, left>"
+    assert stream.frames_written == 1
+    stream.append(FRAME)
+
+
+def test_a_slot_is_no_array(stream):
+    slot = stream.slot()
+    for act in (
+        lambda: slot[0],
+        lambda: slot.__setitem__(0, 1),
+        lambda: np.asarray(slot),
+        lambda: stream.append(slot),
+    ):
+        with pytest.raises(TypeError, match=r"`with stream\.slot\(\) as frame:`"):
+            act()
+    assert stream.frames_written == 0
+
+
+@pytest.mark.parametrize(
+    ("n", "fields"),
+    [
+        (1, {"timestamp_ns": -5}),
+        (1, {"timestamp_ns": 1.5}),
+        (1, {"frame_metadata": 5}),
+        (2, {"timestamps_ns": [1]}),
+        (2, {"frame_ids": [1, -9]}),
+        (2, {"frame_metadata": [{}]}),
+        (2, {"frame_metadata": {"a": 1}}),
+    ],
+    ids=str,
+)
+def test_what_is_given_with_a_slot_is_refused_before_a_camera_fills_it(stream, n, fields):
+    slot = stream.slot(**fields) if n == 1 else stream.slots(n, **fields)
+    with pytest.raises((TypeError, ValueError)):
+        slot.__enter__()
+    stream.append(FRAME)  # no slot is open
+
+
+def test_the_metadata_of_slots_may_come_from_an_iterator(make_settings, tmp_path):
+    made = make_settings({"t": 2, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    with create_stream(made) as stream:
+        metadata = ({"i": i} for i in range(2))
+        with stream.slots(2, frame_metadata=metadata) as frames:
+            frames[...] = 1
+    assert [line["i"] for line in read_lines(tmp_path / "d")] == [0, 1]
 
 
 def test_close_takes_a_slot_back_and_what_is_stored_there_goes_nowhere(
@@ -224,6 +270,7 @@ def test_slots_that_were_not_filled_are_given_back(stream, filled):
     assert stream.frames_written == filled
     stream.skip(frames=5)
     assert not stream.arrays[0][filled:].any()
+    slots = stream.slots(8)
     with pytest.raises(ValueError, match="num_filled=9"), slots:
         slots.num_filled = 9
     assert stream.frames_written == filled + 5
@@ -262,6 +309,7 @@ def test_a_single_slot_that_was_not_filled_is_given_back(stream):
         frame[...] = 1
         slot.num_filled = 0
     assert stream.frames_written == 0
+    slot = stream.slot()
     with pytest.raises(ValueError, match=r"num_filled=2.* from 0 to 1"), slot:
         slot.num_filled = 2
 
@@ -358,6 +406,7 @@ REFUSED = {
     "last one wrong": (lambda: [FRAME, FRAME[:2]], {}, ValueError),
     "too many": (lambda: np.zeros((9, 4, 5), "uint16"), {}, IndexError),
     "metadata of one": (lambda: [FRAME, FRAME], {"frame_metadata": [{}]}, ValueError),
+    "metadata one mapping": (lambda: [FRAME], {"frame_metadata": {"a": 1}}, TypeError),
     "metadata no mapping": (lambda: [FRAME], {"frame_metadata": [5]}, TypeError),
     "times of one": (lambda: [FRAME, FRAME], {"timestamps_ns": [1]}, ValueError),
     "negative time": (lambda: [FRAME], {"timestamps_ns": [-2]}, ValueError),

@@ -13,7 +13,12 @@ import tempfile
 from pathlib import Path
 
 import scratchwriter
-from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
+from scratchwriter import (
+    AcquisitionSettings,
+    ScratchFormat,
+    create_stream,
+    dims_from_standard_axes,
+)
 
 HERE = Path(__file__).parent
 
@@ -42,6 +47,9 @@ def main(folder: str = "") -> None:
         root_path=folder,
         dimensions=dims_from_standard_axes({"t": None, "y": 64, "x": 64}),
         dtype="uint16",
+        # Room for times and numbers from the beginning: else the first frame that comes
+        # with them waits for Python.
+        format=ScratchFormat(timestamps=True),
     )
     with tempfile.TemporaryDirectory() as build_folder, create_stream(settings) as stream:
         driver = build(Path(build_folder))
@@ -49,8 +57,7 @@ def main(folder: str = "") -> None:
         camera = driver.driver_start(stream.c_address, 20_000, 50_000, 2, None)
         status = driver.driver_join(camera)
         print(f"status {status}, {stream.frames_written} frames")
-        last_ms = stream.timestamps[0][-1] / 1e6
-        print(f"the last one at {last_ms} ms, {stream.stats().dropped} dropped")
+        print(f"{stream.stats().dropped} dropped, the last is {stream.frame_ids[0][-1]}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import numpy.typing as npt
 
@@ -63,8 +63,8 @@ class Appender:
 class Slot:
     """The memory of the next frame, or frames, open for one who fills it in place.
 
-    A context manager; made by `ScratchStream.slot` and `ScratchStream.slots`. What is set
-    before its block is left is kept with the frames.
+    A context manager, to be used once; made by `ScratchStream.slot` and
+    `ScratchStream.slots`. What is set before its block is left is kept with the frames.
 
     Attributes
     ----------
@@ -83,6 +83,9 @@ class Slot:
     num_filled: int | None
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def __array__(self, dtype: Any = ..., copy: Any = ...) -> NoReturn: ...
+    def __getitem__(self, key: Any, /) -> NoReturn: ...
+    def __setitem__(self, key: Any, value: Any, /) -> None: ...
     def __enter__(self) -> npt.NDArray[Any]: ...
     def __exit__(
         self, exc_type: object, exc_value: object, traceback: object, /

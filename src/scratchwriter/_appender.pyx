@@ -23,6 +23,8 @@ from scratchwriter._c_api cimport fill_c_stream
 from scratchwriter._convert cimport as_batch, as_stamp, as_stamps
 from scratchwriter._core cimport MOST_SLOTS, UNKNOWN, Frame, FrameWriter
 
+from collections.abc import Mapping
+
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
@@ -38,6 +40,11 @@ cdef extern from "numpy/arrayobject.h":
 cdef list bodies_of(FrameWriter writer, object frame_metadata, int64_t count):
     if frame_metadata is None:
         return None
+    if isinstance(frame_metadata, Mapping):
+        raise TypeError(
+            "frame_metadata of several frames must be a list with a dict, or None, for "
+            "each frame, got one dict."
+        )
     bodies = [
         None if metadata is None else writer._encode_metadata(metadata)
         for metadata in frame_metadata
@@ -180,6 +187,7 @@ cdef class Slot:
     cdef Appender _appender
     cdef int64_t _count           # of frames; 0: one, and the array is 2-D
     cdef int64_t _serial          # of the open slots; 0: not open
+    cdef bint _is_used            # or was
     cdef cnp.ndarray _array
     cdef bytes _body              # of the metadata line
     cdef public object frame_metadata, timestamp_ns, frame_id, num_filled
@@ -213,12 +221,17 @@ cdef class Slot:
         cdef FrameWriter writer = self._appender._writer
         cdef cnp.npy_intp shape[3]
         cdef char* address = NULL
-        if self._serial:
-            raise RuntimeError("This slot is open already: leave its `with` block first.")
+        if self._is_used:
+            raise RuntimeError(
+                "This slot is open or was used: take another one, stream.slot(), for each "
+                "frame."
+            )
+        self._check_given()
         shape[0] = self._count
         shape[1], shape[2] = writer._height, writer._width
         writer.open_slots(max(self._count, 1), &address)
         self._serial = writer._slot_serial
+        self._is_used = True
         Py_INCREF(writer._dtype)  # which the array takes over
         self._array = PyArray_NewFromDescr(
             &PyArray_Type, <cnp.dtype>writer._dtype, 3 if self._count else 2,
@@ -276,6 +289,34 @@ cdef class Slot:
             if table != &one:
                 free(table)
         return False
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("A slot is no array: `with stream.slot() as frame:` gives one.")
+
+    def __getitem__(self, key):
+        return self.__array__()
+
+    def __setitem__(self, key, value):
+        self.__array__()
+
+    def __repr__(self):
+        state = "open" if self._serial else "left" if self._is_used else "not open yet"
+        return f"<Slot of {max(self._count, 1)} frames, {state}>"
+
+    cdef int _check_given(self) except -1:
+        """Refuse what is given with a slot before a camera fills it."""
+        cdef FrameWriter writer = self._appender._writer
+        cdef Frame one
+        if self._count == 0:
+            self._fill_one(&one)
+            return 0
+        if self.frame_metadata is not None:
+            if not isinstance(self.frame_metadata, Mapping):
+                self.frame_metadata = list(self.frame_metadata)
+            bodies_of(writer, self.frame_metadata, self._count)
+        as_stamps(self.timestamp_ns, self._count, "timestamps_ns")
+        as_stamps(self.frame_id, self._count, "frame_ids")
+        return 0
 
     cdef object _of_filled(self, object values, int64_t count):
         """Leave out what was given for frames that were reserved and not filled."""

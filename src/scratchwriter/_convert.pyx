@@ -8,7 +8,7 @@ from cpython.bool cimport PyBool_Check
 from cpython.dict cimport PyDict_Next
 from cpython.float cimport PyFloat_CheckExact
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
-from cpython.number cimport PyNumber_Index
+from cpython.number cimport PyIndex_Check, PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.stdint cimport int64_t
@@ -20,7 +20,13 @@ cnp.import_array()
 
 cdef int64_t as_stamp(object value, str name) except? -2:
     cdef int overflow = 0
-    cdef int64_t number = PyLong_AsLongLongAndOverflow(PyNumber_Index(value), &overflow)
+    cdef int64_t number
+    if not PyIndex_Check(value) or PyBool_Check(value):
+        raise TypeError(
+            f"{name} must be an integer, got {value!r}. A time is in nanoseconds: "
+            "round(1e9 * time_s)."
+        )
+    number = PyLong_AsLongLongAndOverflow(PyNumber_Index(value), &overflow)
     if number < 0 or overflow:
         raise ValueError(
             f"{name}={value}: it must be from 0 to 2**63 - 1. Leave it out if it is not "
@@ -37,8 +43,8 @@ cdef cnp.ndarray as_stamps(object values, int64_t count, str name):
         stamps = stamps.astype(np.int64)  # an empty list has no dtype of its own
     if stamps.shape != (count,) or stamps.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} has shape {stamps.shape} and dtype {stamps.dtype}, expected one "
-            f"integer for each of {count} frames."
+            f"{name} has shape {stamps.shape} and dtype {stamps.dtype}, expected a list "
+            f"or an array with one integer for each of {count} frames."
         )
     if count and not -1 <= int(stamps.min()) <= int(stamps.max()) < 1 << 63:
         raise ValueError(
@@ -61,6 +67,11 @@ cdef object as_array(object frame, object dtype, tuple shape):
                 "cupy.asnumpy(array)."
             )
         return np.from_dlpack(frame)
+    if hasattr(type(frame), "__cuda_array_interface__"):
+        raise ValueError(
+            f"Frame ({type(frame).__name__}) is in the memory of a GPU. Copy it to the "
+            "host first: cupy.asnumpy(array)."
+        )
     if not isinstance(frame, (list, tuple)):
         try:
             view = memoryview(frame)
@@ -84,6 +95,14 @@ cdef object as_array(object frame, object dtype, tuple shape):
                     "bytes. Append one frame at a time, whole, or set the dimensions' "
                     "counts and the settings' dtype to the camera's."
                 )
+        try:
+            return np.asarray(frame)
+        except ValueError as error:
+            raise ValueError(
+                f"Frame ({type(frame).__name__}) is a buffer that cannot be read: {error}. "
+                "If it is a pointer, it has no size: append "
+                "numpy.ctypeslib.as_array(pointer, (height, width))."
+            ) from None
     return np.asarray(frame)
 
 

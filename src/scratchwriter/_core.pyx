@@ -513,6 +513,13 @@ cdef class FrameWriter:
         """Check a frame of any kind; return it with whole rows and the right dtype."""
         array = as_array(frame, self._dtype, (self._height, self._width))
         expected = (self._height, self._width)
+        if array.ndim == 0:
+            raise ValueError(
+                f"Frame ({type(frame).__name__}) has shape (), expected {expected} "
+                f"({self._frame_dims}): it is neither an array nor a buffer. Append a 2-D "
+                "array of that shape; of what is at an address, "
+                "numpy.ctypeslib.as_array(pointer, shape) or ffi.buffer(pointer)."
+            )
         if array.shape != expected:
             raise ValueError(
                 f"Frame ({type(frame).__name__}) has shape {array.shape}, expected "
@@ -1138,6 +1145,7 @@ cdef class FrameWriter:
         self, Status status, str what, object frames, Request* request
     ) except -1:
         """The one place where a `Status` becomes an exception."""
+        what = {"reserve": "open a slot", "commit": "store the slot"}.get(what, what)
         if status == CLOSED and self._disowned:
             raise ValueError(
                 f"Cannot {what}: the stream belongs to the process that this one was "
@@ -1159,15 +1167,19 @@ cdef class FrameWriter:
                 "first."
             )
         if status == SLOTS_APART:
+            why = (
+                "they would take the place of frames that keep_last still shows, or do"
+                if self._ring_nbytes else "they do"
+            )
             raise ValueError(
-                f"Cannot reserve {frames} frames together: they do not lie one behind the "
-                "other in one array, or are where keep_last still shows others. Reserve "
-                "fewer (as many as the last dimension has left), one by one with slot(), "
-                "or use storage_order='acquisition' with the positions first."
+                f"Cannot open {frames} slots together: {why} not lie one behind the other "
+                "in one array. Open fewer (as many as the last dimension has left), one by "
+                "one with slot(), or use storage_order='acquisition' with the positions "
+                "first."
             )
         if status == FULL:
             raise IndexError(
-                f"Cannot {what} {frames} frame{'s' if frames > 1 else ''}: it would "
+                f"Cannot {what} ({frames} frame{'s' if frames > 1 else ''}): it would "
                 f"exceed the {self._num_frames} frames of settings.dimensions, of which "
                 f"{self._num_frames - self.frames_written} are left. Enlarge them, or "
                 "make the first dimension unbounded (count=None)."

@@ -277,9 +277,13 @@ def _info(args: argparse.Namespace) -> None:
             sizes = ", ".join(f"{a}={n}" for a, n in zip(dims, array.shape, strict=True))
             lines[f"position {i}"] = f"{settings.positions[i].name}: {sizes}"
         if dataset.counts_frames:
-            lines["on the device"] = f"the first {dataset.frames_synced} for certain"
-        if dropped := dataset.dropped:
-            lines["dropped"] = f"{dropped} frame numbers never came"
+            lines["on the device"] = (
+                f"the first {dataset.frames_synced} for certain"
+                if dataset.frames_synced
+                else "not known: flush() or durability='system' makes sure of it"
+            )
+        if dataset.has_records:
+            lines["dropped"] = f"{dataset.dropped} frame numbers never came"
         lines["frame metadata"] = f"{len(dataset.frame_metadata)} lines"
         lines["global metadata"] = ", ".join(dataset.global_metadata) or "none"
     for name, text in lines.items():

@@ -238,6 +238,11 @@ class ScratchDataset:
         return times
 
     @property
+    def has_records(self) -> bool:
+        """Whether times or numbers of frames were recorded."""
+        return self._read_records(self.frames_written) is not None
+
+    @property
     def dropped(self) -> int:
         """How many frame numbers are missing between those that came with the frames."""
         if self._progress is not None and self._plan.ring_frames:
