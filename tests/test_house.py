@@ -41,7 +41,8 @@ ALLOWED = {
     },
     "native": set(),
     "policy": {"_region", "plan", "settings"},
-    "manifest": {"_region", "_version", "errors", "plan", "settings", "stats"},
+    "manifest": {"_region", "_version", "errors", "plan", "settings"},
+    "append_times": {"_region", "manifest", "stats"},
     "folders": {"_region", "errors", "manifest", "policy", "settings"},
     "growth": {
         "_ahead",
@@ -57,6 +58,7 @@ ALLOWED = {
     "storage": {
         "_core",
         "_region",
+        "append_times",
         "folders",
         "growth",
         "manifest",
@@ -91,6 +93,7 @@ ALLOWED = {
     },
     "reader": {
         "_region",
+        "append_times",
         "coords",
         "errors",
         "events",

@@ -13,8 +13,13 @@ from scratchwriter.cli import main
 PIL = pytest.importorskip("PIL.Image")
 
 
+def pixels_of(path):
+    with PIL.open(path) as picture:
+        return np.asarray(picture)
+
+
 def record(stream, frames=None):
-    """Channel 0: darker with time. Channel 1: a thousand times brighter, and the reverse."""
+    """Channel 0 becomes darker with time, channel 1 (much brighter) brighter."""
     n = stream.settings.num_frames if frames is None else frames
     for i in range(n):
         t, c = divmod(i, 2)
@@ -34,7 +39,7 @@ def test_a_contact_sheet_has_a_row_for_each_channel_with_its_contrast(settings, 
         record(stream)
     sheet = tmp_path / "sheet.png"
     assert main(["preview", str(tmp_path / "data"), "-o", str(sheet)]) == 0
-    pixels = np.asarray(PIL.open(sheet))
+    pixels = pixels_of(sheet)
     assert pixels.shape == (2 * (64 + 14), 8 * 64)
     for row, is_falling in enumerate((True, False)):
         line = pixels[row * 78 + 14 + 40].reshape(8, 64)
@@ -53,7 +58,7 @@ def test_positions_have_rows_of_their_own(make_settings, tmp_path):
             stream.append(np.full((64, 32), i, "uint16"))
     sheet = tmp_path / "sheet.jpg"
     assert main(["preview", str(tmp_path / "data"), "-o", str(sheet)]) == 0
-    assert PIL.open(sheet).size == (3 * 32, 4 * (64 + 14))
+    assert pixels_of(sheet).shape == (4 * (64 + 14), 3 * 32)
 
 
 def test_a_preview_that_cannot_be_is_refused_and_leaves_nothing(settings, tmp_path, capsys):
@@ -86,8 +91,6 @@ def test_a_notebook_shows_the_newest_frame_and_how_it_is_going(settings, tmp_pat
 
 
 def test_names_in_a_notebook_are_text(make_settings, tmp_path):
-    settings = make_settings(
-        {"t": 1, "y": 4, "x": 5}, root_path=str(tmp_path / "<script>")
-    )
+    settings = make_settings({"t": 1, "y": 4, "x": 5}, root_path=str(tmp_path / "<script>"))
     with create_stream(settings) as stream:
         assert "<script>" not in stream._repr_html_()

@@ -76,7 +76,8 @@ def test_a_browser_shows_the_page(page, tmp_path):
         *("--window-size=1000,3000", f"--screenshot={picture}", page.as_uri()),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    pixels = np.asarray(PIL.open(picture).convert("RGB")).astype(int)
+    with PIL.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
     # Two rows of thumbnails, half black and half white; and the blue of the plots.
     black = (pixels.sum(2) == 0).mean()
     blue = ((pixels[..., 2] - pixels[..., 0]) > 80).mean()

@@ -60,7 +60,7 @@ class AheadThread:
         """Prepare the records of frames, too, from now on."""
 
     def show_times(self, address: int, owner: object) -> None:
-        """Keep a record of `manifest.APPEND_TIMES` at an address up to date, roughly."""
+        """Keep a record of `append_times.RECORD` at an address up to date, roughly."""
 
     def stop(self) -> None:
         """End the threads; in a forked child, which has none, do nothing."""

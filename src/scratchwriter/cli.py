@@ -141,8 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="make a page about a dataset",
-        description="Make one self-contained HTML page: settings, intervals between frames, "
-        "append times, skipped and dropped frames, thumbnails.",
+        description="Make one self-contained HTML page: settings, intervals between "
+        "frames, append times, skipped and dropped frames, thumbnails.",
         epilog="example: scratchwriter report run1 -o run1.html",
     )
     report.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
@@ -313,14 +313,10 @@ def _monitor(args: argparse.Namespace) -> None:
 def _preview(args: argparse.Namespace) -> None:
     if find_spec("PIL") is None:
         raise ImportError("preview needs Pillow: pip install 'scratchwriter[demo]'")
-    from scratchwriter.pictures import contact_sheet
+    from scratchwriter.pictures import contact_sheet, save_new
 
-    with open_scratch(args.path) as dataset, args.output.open("xb") as file:
-        try:
-            contact_sheet(dataset.view()).save(file, args.output.suffix[1:] or "png")
-        except BaseException:
-            args.output.unlink()
-            raise
+    with open_scratch(args.path) as dataset:
+        save_new(contact_sheet(dataset.view()), args.output)
     _print(f"contact sheet  {args.output}")
 
 

@@ -5,7 +5,7 @@ recorded, the length of each array stands in it as digits of fixed width, right-
 white space, which the writer renews in place: what the file says is exact at any moment,
 also after the writer was killed.
 
-progress.bin is mapped. It begins with a page with the frame cursor:
+progress.bin is one mapped page with the frame cursor:
 
 ====== ====== =====================================================
 offset type   meaning
@@ -19,8 +19,6 @@ offset type   meaning
 72     int64  frames that are on the device, whatever happens to the machine
 80     int64  frame numbers that were missing between those that came
 ====== ====== =====================================================
-
-Behind it is how long appends took, renewed by a thread now and then, and at the end.
 
 skips.bin has two int64 per range of frames that were skipped: the first, and the one
 behind the last.
@@ -65,12 +63,12 @@ from scratchwriter._version import __version__
 from scratchwriter.errors import DatasetError
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import EVERY_FIELD, WITHOUT_WARNINGS, AcquisitionSettings
-from scratchwriter.stats import NUM_BUCKETS
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.bin"
 SKIPS = "skips.bin"
 RECORDS = "frame_records.bin"
+APPEND_TIMES = "append_times.bin"
 FRAME_METADATA = "frame_metadata.jsonl"
 
 _MOST_NBYTES = 1 << 24  # of a manifest: five times what ten thousand positions need
@@ -88,21 +86,11 @@ _PROGRESS_HEADER = np.dtype(
         "itemsize": _PROGRESS_NBYTES,
     }
 )
-# How long appends took: see `StreamStats`.
-APPEND_TIMES = np.dtype(
-    [
-        ("longest_append_ns", "i8"),
-        ("first_append_ns", "i8"),  # on the monotonic clock, as the next
-        ("last_append_ns", "i8"),
-        ("append_counts", "i8", NUM_BUCKETS),
-    ]
-)
-_PROGRESS_FILE_NBYTES = _PROGRESS_NBYTES + -(-APPEND_TIMES.itemsize // 4096) * 4096
 # Restarted: recovered after the machine was started anew, which may have lost frames.
 _RECORDING, _CLOSED, _RESTARTED = 1, 2, 3
 _DATASET_FILE = re.compile(
     r"manifest\.json|\.manifest\.json\.\d+|progress\.bin|skips\.bin|frame_metadata\.jsonl"
-    r"|frame_records\.bin"
+    r"|frame_records\.bin|append_times\.bin"
     r"|pos_\d+\.dat"
 )
 
@@ -125,9 +113,9 @@ class MappedFile:
     def address(self) -> int:
         return self._bytes.ctypes.data
 
-    def record(self, dtype: np.dtype[np.void], start: int = 0) -> npt.NDArray[np.void]:
-        """Return what begins somewhere in the file as a record."""
-        return self._bytes[start : start + dtype.itemsize].view(dtype)
+    def record(self, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
+        """Return the beginning of the file as a record."""
+        return self._bytes[: dtype.itemsize].view(dtype)
 
 
 class Progress:
@@ -165,7 +153,6 @@ class Progress:
                     raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
                 self.is_locked = is_locked is True
                 os.write(self._fd, header.tobytes())  # of one page: whole, or not at all
-                os.write(self._fd, bytes(_PROGRESS_FILE_NBYTES - _PROGRESS_NBYTES))
                 status = os.fstat(self._fd)
                 self.file = MappedFile(path)
             undo.pop_all()
@@ -178,16 +165,6 @@ class Progress:
     @property
     def dropped_address(self) -> int:
         return self._address_of("dropped")
-
-    @property
-    def append_times_address(self) -> int:
-        return self.file.address + _PROGRESS_NBYTES
-
-    def show_append_times(self, measured: Mapping[str, Any]) -> None:
-        """Tell how long appends took, as a `FrameWriter` has measured it."""
-        times = self.file.record(APPEND_TIMES, _PROGRESS_NBYTES)
-        for name in APPEND_TIMES.names or ():
-            times[name] = measured[name]
 
     def _address_of(self, name: str) -> int:
         offset: int = _PROGRESS_HEADER.fields[name][1]  # type: ignore[index]
@@ -266,10 +243,9 @@ class ProgressView:
         path = folder / PROGRESS
         with faults_of(path):
             data = view_file(path)
-            if len(data) != _PROGRESS_FILE_NBYTES:
-                raise ValueError(f"it has {len(data)} bytes, not {_PROGRESS_FILE_NBYTES}")
-            self._header = np.frombuffer(data, _PROGRESS_HEADER, 1)
-            self._append_times = np.frombuffer(data, APPEND_TIMES, 1, _PROGRESS_NBYTES)
+            if len(data) != _PROGRESS_NBYTES:
+                raise ValueError(f"it has {len(data)} bytes, not {_PROGRESS_NBYTES}")
+            self._header = np.frombuffer(data, _PROGRESS_HEADER)
             if (
                 self._header["magic"][0] != b"scratchw"
                 or self._header["version"][0] != 1
@@ -294,11 +270,6 @@ class ProgressView:
     def synced(self) -> int:
         """Frames that are certain to be on the device."""
         return min(max(int(self._header["synced"][0]), 0), self.cursor)
-
-    @property
-    def append_times(self) -> npt.NDArray[np.void]:
-        """How long appends took so far: a record of `APPEND_TIMES`, a copy."""
-        return self._append_times.copy()
 
     @property
     def dropped(self) -> int:

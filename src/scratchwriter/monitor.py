@@ -101,8 +101,8 @@ def histogram(times: AppendTimes) -> RenderableType:
     table.add_row(
         Text("append", style="bold"),
         Text(
-            f"p50 {times.p50_us:,.1f}  p99 {times.p99_us:,.1f}  p99.9 {times.p999_us:,.1f}  "
-            f"max {times.max_us:,.1f} µs"
+            f"p50 {times.p50_us:,.1f}  p99 {times.p99_us:,.1f}  "
+            f"p99.9 {times.p999_us:,.1f}  max {times.max_us:,.1f} µs"
         ),
     )
     return table

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,25 @@ def contact_sheet(view: StreamView) -> Image.Image:
         for x, picture in enumerate(row):
             sheet.paste(picture, (x * width, y * height + _LABEL))
     return sheet
+
+
+def save_new(picture: Image.Image, path: Path) -> None:
+    """Save a picture in the format that the file's name says.
+
+    Raises
+    ------
+    ValueError
+        If there is no such format.
+    FileExistsError
+        If the file exists.
+    """
+    formats = Image.registered_extensions()
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"{path.name}: what kind of picture? Name it .png or .jpg")
+    file = io.BytesIO()
+    picture.save(file, formats[path.suffix.lower()])
+    with path.open("xb") as new:
+        new.write(file.getvalue())
 
 
 def data_uri(picture: Image.Image) -> str:

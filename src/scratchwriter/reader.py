@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scratchwriter._region import view_file, view_ring
+from scratchwriter.append_times import read_append_times
 from scratchwriter.coords import CoordSystem
 from scratchwriter.errors import DatasetError
 from scratchwriter.events import Callback, EventName, Events, Frames, Listener
@@ -38,7 +39,7 @@ from scratchwriter.neighbours import greet
 from scratchwriter.plan import make_plan, skip_of
 from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped
 from scratchwriter.settings import AcquisitionSettings
-from scratchwriter.stats import AppendTimes, make_append_times
+from scratchwriter.stats import AppendTimes
 from scratchwriter.views import ArrayView, StreamView
 
 # Why something cannot be told.
@@ -265,12 +266,7 @@ class ScratchDataset:
     @property
     def append_times(self) -> AppendTimes | None:
         """How long appends took, so far; None if the writer did not tell."""
-        if self._progress is None:
-            return None
-        record = self._progress.append_times[0]
-        # Whatever is in the file: counts are not negative.
-        counts = np.maximum(record["append_counts"], 0)
-        return make_append_times(counts, max(int(record["longest_append_ns"]), 0))
+        return read_append_times(self._path)
 
     @property
     def frame_metadata(self) -> FrameMetadata:

@@ -94,16 +94,22 @@ class AppendTimes:
     stops_us: npt.NDArray[np.float64]
 
 
-def make_append_times(
-    counts: npt.NDArray[np.int64], longest_append_ns: int
-) -> AppendTimes:
+def make_append_times(counts: npt.NDArray[np.int64], longest_append_ns: int) -> AppendTimes:
     """Make them of what a `FrameWriter` measured."""
     longest_us = longest_append_ns / 1e3
-    percentiles = (
+    p50, p99, p999, p9999 = (
         min(percentile_us(counts, q), longest_us) for q in (50, 99, 99.9, 99.99)
     )
-    stops_us = np.array([bucket_stop_ns(i) for i in range(len(counts))]) / 1e3
-    return AppendTimes(int(counts.sum()), *percentiles, longest_us, counts, stops_us)
+    return AppendTimes(
+        timed_appends=int(counts.sum()),
+        p50_us=p50,
+        p99_us=p99,
+        p999_us=p999,
+        p9999_us=p9999,
+        max_us=longest_us,
+        counts=counts,
+        stops_us=np.array([bucket_stop_ns(i) for i in range(len(counts))]) / 1e3,
+    )
 
 
 def make_stats(

@@ -22,6 +22,7 @@ from scratchwriter import policy
 from scratchwriter._core import FrameWriter
 from scratchwriter._region import Region
 from scratchwriter._region.system import DeviceError, sync_file
+from scratchwriter.append_times import AppendTimesFile
 from scratchwriter.folders import (
     claimed,
     make_spill_folder,
@@ -31,6 +32,7 @@ from scratchwriter.folders import (
 )
 from scratchwriter.growth import Growth
 from scratchwriter.manifest import (
+    APPEND_TIMES,
     FRAME_METADATA,
     MANIFEST,
     PROGRESS,
@@ -89,6 +91,7 @@ class Storage:
         self._saving = threading.Lock()  # of the files; taken before the next one
         self._lock = threading.RLock()  # of the manifest and of the end
         self._progress: Progress | None = None
+        self._append_times: AppendTimesFile | None = None
         self._syncer: Syncer | None = None
         self._is_durable = settings.format.durability == "system"
         self._syncs_manifest = self._is_durable
@@ -162,10 +165,11 @@ class Storage:
     def _publish(self, folder: Path) -> None:
         """Make the dataset readable by others: progress, manifest, frame metadata."""
         with ExitStack() as undo:
-            for name in (PROGRESS, MANIFEST):
+            for name in (PROGRESS, APPEND_TIMES, MANIFEST):
                 undo.callback((folder / name).unlink, missing_ok=True)
             progress = Progress(folder / PROGRESS)
             undo.callback(progress.release)
+            append_times = AppendTimesFile(folder)
             log, skips = self._open(folder, FRAME_METADATA), self._open(folder, SKIPS)
 
             def write_there() -> None:
@@ -178,14 +182,13 @@ class Storage:
             self.writer.exclusively(write_there)
             self._write_manifest(folder)  # last: a folder with a manifest is complete
             undo.pop_all()
-        self._progress, self.folder = progress, folder
+        self._progress, self._append_times, self.folder = progress, append_times, folder
         self._show_append_times()
 
     def _show_append_times(self) -> None:
-        if self._progress is not None:
-            self.growth.show_append_times(
-                self._progress.append_times_address, self._progress.file
-            )
+        if self._append_times is not None:
+            file = self._append_times.file
+            self.growth.show_append_times(file.address, file)
 
     def _open(self, folder: Path, name: str) -> tuple[int, Path]:
         path = folder / name
@@ -277,8 +280,9 @@ class Storage:
             if (folder / RECORDS).exists():
                 sync_file(folder / RECORDS)
             sync_file(folder)
+            if self._append_times is not None:
+                self._append_times.store(self.writer.measured())
             if self._progress is not None:
-                self._progress.show_append_times(self.writer.measured())
                 self._progress.mark_synced(frames)
         except DeviceError as error:
             # The system tells it once, and takes the data for written from then on.
@@ -409,7 +413,8 @@ class Storage:
             with suppress(DeviceError):  # told at the end of all
                 self._sync(folder)
         if self._progress is not None:
-            self._progress.show_append_times(self.writer.measured())
+            if self._append_times is not None:
+                self._append_times.store(self.writer.measured())
             self._progress.mark_closed()
         if self._is_durable:
             sync_file(folder / PROGRESS)
