@@ -25,7 +25,15 @@ def read_everything(folder):
             list(dataset.frame_metadata)
             dataset.frame_metadata.columns()
             dataset.frame_metadata.at(0, 0, 0)
-            for name in ("skipped", "state", "settings", "global_metadata"):
+            view = dataset.view()
+            int(np.asarray(view).sum())
+            assert len(view.coords) == view.ndim
+            assert sum(frame.size for frame in dataset.follow()) <= view.size
+            dataset.wait(timeout_s=0)
+            for name in (
+                *("skipped", "state", "settings", "global_metadata", "timestamps"),
+                *("dropped", "append_times"),
+            ):
                 getattr(dataset, name)
             for position in range(len(dataset.arrays)):
                 if dataset.counts_frames:

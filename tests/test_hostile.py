@@ -19,7 +19,10 @@ from scratchwriter import DatasetError, create_stream, open_scratch
 MUTATIONS = int(os.environ.get("SCRATCHWRITER_MUTATIONS", "600"))
 CORPUS = json.loads((Path(__file__).parent / "hostile.json").read_text())
 KINDS = ["unbounded", "bounded", "theirs"]
-FILES = ["manifest.json", "progress.bin", "skips.bin", "frame_metadata.jsonl", "pos_0.dat"]
+FILES = [
+    *("manifest.json", "progress.bin", "skips.bin", "frame_metadata.jsonl", "pos_0.dat"),
+    "append_times.bin",
+]
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="pipes, links"),

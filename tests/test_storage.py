@@ -29,6 +29,7 @@ FILES = {
     "frame_metadata.jsonl",
     "progress.bin",
     "skips.bin",
+    "append_times.bin",
 }
 SIZES = {"t": 3, "y": 4, "x": 5}
 

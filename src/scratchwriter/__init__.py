@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from scratchwriter.reader import ScratchDataset, open_scratch
     from scratchwriter.settings import AcquisitionSettings, ScratchFormat
     from scratchwriter.stream import OMEStream, ScratchStream, create_stream
-    from scratchwriter.views import ArrayView, StreamView
+    from scratchwriter.views import StreamView
 
 __all__ = [
     "AcquisitionSettings",
-    "ArrayView",
     "Channel",
     "CoordUpdate",
     "DatasetError",

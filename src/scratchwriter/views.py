@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from types import EllipsisType
@@ -138,6 +139,11 @@ class StreamView:
     def ndim(self) -> int:
         """Number of dimensions."""
         return len(self._plan.counts) + 2
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return math.prod(self.shape)
 
     @property
     def dims(self) -> tuple[str, ...]:
