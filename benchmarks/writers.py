@@ -164,7 +164,7 @@ def _open_stream(
 def open_scratchwriter(work: Work, folder: Path) -> Target:
     import scratchwriter
 
-    return _open_stream(scratchwriter, work, folder, lambda stream: stream.arrays[0])
+    return _open_stream(scratchwriter, work, folder, lambda stream: stream.view())
 
 
 def open_ome_writers(work: Work, folder: Path) -> Target:
