@@ -108,16 +108,20 @@ def test_waiting_ends_when_so_many_frames_have_come(record):
     assert dataset.wait(frames=3, timeout_s=30)
     assert dataset.frames_written == 3
     assert dataset.wait(frames=2)  # they have come already
-    threading.Timer(0.1, writer.tell, ("append",)).start()
+    timer = threading.Timer(0.1, writer.tell, ("append",))
+    timer.start()
     assert dataset.wait()
+    timer.join()
     assert dataset.frames_written == 4
 
 
 @pytest.mark.parametrize("end", ["end", "die"])
 def test_waiting_ends_with_the_writer(record, end):
     writer, dataset = record(t=None)
-    threading.Timer(0.2, getattr(writer, end)).start()
+    timer = threading.Timer(0.2, getattr(writer, end))
+    timer.start()
     assert not dataset.wait()
+    timer.join()
     assert dataset.state == {"end": "closed", "die": "killed"}[end]
     assert not dataset.wait(frames=1)
 

@@ -103,8 +103,8 @@ class FrameWriter:
     def has_open_slots(self) -> bool:
         """Whether somebody fills slots just now; asked by an action of `exclusively`."""
 
-    def skipped(self) -> npt.NDArray[np.int64]:
-        """Return start and stop, in frames, of each range that was skipped."""
+    def skipped(self, first: int = 0) -> npt.NDArray[np.int64]:
+        """Return start and stop of the ranges of frames that were skipped, from one on."""
 
     def measured(self) -> dict[str, Any]:
         """Return the fields of `AppendStats` that the writer knows."""

@@ -345,18 +345,27 @@ cdef class FrameWriter:
     def has_open_slots(self):
         return self._slot_frames != 0
 
-    def skipped(self):
+    def skipped(self, first=0):
         cdef cnp.ndarray ranges
-        cdef int64_t count
+        cdef int64_t start = first
+        cdef int64_t count = 0
+        cdef int64_t low, high, middle
         cdef Status status
         cdef bint complete
         while True:
-            count = self._skips.count
             ranges = np.empty((count, 2), np.int64)  # under the mutex nothing is made
             status = self._acquire()
-            complete = self._skips.count == count
+            low, high = 0, self._skips.count
+            while low < high:  # for the first range that ends behind it
+                middle = (low + high) // 2
+                if self._skips.ranges[2 * middle + 1] <= start:
+                    low = middle + 1
+                else:
+                    high = middle
+            complete = self._skips.count - low == count
+            count = self._skips.count - low
             if complete and count:
-                memcpy(cnp.PyArray_DATA(ranges), self._skips.ranges, 16 * count)
+                memcpy(cnp.PyArray_DATA(ranges), &self._skips.ranges[2 * low], 16 * count)
             if status == OK:
                 sw_mutex_unlock(&self._mutex)
             if complete:

@@ -68,4 +68,5 @@ def read_append_times(folder: Path) -> AppendTimes | None:
         counts = record["append_counts"]
         if counts.min() < 0 or counts.max() > _MOST or record["longest_append_ns"] < 0:
             raise ValueError("its counts are out of range")
-    return make_append_times(counts, int(record["longest_append_ns"]))
+    elapsed_ns = int(record["last_append_ns"]) - int(record["first_append_ns"])
+    return make_append_times(counts, int(record["longest_append_ns"]), elapsed_ns)

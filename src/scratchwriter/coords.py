@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -82,9 +83,15 @@ class CoordSystem:
             )
         }
 
-    def is_high_water_mark(self, first: int, frame: int) -> bool:
-        """Tell whether the frames from `first` to `frame` have a new coordinate."""
-        return self._plan.extents(first) != self._plan.extents(frame + 1)
+    def next_mark(self, first: int, stop: int) -> int | None:
+        """Return the first of these frames that has a new coordinate, if one has."""
+        extents = self._plan.extents
+        before = extents(first)
+        if extents(stop) == before:
+            return None
+        # They only grow.
+        frames = range(first, stop)
+        return first + bisect_left(frames, True, key=lambda i: extents(i + 1) != before)
 
     def update(self, frame: int, is_high_water_mark: bool) -> CoordUpdate:
         """Return what a frame, that is the newest, has added."""

@@ -1,9 +1,9 @@
 """Telling callbacks of frames, off the thread that appends them.
 
-An append does nothing for it. A thread walks behind the frame cursor and works out from
-the numbers of the frames what there is to tell; so it is all the same whether the cursor
-is of this process or of another one's, and however far a callback falls behind, nothing
-is kept for it but two numbers.
+An append does nothing for it. A thread for each callback walks behind the frame cursor and
+works out from the numbers of the frames what there is to tell; so it is all the same
+whether the cursor is of this process or of another one's, and however far a callback falls
+behind, nothing is kept for it but a number, and no other callback waits for it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ Callback = Callable[[CoordUpdate], object]
 # How late a callback may be before it is told of the newest only.
 _STALE_S = 0.05  # "coords_expanded", which is for displays
 _FOLD_S = 1.0  # "coords_changed"
-_CHECK_S = 0.01  # how often to look whether there is an end
-_POLL_S, _IDLE_POLL_S, _IDLE_S = 0.0005, 0.002, 1.0
+_CHECK_S = 0.1  # how often to look whether there is an end
+# Frames are looked for this often, or, if none have come for a while, so much more rarely
+# that a look costs nothing and comes in time compared with that while.
+_LEAST_POLL_S, _MOST_POLL_S, _POLLS = 0.0005, 0.02, 2000
+_COMPLAIN_S = 1.0  # between two messages about a callback that raises
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +41,11 @@ class Frames(Protocol):
     def is_over(self) -> bool:
         """Tell whether no more frames come; asked before the cursor."""
 
-    def skips(self) -> Sequence[range]:
-        """Return which frames were skipped."""
+    def give_up(self) -> None:
+        """Have those who wait wait no more: it is over."""
+
+    def skips(self, first: int, stop: int) -> Sequence[range]:
+        """Return the skipped ranges that have one of these frames."""
 
 
 class Listener:
@@ -53,44 +59,32 @@ class Listener:
     """
 
     def __init__(
-        self,
-        event: EventName,
-        callback: Callback,
-        first: int,
-        forget: Callable[[Listener], None],
+        self, event: EventName, callback: Callback, coords: CoordSystem, frames: Frames
     ) -> None:
         self.event = event
-        self.first = first  # frame that it is told of
         self.num_folded = 0
-        self._callback = callback
-        self._forget = forget
-
-    def tell(self, update: CoordUpdate) -> None:
-        """Call the callback, whatever it does; called by the thread of the events."""
-        try:
-            self._callback(update)
-        except BaseException:
-            _log.exception(
-                "A callback of %r failed at frame %d: %r",
-                self.event,
-                update.frame_number,
-                self._callback,
+        self._callback, self._coords, self._frames = callback, coords, frames
+        self._is_stopped = False
+        self._num_failures = 0
+        self._complained_s = -_COMPLAIN_S
+        is_over = frames.is_over()
+        self._next = frames.wait(-1, 0, 0)  # frame that it is told of
+        self._thread: threading.Thread | None = None
+        if not is_over:
+            self._thread = threading.Thread(
+                target=self._run, name=f"scratchwriter-{event}", daemon=True
             )
-
-    def fold(self, num_frames: int) -> None:
-        """Note that it is not told of so many frames."""
-        if self.num_folded == 0:
-            _log.warning(
-                "A callback of %r is slower than the camera and is not told of every "
-                "frame: %r. Its listener counts them (num_folded).",
-                self.event,
-                self._callback,
-            )
-        self.num_folded += num_frames
+            self._thread.start()
 
     def stop(self) -> None:
         """Tell it no more. It may be in the middle of being told just now."""
-        self._forget(self)
+        self._is_stopped = True
+
+    def join(self, timeout_s: float) -> None:
+        """Return when all is told of an acquisition that is over, or time is up."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -101,15 +95,88 @@ class Listener:
     def __repr__(self) -> str:
         return f"<Listener {self.event} {self._callback!r}>"
 
+    # ------------------------------------------------------------------- in the thread
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception:  # the files are damaged, or not there any more
+            _log.exception("%r is told of no more frames", self)
+
+    def _follow(self) -> None:
+        tell = {"coords_changed": self._tell_all, "coords_expanded": self._tell_marks}
+        news_s = time.monotonic()
+        while not self._is_stopped:
+            is_over = self._frames.is_over()
+            quiet_s = time.monotonic() - news_s
+            poll_s = min(max(quiet_s / _POLLS, _LEAST_POLL_S), _MOST_POLL_S)
+            cursor = self._frames.wait(self._next, 0 if is_over else _CHECK_S, poll_s)
+            if cursor > self._next:
+                tell[self.event](cursor)
+                news_s = time.monotonic()
+            elif is_over:
+                return
+
+    def _tell_all(self, cursor: int) -> None:
+        """Tell of each frame before the cursor, and of what was skipped as of one."""
+        since_s = time.monotonic()
+        skips = self._frames.skips(self._next, cursor)
+        while self._next < cursor and not self._is_stopped:
+            first = self._next
+            skip = skip_of(first, skips)
+            last = first if skip is None else min(skip.stop, cursor) - 1
+            if time.monotonic() - since_s > _FOLD_S:
+                last = cursor - 1
+                self._fold(last - first - _num_skipped(first, last, skips))
+            self._next = last + 1
+            is_mark = self._coords.next_mark(first, last + 1) is not None
+            self._tell(self._coords.update(last, is_mark))
+
+    def _tell_marks(self, cursor: int) -> None:
+        """Tell of each frame before the cursor that has a new coordinate."""
+        since_s = time.monotonic()
+        while not self._is_stopped:
+            mark = self._coords.next_mark(self._next, cursor)
+            if mark is None:
+                self._next = cursor
+                return
+            # What is late is told of the newest only, which has all of the coordinates.
+            last = cursor - 1 if time.monotonic() - since_s > _STALE_S else mark
+            self._next = last + 1
+            self._tell(self._coords.update(last, True))
+
+    def _tell(self, update: CoordUpdate) -> None:
+        try:
+            self._callback(update)
+        except BaseException:
+            self._num_failures += 1
+            if time.monotonic() - self._complained_s > _COMPLAIN_S:
+                self._complained_s = time.monotonic()
+                _log.exception(
+                    "A callback of %r failed at frame %d (failure %d): %r",
+                    self.event,
+                    update.frame_number,
+                    self._num_failures,
+                    self._callback,
+                )
+
+    def _fold(self, num_frames: int) -> None:
+        if num_frames and not self.num_folded:
+            _log.warning(
+                "A callback of %r is slower than the camera and is not told of every "
+                "frame: %r. Its listener counts them (num_folded).",
+                self.event,
+                self._callback,
+            )
+        self.num_folded += num_frames
+
 
 class Events:
-    """The listeners of an acquisition, and the thread that tells them."""
+    """The listeners of an acquisition."""
 
     def __init__(self, coords: CoordSystem, frames: Frames) -> None:
         self._coords, self._frames = coords, frames
-        self._lock = threading.Lock()
-        self._listeners: tuple[Listener, ...] = ()
-        self._thread: threading.Thread | None = None
+        self._listeners: list[Listener] = []
 
     def on(self, event: EventName, callback: Callback) -> Listener:
         """Have a callback told of the frames from now on; see `ScratchStream.on`."""
@@ -120,18 +187,8 @@ class Events:
             )
         if not callable(callback):
             raise TypeError(f"callback must be callable, got {callback!r}")
-        cursor = self._frames.wait(-1, 0, 0)
-        listener = Listener(event, callback, cursor, self._forget)
-        with self._lock:
-            self._listeners = (*self._listeners, listener)
-            if self._thread is None and not self._frames.is_over():
-                self._thread = threading.Thread(
-                    target=self._run,
-                    args=(cursor,),
-                    name="scratchwriter-events",
-                    daemon=True,
-                )
-                self._thread.start()
+        listener = Listener(event, callback, self._coords, self._frames)
+        self._listeners.append(listener)
         return listener
 
     def finish(self, timeout_s: float) -> None:
@@ -139,69 +196,10 @@ class Events:
 
         Time is up if a callback waits for who calls this; it is told of the rest later.
         """
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
-
-    def _forget(self, listener: Listener) -> None:
-        with self._lock:
-            self._listeners = tuple(x for x in self._listeners if x is not listener)
-
-    # ------------------------------------------------------------------- in the thread
-
-    def _run(self, cursor: int) -> None:
-        seen = cursor
-        news_s = time.monotonic()
-        while True:
-            is_over = self._frames.is_over()
-            idle = time.monotonic() - news_s > _IDLE_S
-            poll_s = _IDLE_POLL_S if idle else _POLL_S
-            cursor = self._frames.wait(seen, 0 if is_over else _CHECK_S, poll_s)
-            if cursor > seen:
-                self._tell(seen, cursor)
-                seen, news_s = cursor, time.monotonic()
-            elif is_over or not self._is_wanted():
-                return
-
-    def _is_wanted(self) -> bool:
-        """Tell whether there are listeners; if not, the thread ends."""
-        with self._lock:
-            if not self._listeners:
-                self._thread = None
-            return bool(self._listeners)
-
-    def _tell(self, first: int, stop: int) -> None:
-        """Tell of the frames from `first` to before `stop`."""
-        since_s = time.monotonic()
-        skips = self._frames.skips()
-        expands = False
-        while first < stop:
-            late_s = time.monotonic() - since_s
-            is_folded = late_s > _FOLD_S
-            skip = skip_of(first, skips)
-            last = first if skip is None else min(skip.stop, stop) - 1
-            last = stop - 1 if is_folded else last
-            is_mark = self._coords.is_high_water_mark(first, last)
-            if is_folded:
-                self._fold(first, last - _num_skipped(first, last, skips))
-            self._emit("coords_changed", last, is_mark)
-            expands |= is_mark
-            if expands and (late_s <= _STALE_S or last + 1 == stop):
-                self._emit("coords_expanded", last, True)
-                expands = False
-            first = last + 1
-
-    def _emit(self, event: EventName, frame: int, is_mark: bool) -> None:
-        update = None
-        for listener in self._listeners:
-            if listener.event == event and listener.first <= frame:
-                update = update or self._coords.update(frame, is_mark)
-                listener.tell(update)
-
-    def _fold(self, first: int, stop: int) -> None:
-        for listener in self._listeners:
-            if listener.event == "coords_changed" and listener.first < stop:
-                listener.fold(stop - max(first, listener.first))
+        self._frames.give_up()
+        end_s = time.monotonic() + timeout_s
+        for listener in tuple(self._listeners):
+            listener.join(max(end_s - time.monotonic(), 0))
 
 
 def _num_skipped(first: int, stop: int, skips: Sequence[range]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 from importlib.util import find_spec
@@ -31,6 +32,11 @@ def shape_text(view: StreamView) -> str:
     """Return the sizes of a view by name, and its dtype."""
     sizes = ", ".join(f"{d}={n}" for d, n in zip(view.dims, view.shape, strict=True))
     return f"{sizes}; {view.dtype}"
+
+
+def rate_text(frames_per_s: float) -> str:
+    """Return a rate, if it is known."""
+    return "" if math.isnan(frames_per_s) else f", {frames_per_s:,.0f} per second"
 
 
 def _picture(view: StreamView) -> str:

@@ -33,6 +33,8 @@ import json
 import mmap
 import os
 import re
+import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -53,6 +55,7 @@ from scratchwriter._region.system import (
     boot_id,
     errors_name,
     hold,
+    is_lock_free,
     lock_file,
     open_regular,
     process_lives,
@@ -242,6 +245,10 @@ class ProgressView:
     def __init__(self, folder: Path) -> None:
         path = folder / PROGRESS
         with faults_of(path):
+            with open_regular(path) as file:
+                # Kept: it is asked for the lock, whatever becomes of the name.
+                self._fd = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._fd)
             data = view_file(path)
             if len(data) != _PROGRESS_NBYTES:
                 raise ValueError(f"it has {len(data)} bytes, not {_PROGRESS_NBYTES}")
@@ -254,11 +261,28 @@ class ProgressView:
             ):
                 raise ValueError("it is not the progress of a scratch dataset")
         self._path = path
+        self.num_frames: int | None = (
+            None  # the most that the dataset has, if it has an end
+        )
 
     @property
     def cursor(self) -> int:
-        """Frames appended and skipped so far."""
-        return int(self._header["cursor"][0])
+        """Frames appended and skipped so far.
+
+        Raises
+        ------
+        DatasetError
+            If that cannot be.
+        """
+        cursor = int(self._header["cursor"][0])
+        self.check(cursor)
+        return cursor
+
+    def check(self, cursor: int) -> None:
+        """Check a cursor that was just read: what is written there is believed never."""
+        if cursor < 0 or (self.num_frames is not None and cursor > self.num_frames):
+            most = "" if self.num_frames is None else f" of {self.num_frames}"
+            raise DatasetError(f"{self._path}: it tells of {cursor} frames{most}")
 
     @property
     def cursor_array(self) -> npt.NDArray[np.int64]:
@@ -284,9 +308,18 @@ class ProgressView:
     @property
     def has_writer(self) -> bool | None:
         """Whether somebody records it, told by the lock; None where there are no locks."""
-        with faults_of(self._path), open_regular(self._path) as file:
-            is_free = lock_file(file.fileno(), shared=True)
+        with faults_of(self._path):
+            is_free = is_lock_free(self._fd)
         return None if is_free is None else not is_free
+
+    def is_in(self, folder: Path) -> bool:
+        """Tell whether it is still the one in its folder."""
+        try:
+            there = (folder / PROGRESS).lstat()
+        except OSError:
+            return False
+        here = os.fstat(self._fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     @property
     def writer_pid(self) -> int:
@@ -540,6 +573,43 @@ def read_skips(folder: Path, cursor: int) -> list[range]:
                 ranges += [range(start, stop) for start, stop in counted.tolist()]
                 if len(counted) < len(pairs):
                     break
+    return ranges
+
+
+def read_skips_between(folder: Path, first: int, stop: int) -> list[range]:
+    """Return the skipped ranges that have a frame from `first` to before `stop`.
+
+    In a time that does not grow with the ranges before.
+
+    Raises
+    ------
+    DatasetError
+        If the file is damaged there.
+    """
+    path = folder / SKIPS
+    if not os.path.lexists(path):
+        return []
+    ranges: list[range] = []
+    with faults_of(path), open_regular(path) as file:
+        low, high = 0, os.fstat(file.fileno()).st_size // 16
+        while low < high:  # for the first range that ends behind it
+            middle = (low + high) // 2
+            file.seek(16 * middle + 8)
+            if int.from_bytes(file.read(8), sys.byteorder, signed=True) <= first:
+                low = middle + 1
+            else:
+                high = middle
+        file.seek(16 * low)
+        while len(data := file.read(_SKIPS_NBYTES)) >= 16:
+            data = data[: len(data) // 16 * 16]
+            pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
+            before = ranges[-1].stop if ranges else -1
+            if (np.diff(pairs.ravel(), prepend=before) <= 0).any():
+                raise ValueError("its ranges are not in order")
+            wanted = pairs[pairs[:, 0] < stop]
+            ranges += [range(*pair) for pair in wanted.tolist()]
+            if len(wanted) < len(pairs):
+                break
     return ranges
 
 

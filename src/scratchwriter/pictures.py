@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ Frame = npt.NDArray[Any]
 
 _THUMBNAIL = 128  # pixels, the longer side
 _COLUMNS = 8  # frames of each channel and position
+_MOST_ROWS = 64
 _LABEL = 14  # pixels, the height of a line of text
 _CHANNELS = ("c", "channel", "channels")
 # Of all pixels that are shown, those that may be darker or brighter than the contrast.
@@ -28,27 +29,31 @@ _CLIPPED_PERCENT = 0.1
 def thumbnail(frame: Frame, low: float, high: float) -> Image.Image:
     """Return a small grey picture of a frame; `low` is black, `high` is white."""
     step = max(max(frame.shape) // (2 * _THUMBNAIL), 1)  # what is left out is not read
-    small = np.abs(frame[::step, ::step]).astype(np.float32)
-    grey = (small - low) * (255 / max(high - low, 1e-9))
-    picture = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    grey = (_values(frame[::step, ::step]) - low) * (255 / max(high - low, 1e-9))
+    picture = Image.fromarray(np.nan_to_num(grey).clip(0, 255).round().astype(np.uint8))
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return picture
 
 
 def contrast(frames: Sequence[Frame]) -> tuple[float, float]:
     """Return what is to be black and what white in pictures of these frames."""
-    values = [np.abs(frame[::4, ::4]).ravel() for frame in frames]
-    low, high = np.percentile(
-        np.concatenate(values), [_CLIPPED_PERCENT, 100 - _CLIPPED_PERCENT]
-    )
+    values = np.concatenate([_values(frame[::4, ::4]).ravel() for frame in frames])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values, [_CLIPPED_PERCENT, 100 - _CLIPPED_PERCENT])
     return float(low), float(high)
+
+
+def _values(frame: Frame) -> npt.NDArray[np.float64]:
+    return np.asarray(np.abs(frame) if frame.dtype.kind == "c" else frame, np.float64)
 
 
 def contact_sheet(view: StreamView) -> Image.Image:
     """Return a picture with frames evenly spaced over an acquisition.
 
-    A row for each position and channel, as far as they are told apart; the contrast is
-    that of all the frames of a channel.
+    A row for each position and channel, as far as they are told apart (the first 64); the
+    contrast is that of all the frames of a channel.
 
     Raises
     ------
@@ -57,7 +62,7 @@ def contact_sheet(view: StreamView) -> Image.Image:
     """
     if view.newest is None:
         raise ValueError("There are no frames yet: nothing to see.")
-    rows = list(_rows(view))
+    rows = list(islice(_rows(view), _MOST_ROWS))
     by_channel: dict[int, list[Frame]] = {}
     for channel, _, frames in rows:
         by_channel.setdefault(channel, []).extend(frames)

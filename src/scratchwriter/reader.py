@@ -6,6 +6,7 @@ import math
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +21,7 @@ from scratchwriter.append_times import read_append_times
 from scratchwriter.coords import CoordSystem
 from scratchwriter.errors import DatasetError
 from scratchwriter.events import Callback, EventName, Events, Frames, Listener
-from scratchwriter.html import card, shape_text
+from scratchwriter.html import card, rate_text, shape_text
 from scratchwriter.live import FixedProgress, LiveProgress
 from scratchwriter.manifest import (
     FRAME_METADATA,
@@ -69,6 +70,8 @@ class ScratchDataset:
         self._manifest, self._settings = read_manifest(path)
         with faults_of(path / MANIFEST):
             self._plan = make_plan(self._settings)
+            if self._progress is not None:
+                self._progress.num_frames = self._plan.num_frames
             if len(self._manifest.position_shapes) != self._plan.num_positions:
                 raise ValueError("position_shapes does not fit the dimensions")
         self._their_shapes: list[tuple[int, ...]] = []
@@ -246,8 +249,12 @@ class ScratchDataset:
     @property
     def dropped(self) -> int:
         """How many frame numbers are missing between those that came with the frames."""
-        if self._progress is not None and self._plan.ring_frames:
-            return self._progress.dropped  # the records of most frames are overwritten
+        if self._progress is not None and (
+            self._plan.ring_frames or self.state == "recording"
+        ):
+            # Of a ring the records of most frames are overwritten; and to look at all of
+            # them takes long, beside a camera.
+            return self._progress.dropped
         return count_dropped(self._read_records(self.frames_written))
 
     def view(self, *, dynamic_shape: bool = True, strict: bool = False) -> StreamView:
@@ -335,13 +342,12 @@ class ScratchDataset:
             is_over = self._frames.is_over()
             stop = self._frames.wait(seen, 0 if is_over else _CHECK_S, _POLL_S)
             if stop > seen:
-                skips = self._frames.skips()
+                skips = self._frames.skips(seen, stop)
                 if ring_frames:
                     seen = max(seen, stop - ring_frames)  # what is before is not there
-                for number in range(stop - 1 if latest else seen, stop):
-                    if skip_of(number, skips) is None:
-                        with suppress(IndexError):  # a ring has dropped it meanwhile
-                            yield view.frame(number)
+                for number in _appended(seen, stop, skips, latest):
+                    with suppress(IndexError):  # a ring has dropped it meanwhile
+                        yield view.frame(number)
                 seen = stop
             elif is_over:
                 return
@@ -355,6 +361,7 @@ class ScratchDataset:
     def close(self) -> None:
         """Give up the dataset; arrays that were taken from it stay readable."""
         self._closed = True
+        self._frames.give_up()
         self._maps.clear()
 
     def __enter__(self) -> Self:
@@ -366,12 +373,14 @@ class ScratchDataset:
     def __repr__(self) -> str:
         return f"<ScratchDataset {self.state}, {self.frames_written} frames, {self._path}>"
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
+        if self._closed:
+            return None  # the other repr is shown
         view = self.view()
         facts = {
             "state": self.state,
             "shape": shape_text(view),
-            "frames": self.frames_written,
+            "frames": f"{self.frames_written}{rate_text(self._frames_per_s())}",
             "dropped": self.dropped,
             "in": self._path,
         }
@@ -441,6 +450,7 @@ class ScratchDataset:
         path = self._path / RECORDS
         if not os.path.lexists(path) or self._progress is None:
             return None
+        self._need_same()
         with faults_of(path):
             _need_nbytes(path, 0, PROGRESS)
             # It may be shorter than that: the last frames have no record then.
@@ -461,7 +471,24 @@ class ScratchDataset:
             return FixedProgress(steps * self._plan.step_frames)
         if self._most_frames is not None:
             return FixedProgress(self._cursor, self.skipped)
-        return LiveProgress(self._path, self._progress, lambda: self._closed)
+        frames = LiveProgress(self._path, self._progress)
+        weakref.finalize(self, frames.give_up)  # who forgets it, listens no more
+        return frames
+
+    def _frames_per_s(self) -> float:
+        """Return the rate from the first append to the last that is told of."""
+        times = self.append_times
+        if times is None or times.elapsed_s <= 0:
+            return math.nan
+        return self.frames_written / times.elapsed_s
+
+    def _need_same(self) -> None:
+        """Check that the files in the folder are still those of this dataset."""
+        if self._progress is not None and not self._progress.is_in(self._path):
+            raise DatasetError(
+                f"{self._path}: the dataset was removed or replaced by another since it "
+                "was opened. Open it again."
+            )
 
     def _is_counted(self, position: int, index: Sequence[int]) -> bool:
         if self._progress is None:
@@ -489,7 +516,10 @@ class ScratchDataset:
                 if plan.ring_steps:  # as it is now, if it is a copy
                     data = view_ring(path, plan.file_nbytes(position, 0))
                 else:
-                    data = self._maps[position] = view_file(path)
+                    data = view_file(path)
+            self._need_same()  # after it was opened
+            if not plan.ring_steps:
+                self._maps[position] = data
         start = plan.start_nbytes(position, cursor)
         array: npt.NDArray[Any] = np.ndarray(shape, plan.dtype, buffer=data, offset=start)
         return array if self._progress is None else array.transpose(plan.storage_axes)
@@ -527,6 +557,19 @@ def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
     greet()
     _warn_of_restart(dataset)
     return dataset
+
+
+def _appended(first: int, stop: int, skips: Sequence[range], latest: bool) -> Iterator[int]:
+    """Yield which frames of a range were not skipped; or the last of them."""
+    if latest:
+        skip = skip_of(stop - 1, skips)
+        last = stop - 1 if skip is None else skip.start - 1
+        first, stop = max(first, last), last + 1
+    while first < stop:
+        skip = skip_of(first, skips)
+        if skip is None:
+            yield first
+        first = first + 1 if skip is None else skip.stop
 
 
 def _warn_of_restart(dataset: ScratchDataset) -> None:

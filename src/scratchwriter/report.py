@@ -64,7 +64,10 @@ def _facts(dataset: ScratchDataset) -> dict[str, object]:
         "pixels": f"{view.dtype}, {size(nbytes)}",
         "skipped": sum(map(len, dataset.skipped)),
         "dropped": dataset.dropped,
-        "written by": f"scratchwriter {dataset.version}",
+        "written by": (
+            f"{'scratchwriter' if dataset.counts_frames else 'ome-writers'} "
+            f"{dataset.version}"
+        ),
         "folder": dataset.path,
     }
 

@@ -74,6 +74,8 @@ class AppendTimes:
     ----------
     timed_appends : int
         How many were timed.
+    elapsed_s : float
+        From the first to the last that was timed.
     p50_us, p99_us, p999_us, p9999_us : float
         Percentiles (50, 99, 99.9, 99.99) in microseconds; NaN if none was.
     max_us : float
@@ -85,6 +87,7 @@ class AppendTimes:
     """
 
     timed_appends: int
+    elapsed_s: float
     p50_us: float
     p99_us: float
     p999_us: float
@@ -94,7 +97,9 @@ class AppendTimes:
     stops_us: npt.NDArray[np.float64]
 
 
-def make_append_times(counts: npt.NDArray[np.int64], longest_append_ns: int) -> AppendTimes:
+def make_append_times(
+    counts: npt.NDArray[np.int64], longest_append_ns: int, elapsed_ns: int
+) -> AppendTimes:
     """Make them of what a `FrameWriter` measured."""
     longest_us = longest_append_ns / 1e3
     p50, p99, p999, p9999 = (
@@ -102,6 +107,7 @@ def make_append_times(counts: npt.NDArray[np.int64], longest_append_ns: int) -> 
     )
     return AppendTimes(
         timed_appends=int(counts.sum()),
+        elapsed_s=elapsed_ns / 1e9,
         p50_us=p50,
         p99_us=p99,
         p999_us=p999,
@@ -116,9 +122,12 @@ def make_stats(
     measured: Mapping[str, Any], frames: int, frame_nbytes: int, **nbytes: int
 ) -> StreamStats:
     """Make stats of what a `FrameWriter` measured, and the given numbers of bytes."""
-    times = make_append_times(measured["append_counts"], measured["longest_append_ns"])
-    elapsed_s = (measured["last_append_ns"] - measured["first_append_ns"]) / 1e9
-    appended = measured["num_appended"]
+    times = make_append_times(
+        measured["append_counts"],
+        measured["longest_append_ns"],
+        measured["last_append_ns"] - measured["first_append_ns"],
+    )
+    elapsed_s, appended = times.elapsed_s, measured["num_appended"]
     return StreamStats(
         frames=frames,
         nbytes=appended * frame_nbytes,

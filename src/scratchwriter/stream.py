@@ -20,7 +20,7 @@ from scratchwriter._core import FrameWriter
 from scratchwriter._watch import wait_for_writer
 from scratchwriter.coords import CoordSystem
 from scratchwriter.events import Callback, EventName, Events, Listener
-from scratchwriter.html import card, shape_text
+from scratchwriter.html import card, rate_text, shape_text
 from scratchwriter.neighbours import greet
 from scratchwriter.plan import make_plan
 from scratchwriter.records import arrange
@@ -282,7 +282,7 @@ class ScratchStream:
     @property
     def skipped(self) -> list[range]:
         """Which frames, numbered in acquisition order, were skipped."""
-        return _StreamFrames(self._writer).skips()
+        return [range(*pair) for pair in self._writer.skipped().tolist()]
 
     @property
     def arrays(self) -> tuple[ArrayView, ...]:
@@ -440,14 +440,16 @@ class ScratchStream:
 
     def _repr_html_(self) -> str:
         view, stats = self.view(), self.stats()
-        facts = {
+        facts: dict[str, object] = {
             "state": "closed" if self.closed else "open",
             "shape": shape_text(view),
-            "frames": f"{stats.frames}, {stats.frames_per_s:.0f} per second",
-            "append": f"p50 {stats.append_p50_us:.1f} µs, max {stats.append_max_us:.1f} µs",
+            "frames": f"{stats.frames}{rate_text(stats.frames_per_s)}",
             "dropped": stats.dropped,
             "in": self.path or "memory",
         }
+        if stats.timed_appends:
+            p50, most = stats.append_p50_us, stats.append_max_us
+            facts["append"] = f"p50 {p50:.1f} µs, max {most:.1f} µs"
         return card("ScratchStream", facts, view)
 
 
@@ -508,16 +510,20 @@ class _StreamFrames:
 
     def __init__(self, writer: FrameWriter) -> None:
         self._writer = writer
+        self._given_up = np.zeros(1, np.int64)  # where those who wait look
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
         timeout_ns, poll_ns = round(timeout_s * 1e9), round(poll_s * 1e9)
-        return wait_for_writer(self._writer, seen, timeout_ns, poll_ns)
+        return wait_for_writer(self._writer, self._given_up, seen, timeout_ns, poll_ns)
 
     def is_over(self) -> bool:
         return self._writer.closed
 
-    def skips(self) -> list[range]:
-        return [range(start, stop) for start, stop in self._writer.skipped().tolist()]
+    def give_up(self) -> None:
+        self._given_up[0] = 1
+
+    def skips(self, first: int, stop: int) -> list[range]:
+        return [range(*pair) for pair in self._writer.skipped(first).tolist()]
 
 
 def _array(

@@ -159,6 +159,11 @@ class StreamView:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
 
     @property
+    def num_frames(self) -> int:
+        """Frames appended and skipped so far."""
+        return self._cursor()
+
+    @property
     def position_dim(self) -> str | None:
         """Name of the dimension of positions, if there is one."""
         axis = self._plan.position_axis
@@ -207,6 +212,8 @@ class StreamView:
             chosen = _zeros(_chosen_shape(index, shape), self.dtype)
         if None in key:
             chosen = chosen[_new_axes(key, len(shape))]
+        if any(i is Ellipsis for i in key):
+            chosen = np.asarray(chosen)  # of no dimensions, where others give a scalar
         return _read_only(chosen)
 
     def __array__(
@@ -241,11 +248,14 @@ class StreamView:
         self, index: Sequence[int | slice], shape: Sequence[int], cursor: int
     ) -> bool:
         """Tell whether a frame is complete, if it is one that is indexed."""
-        indices = [
-            i % n for i, n in zip(index[:-2], shape, strict=False) if isinstance(i, int)
-        ]
-        if len(indices) < len(self._plan.counts):
-            return True
+        indices = []
+        for i, n in zip(index[:-2], shape[:-2], strict=True):
+            chosen = range(n)[i]
+            if isinstance(chosen, range):
+                if len(chosen) != 1:
+                    return True
+                chosen = chosen[0]
+            indices.append(chosen)
         if self._plan.is_unbounded:
             indices[0] += newest_steps(self._plan, self._plan.extents(cursor)).start
         return self._plan.number(indices) < cursor
@@ -326,8 +336,10 @@ class StreamView:
 def _is_basic(entry: object) -> bool:
     if isinstance(entry, slice | EllipsisType) or entry is None:
         return True
+    if isinstance(entry, np.ndarray):
+        return entry.ndim == 0 and entry.dtype.kind in "iu"
     # A bool is no integer here, as in numpy.
-    return hasattr(entry, "__index__") and not isinstance(entry, bool | np.ndarray)
+    return hasattr(entry, "__index__") and not isinstance(entry, bool | np.bool_)
 
 
 def _per_axis(key: tuple[Any, ...], ndim: int) -> list[int | slice]:

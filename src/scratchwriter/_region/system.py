@@ -91,6 +91,14 @@ def lock_file(fd: int, *, shared: bool = False, patience_s: float = _LOOK_S) -> 
             return True
 
 
+def is_lock_free(fd: int) -> bool | None:
+    """Tell whether nobody has locked an open file; None where there are no locks."""
+    is_free = lock_file(fd, shared=True)
+    if is_free and fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    return is_free
+
+
 def lock_folder(path: Path, *, patience_s: float = _LOOK_S) -> tuple[int, bool | None]:
     """Open a folder and lock it: the descriptor, and what `lock_file` says.
 

@@ -26,7 +26,7 @@ def read(path: str | Sequence[str]) -> list[LayerData]:
 
 
 def _layer(path: Path) -> LayerData:
-    view = open_scratch(path).view()
+    view = open_scratch(path).view(dynamic_shape=False)
     scales = view.scales
     options = {
         "name": path.name,

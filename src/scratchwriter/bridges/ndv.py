@@ -6,11 +6,13 @@ itself if ndv is imported before a view is made, or a dataset opened.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, TypeGuard
 
 import ndv
-from ndv.views._app import ensure_main_thread
+import numpy as np
+import numpy.typing as npt
 
 from scratchwriter.reader import ScratchDataset
 from scratchwriter.views import StreamView
@@ -19,14 +21,18 @@ _REDRAW_MS = 50
 
 
 class StreamViewWrapper(ndv.DataWrapper[StreamView]):
-    """A `StreamView` for ndv; it grows with the frames."""
+    """A `StreamView` for ndv; it grows with the frames.
+
+    It looks by itself whether frames have come, from the main thread, as often as is worth
+    drawing: a viewer that hangs looks at nothing, and costs nothing.
+    """
 
     PRIORITY: ClassVar[int] = 20
 
     def __init__(self, data: StreamView) -> None:
         super().__init__(data)
-        # Told in the thread of the events; what is drawn belongs to the main one.
-        data.coords_changed.connect(ensure_main_thread(self.dims_changed.emit))
+        self._num_frames, self._shape = data.num_frames, data.shape
+        _look_later(weakref.ref(self))
 
     @classmethod
     def supports(cls, obj: Any) -> TypeGuard[Any]:
@@ -41,9 +47,35 @@ class StreamViewWrapper(ndv.DataWrapper[StreamView]):
             for dim, names in self._data.coords.items()
         }
 
+    def isel(self, index: Mapping[int, int | slice]) -> npt.NDArray[Any]:
+        """Return a part of it, as it is now: a copy."""
+        key = tuple(index.get(axis, slice(None)) for axis in range(self._data.ndim))
+        return np.array(self._data[key])
+
     def axis_scales(self) -> dict[Hashable, float]:
         """Return the size of an element along each dimension that has one."""
         return dict(self._data.scales)
+
+    def look(self) -> None:
+        """Tell the viewer if there is something new."""
+        num_frames = self._data.num_frames
+        if num_frames == self._num_frames:
+            return
+        self._num_frames = num_frames
+        if self._data.shape != self._shape:
+            self._shape = self._data.shape
+            self.dims_changed.emit()
+        self.data_changed.emit()
+
+
+def _look_later(wrapper: weakref.ref[StreamViewWrapper]) -> None:
+    def look() -> None:
+        alive = wrapper()
+        if alive is not None:
+            alive.look()
+            _look_later(wrapper)
+
+    ndv.call_later(_REDRAW_MS, look)
 
 
 class DatasetWrapper(StreamViewWrapper):
@@ -75,34 +107,30 @@ class Watcher:
     """
 
     def __init__(self, dataset: ScratchDataset) -> None:
-        self._dataset, self._view = dataset, dataset.view()
-        self._frames = -1  # that have been looked at
+        self._view = dataset.view()
+        self._num_frames = -1  # that have been looked at
         self._shown: dict[str, int] = {}
-        self._shape: tuple[int, ...] = ()
         self.viewer = ndv.ArrayViewer(self._view)
         self.viewer.show()
         self._look()
 
     def _look(self) -> None:
         """Show the newest frame, if there is one, and look again a little later."""
-        is_over = self._dataset.state != "recording"
-        frames = self._dataset.frames_written
-        if frames != self._frames and self._is_at_newest():
+        ndv.call_later(_REDRAW_MS, self._look)
+        num_frames = self._view.num_frames
+        if num_frames != self._num_frames and self._is_at_newest():
             self._show_newest()
-        self._frames = frames
-        if not is_over:
-            ndv.call_later(_REDRAW_MS, self._look)
+        self._num_frames = num_frames
 
     def _is_at_newest(self) -> bool:
         index = self.viewer.display_model.current_index
         return all(index.get(dim, i) == i for dim, i in self._shown.items())
 
     def _show_newest(self) -> None:
-        newest = dict(zip(self._view.dims, self._view.newest or (), strict=False))
         wrapper = self.viewer.data_wrapper
-        if wrapper is not None and self._view.shape != self._shape:
-            self._shape = self._view.shape
-            wrapper.dims_changed.emit()  # sliders reach no farther than they were told
+        if isinstance(wrapper, StreamViewWrapper):
+            wrapper.look()  # sliders reach no farther than they were told
+        newest = dict(zip(self._view.dims, self._view.newest or (), strict=False))
         self.viewer.display_model.current_index.update(newest)
         self._shown = newest
 
