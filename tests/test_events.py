@@ -245,6 +245,29 @@ def test_a_callback_slower_than_the_camera_is_told_how_much_it_missed(stream, ca
     assert "slower than the camera" in warning.message
 
 
+def test_only_what_came_since_is_counted_as_folded(make_settings, monkeypatch, caplog):
+    monkeypatch.setattr("scratchwriter.events._FOLD_S", 0.0)
+    updates = []
+
+    def look(update):
+        updates.append(update)
+        time.sleep(0.2)
+
+    stream = create_stream(make_settings({"t": None, "y": 4, "x": 5}))
+    stream.skip(frames=50)
+    append(stream, 40)
+    listener = stream.on("coords_changed", look)
+    append(stream, 1)
+    until(lambda: updates)
+    assert listener.num_folded == 0
+    assert not caplog.records
+    append(stream, 10)
+    stream.close()
+    assert [u.frame_number for u in updates] == [90, 100]
+    assert listener.num_folded == 9
+    assert len(caplog.records) == 1
+
+
 def test_close_from_a_callback_or_with_one_that_waits_for_it_is_no_deadlock(
     make_settings, monkeypatch
 ):

@@ -1,6 +1,8 @@
 """Datasets that another process records, seen while it does."""
 
+import gc
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchwriter import create_stream, open_scratch
+from scratchwriter import DatasetError, create_stream, open_scratch
 
 # Appends a frame for each line that it is sent; "end" closes the dataset.
 WRITER = textwrap.dedent("""
@@ -255,3 +257,97 @@ def test_the_writer_does_nothing_for_its_readers(make_settings, tmp_path, frames
         assert (system_calls() - before == to_look).all()
         stream.close()
         assert [reader.stdout.readline() for reader in readers] == ["60\n", "60\n"]
+
+
+# ------------------------------------------------------------------ what is not believed
+
+
+def put_cursor(folder, cursor):
+    with (folder / "progress.bin").open("r+b") as file:
+        file.seek(64)
+        file.write(struct.pack("=q", cursor))
+
+
+@pytest.mark.parametrize("cursor", [-7, 7, 1 << 40, (1 << 63) - 1])
+def test_a_number_of_frames_that_cannot_be_is_an_error_while_it_is_live(
+    make_settings, tmp_path, frames, cursor
+):
+    settings = make_settings({"t": 6, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
+    with create_stream(settings) as stream:
+        for frame in frames[:3]:
+            stream.append(frame)
+        with open_scratch(tmp_path / "data") as dataset:
+            view = dataset.view()
+            follow = dataset.follow(start=3)
+            put_cursor(tmp_path / "data", cursor)
+            for act in (
+                lambda: dataset.frames_written,
+                lambda: view.shape,
+                lambda: view[0],
+                lambda: next(follow),
+                lambda: dataset.wait(frames=5, timeout_s=5),
+            ):
+                with pytest.raises(DatasetError, match=f"{cursor} frames"):
+                    act()
+
+
+def test_damage_ends_a_listener_and_is_logged(make_settings, tmp_path, frames, caplog):
+    settings = make_settings({"t": 6, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
+    with create_stream(settings) as stream, open_scratch(tmp_path / "data") as dataset:
+        listener = dataset.on("coords_changed", lambda _: None)
+        put_cursor(tmp_path / "data", -1)
+        listener.join(10)
+        assert "told of no more frames" in caplog.text
+        stream.append(frames[0])  # which sets it right
+        updates = []
+        dataset.on("coords_changed", updates.append)
+        stream.append(frames[1])
+        stream.close()
+        dataset._events.finish(10)
+        assert [u.frame_number for u in updates] == [1]
+
+
+def test_a_reader_sees_nothing_of_a_dataset_that_replaces_its_own(
+    make_settings, tmp_path, frames
+):
+    def settings(**fields):
+        sizes = {"t": 6, "p": 2, "y": 4, "x": 5}
+        return make_settings(sizes, root_path=str(tmp_path / "data"), **fields)
+
+    with create_stream(settings()) as stream:
+        for frame in frames[:6]:
+            stream.append(frame)
+    dataset = open_scratch(tmp_path / "data")
+    np.testing.assert_array_equal(dataset.arrays[0][0], frames[0])
+    with create_stream(settings(overwrite=True)) as stream:
+        stream.append(frames[9])
+        np.testing.assert_array_equal(dataset.arrays[0][0], frames[0])  # mapped before
+        with pytest.raises(DatasetError, match="replaced by another"):
+            dataset.arrays[1][0]
+        assert dataset.state == "closed"
+        assert dataset.frames_written == 6
+    dataset.close()
+
+
+def test_a_dataset_that_is_forgotten_listens_no_more(make_settings, tmp_path):
+    settings = make_settings({"t": 6, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
+    with create_stream(settings):
+        dataset = open_scratch(tmp_path / "data")
+        listener = dataset.on("coords_changed", lambda _: None)
+        del dataset
+        gc.collect()
+        listener.join(10)
+        assert not listener._thread.is_alive()
+
+
+def test_the_newest_that_was_not_skipped_is_the_latest(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
+    with create_stream(settings) as stream, open_scratch(tmp_path / "data") as dataset:
+        for frame in frames[:5]:
+            stream.append(frame)
+        stream.skip(frames=10**6)
+        follow = dataset.follow(latest=True)
+        np.testing.assert_array_equal(next(follow), frames[4])
+        stream.close()
+        assert list(follow) == []
+        assert len(list(dataset.follow())) == 5

@@ -90,6 +90,19 @@ def test_a_notebook_shows_the_newest_frame_and_how_it_is_going(settings, tmp_pat
             assert picture_in(dataset._repr_html_()).shape == (64, 64)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float32", "complex64", "bool"])
+def test_pictures_of_any_dtype_are_dark_where_pixels_are(make_settings, dtype):
+    frame = np.zeros((64, 64), dtype)
+    frame[:, 32:] = 1 if dtype == "bool" else 1000
+    if dtype == "int16":
+        frame[:, :32] = -1000
+    elif dtype != "bool":
+        frame[0, 0] = np.nan
+    with create_stream(make_settings({"t": 1, "y": 64, "x": 64}, dtype=dtype)) as stream:
+        stream.append(frame)
+        assert picture_in(stream._repr_html_())[32, [0, 63]].tolist() == [0, 255]
+
+
 def test_names_in_a_notebook_are_text(make_settings, tmp_path):
     settings = make_settings({"t": 1, "y": 4, "x": 5}, root_path=str(tmp_path / "<script>"))
     with create_stream(settings) as stream:

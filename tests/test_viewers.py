@@ -116,11 +116,12 @@ def record(n):
         writer.stdin.flush()
         writer.stdout.readline()
 
-watcher = Watcher(open_scratch(path))
+dataset = open_scratch(path)
+watcher = Watcher(dataset)
 index = watcher.viewer.display_model.current_index
 for n in (1, 9, 22):
     record(n)
-    frames = int(watcher._dataset.frames_written) - 1
+    frames = int(dataset.frames_written) - 1
     newest = {"t": frames // 4, "p": frames // 2 % 2, "c": frames % 2}
     process(lambda: {k: index.get(k) for k in newest} == newest)
 wait(1)
@@ -131,7 +132,7 @@ wait(0.5)
 print(index["t"])
 writer.stdin.close()
 writer.wait()
-process(lambda: watcher._dataset.state == "closed")
+process(lambda: dataset.state == "closed")
 print(watcher.viewer.data_wrapper.channel_names(2))
 """.replace("WRITER", repr(WRITER))
 
@@ -150,18 +151,18 @@ import ndv
 dims = dims_from_standard_axes({"t": None, "c": ["DAPI", "FITC"], "y": 64, "x": 64})
 stream = create_stream(AcquisitionSettings(dimensions=dims, dtype="uint16"))
 frame = np.zeros((64, 64), "uint16")
-viewer = ndv.ArrayViewer(stream.view())
+viewer = ndv.ArrayViewer(stream.view())  # before there is a frame
 viewer.show()
+wait(0.5)
 wrapper = viewer.data_wrapper
 print(type(wrapper).__name__, wrapper.dims)
 sliders = viewer.widget().dims_sliders._sliders
 for i in range(6):
-    frame[:, : i + 11] = frame[:, -1] = 1000
+    frame[:, : i + 16] = frame[:, -1] = 1000
     stream.append(frame)
 process(lambda: "t" in sliders and sliders["t"].maximum() == 2)
-viewer.display_model.current_index.update({"t": 2, "c": 1})
 wait(1)
-viewer.widget().grab().save(picture)
+viewer.widget().grab().save(picture)  # nobody has touched a slider
 stream.close()
 """
 
@@ -172,6 +173,35 @@ def test_a_view_of_a_stream_in_ndv_grows_with_the_frames(tmp_path):
     picture, said = show(NDV_STREAM, tmp_path)
     assert said == "StreamViewWrapper ('t', 'c', 'y', 'x')\n"
     assert bright_columns(picture) == pytest.approx(16 + 1, abs=1)
+
+
+NDV_RING = """
+from scratchwriter.bridges.ndv import Watcher
+
+settings = AcquisitionSettings(
+    root_path=path,
+    dimensions=dims_from_standard_axes({"t": None, "y": 64, "x": 64}),
+    dtype="uint16",
+    format=ScratchFormat(keep_last=3),
+)
+stream = create_stream(settings)
+watcher = Watcher(open_scratch(path))
+frame = np.zeros((64, 64), "uint16")
+for i in range(40):
+    frame[:, : i + 1] = frame[:, -1] = 1000
+    stream.append(frame)
+    wait(0.02)
+wait(1)
+watcher.viewer.widget().grab().save(picture)
+stream.close()
+"""
+
+
+@NEEDS_SCREEN
+@needs("ndv")
+def test_watching_a_ring_shows_the_newest_when_it_is_full(tmp_path):
+    picture, _ = show(NDV_RING, tmp_path)
+    assert bright_columns(picture) == pytest.approx(40 + 1, abs=1)
 
 
 NAPARI = """

@@ -329,8 +329,8 @@ class ScratchStream:
             Every frame, and the last of those that are skipped at a time; or only those
             with a coordinate that no frame had before.
         callback : callable(CoordUpdate)
-            All of a stream are called by the same thread. Before `close` returns they are
-            told of the last frame, unless that takes longer than 5 s.
+            Before `close` returns it is told of the last frame, unless that takes longer
+            than 5 s.
 
         Returns
         -------
