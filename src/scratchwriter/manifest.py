@@ -554,26 +554,9 @@ def read_skips(folder: Path, cursor: int) -> list[range]:
     DatasetError
         If the file is damaged.
     """
-    path = folder / SKIPS
-    if not os.path.lexists(path):
-        return []
-    with faults_of(path):
-        ranges: list[range] = []
-        with open_regular(path) as file:
-            # In pieces: what is damaged is refused before it takes memory.
-            while len(data := file.read(_SKIPS_NBYTES)) >= 16:
-                # Half a pair is what a killed writer did not get to the end of.
-                data = data[: len(data) // 16 * 16]
-                pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
-                before = ranges[-1].stop if ranges else -1
-                if (np.diff(pairs.ravel(), prepend=before) <= 0).any():
-                    raise ValueError("its ranges are not in order")
-                # What a killed writer has recorded but not done does not count.
-                counted = np.minimum(pairs[pairs[:, 0] < cursor], cursor)
-                ranges += [range(start, stop) for start, stop in counted.tolist()]
-                if len(counted) < len(pairs):
-                    break
-    return ranges
+    ranges = read_skips_between(folder, -(1 << 63), cursor)  # all are looked at
+    # What a killed writer has recorded but not done does not count.
+    return [range(skip.start, min(skip.stop, cursor)) for skip in ranges]
 
 
 def read_skips_between(folder: Path, first: int, stop: int) -> list[range]:
@@ -600,7 +583,9 @@ def read_skips_between(folder: Path, first: int, stop: int) -> list[range]:
             else:
                 high = middle
         file.seek(16 * low)
+        # In pieces: what is damaged is refused before it takes memory.
         while len(data := file.read(_SKIPS_NBYTES)) >= 16:
+            # Half a pair is what a killed writer did not get to the end of.
             data = data[: len(data) // 16 * 16]
             pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
             before = ranges[-1].stop if ranges else -1
