@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -351,3 +352,42 @@ def test_the_newest_that_was_not_skipped_is_the_latest(make_settings, tmp_path, 
         stream.close()
         assert list(follow) == []
         assert len(list(dataset.follow())) == 5
+
+
+# ------------------------------------------------------------------------- a real camera
+
+FOLLOWER = textwrap.dedent("""
+    import sys
+    import time
+    import zlib
+    import numpy as np
+    from pathlib import Path
+    from scratchwriter import open_scratch
+    while not (Path(sys.argv[1]) / "manifest.json").exists():
+        time.sleep(0.01)
+    with open_scratch(sys.argv[1]) as dataset:
+        sums = [zlib.crc32(np.ascontiguousarray(frame)) for frame in dataset.follow()]
+        print(dataset.state, *sums)
+""")
+
+
+def test_two_processes_follow_a_real_camera_that_a_third_records(tmp_path):
+    pytest.importorskip("pymmcore")
+    pytest.importorskip("mm_test_adapters")
+    path, count = tmp_path / "data", 200
+    follow = [sys.executable, "-c", FOLLOWER, str(path)]
+    demo = [sys.executable, "-m", "scratchwriter", "demo", "--out", str(path)]
+    with ExitStack() as stack:
+        followers = [
+            stack.enter_context(subprocess.Popen(follow, stdout=subprocess.PIPE, text=True))
+            for _ in range(2)
+        ]
+        subprocess.run(
+            [*demo, "--frames", str(count)], check=True, capture_output=True, timeout=120
+        )
+        said = [follower.communicate(timeout=60)[0].split() for follower in followers]
+    with open_scratch(path) as dataset:
+        frames = np.asarray(dataset.arrays[0])
+    expected = [str(zlib.crc32(np.ascontiguousarray(frame))) for frame in frames]
+    assert len(expected) == count
+    assert said == [["closed", *expected]] * 2
