@@ -162,6 +162,39 @@ def test_a_slow_callback_holds_up_no_other(stream):
     assert listener.num_folded == 0
 
 
+def test_stopped_listeners_are_forgotten(stream):
+    for _ in range(10):
+        stream.on("coords_changed", lambda _: None).stop()
+    kept = stream.on("coords_changed", lambda _: None)
+    assert stream._events._listeners == [kept]
+
+
+def test_listeners_at_different_frames_are_each_told_what_holds_there(make_settings):
+    from scratchwriter.coords import CoordSystem
+    from scratchwriter.plan import make_plan
+
+    settings = make_settings({"t": None, "y": 4, "x": 5})
+    coords, wrong = CoordSystem(settings, make_plan(settings)), []
+
+    def walk(step):
+        for frame in range(0, 20_000, step):
+            update = coords.update(frame, True)
+            if update.max_coords["t"] != range(frame + 1):
+                wrong.append(frame)
+
+    threads = [threading.Thread(target=walk, args=(step,)) for step in (1, 2, 3)]
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert wrong == []
+
+
 def test_listeners_may_be_stopped_while_garbage_is_collected(stream):
     class Viewer:
         def __init__(self):

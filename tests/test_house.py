@@ -123,7 +123,7 @@ ALLOWED = {
     "report": {"pictures", "policy", "reader", "stats"},
     "monitor": {"policy", "reader", "stats"},
     "bridges": {"manifest", "reader", "views"},
-    "demo": {"dimensions", "settings", "stream"},
+    "demo": {"dimensions", "pictures", "settings", "stream"},
     "cli": {
         "_version",
         "bridges",

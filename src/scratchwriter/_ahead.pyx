@@ -320,9 +320,12 @@ cdef void _unmap_behind(Walk* walk, int64_t cursor) noexcept nogil:
 
 cdef void _show_times(Walk* walk) noexcept nogil:
     """Let others see how long appends took: the writer does not do that. With `working`."""
-    cdef int64_t now_ns = sw_now_ns()
+    cdef int64_t now_ns
     cdef int i
-    if walk.shown_times == NULL or now_ns - walk.shown_ns < SHOW_NS:
+    if walk.shown_times == NULL:
+        return
+    now_ns = sw_now_ns()
+    if now_ns - walk.shown_ns < SHOW_NS:
         return
     walk.shown_ns = now_ns
     walk.shown_times[0] = sw_load_acquire(walk.longest_append_ns)

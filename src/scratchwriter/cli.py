@@ -8,11 +8,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from scratchwriter.reader import NOT_COUNTED, ScratchDataset, open_scratch
 from scratchwriter.repair import find_faults, recover
 from scratchwriter.settings import ScratchFormat
 
-_REPORT_EXTRA = ("matplotlib", "PIL")
-_VIEW_EXTRA = ("ndv", "PyQt6", "vispy")
-_DEMO_EXTRA = ("mm_test_adapters", "PIL", "pymmcore", "rich")
 _REDRAW_S = 0.2
 _STATES = {
     "closed": "closed",
@@ -90,44 +87,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    info = commands.add_parser(
-        "info",
+    _add(
+        commands,
+        _info,
         help="print what a dataset holds",
         description="Print what a scratch dataset holds.",
-        epilog="example: scratchwriter info run1",
     )
-    info.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
-    info.set_defaults(run=_info)
 
-    watch = commands.add_parser(
-        "watch",
+    _add(
+        commands,
+        _watch,
         help="show a dataset in a window, live while it is recorded",
         description="Show a scratch dataset with ndv. While it is recorded, the newest "
         "frame is shown until a slider is moved to another one.",
-        epilog="example: scratchwriter watch run1",
     )
-    watch.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
-    watch.set_defaults(run=_watch)
 
-    monitor = commands.add_parser(
-        "monitor",
+    monitor = _add(
+        commands,
+        _monitor,
         help="show how a dataset is doing while it is recorded",
         description="Show rate, frames, drops, disk left, and how long appends take, live "
         "until the dataset is closed.",
-        epilog="example: scratchwriter monitor run1",
     )
-    monitor.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     monitor.add_argument("--once", action="store_true", help="show it once, and end")
-    monitor.set_defaults(run=_monitor)
 
-    preview = commands.add_parser(
-        "preview",
+    preview = _add(
+        commands,
+        _preview,
         help="draw a contact sheet of a dataset",
         description="Draw frames evenly spaced over a scratch dataset, a row for each "
         "position and channel, with the contrast of each channel.",
-        epilog="example: scratchwriter preview run1 -o sheet.png",
+        example="-o sheet.png",
     )
-    preview.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     preview.add_argument(
         "-o",
         "--output",
@@ -136,16 +127,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the picture, which must not exist: .png, .jpg, ...",
     )
-    preview.set_defaults(run=_preview)
 
-    report = commands.add_parser(
-        "report",
+    report = _add(
+        commands,
+        _report,
         help="make a page about a dataset",
         description="Make one self-contained HTML page: settings, intervals between "
         "frames, append times, skipped and dropped frames, thumbnails.",
-        epilog="example: scratchwriter report run1 -o run1.html",
+        example="-o run1.html",
     )
-    report.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
     report.add_argument(
         "-o",
         "--output",
@@ -154,27 +144,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the page, which must not exist",
     )
-    report.set_defaults(run=_report)
 
-    verify = commands.add_parser(
-        "verify",
+    _add(
+        commands,
+        _verify,
         help="tell what is whole in a dataset, and what is missing",
         description="Check a scratch dataset: its manifest, the sizes of its files, its "
         "frame metadata. Exit status 0 if it is whole, 1 if not.",
-        epilog="example: scratchwriter verify run1",
     )
-    verify.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
-    verify.set_defaults(run=_verify)
 
-    recover = commands.add_parser(
-        "recover",
+    _add(
+        commands,
+        _recover,
         help="finish a dataset whose writer was killed",
         description="Finish a scratch dataset whose writer was killed: exact shapes in "
         "the manifest, files cut to their size, marked as closed. Frames are not touched.",
-        epilog="example: scratchwriter recover run1",
     )
-    recover.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
-    recover.set_defaults(run=_recover)
 
     clean = commands.add_parser(
         "clean",
@@ -195,6 +180,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add(
+    commands: Any, run: Callable[..., int | None], *, example: str = "", **texts: str
+) -> argparse.ArgumentParser:
+    """Add a command that is about a dataset, named as what it runs."""
+    name = run.__name__.removeprefix("_")
+    epilog = f"example: scratchwriter {name} run1 {example}".rstrip()
+    parser: argparse.ArgumentParser = commands.add_parser(name, epilog=epilog, **texts)
+    parser.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _need(extra: str, *modules: str) -> None:
+    """Check that what a command needs besides is installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ImportError(
+            f"This needs {', '.join(missing)}: pip install 'scratchwriter[{extra}]'"
+        )
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
@@ -206,10 +211,7 @@ def _positive(text: str) -> int:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    if missing := [name for name in _DEMO_EXTRA if find_spec(name) is None]:
-        raise ImportError(
-            f"The demo needs {', '.join(missing)}: pip install 'scratchwriter[demo]'"
-        )
+    _need("demo", "mm_test_adapters", "PIL", "pymmcore", "rich")
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -291,10 +293,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _watch(args: argparse.Namespace) -> None:
-    if missing := [name for name in _VIEW_EXTRA if find_spec(name) is None]:
-        raise ImportError(
-            f"watch needs {', '.join(missing)}: pip install 'scratchwriter[view]'"
-        )
+    _need("view", "ndv", "PyQt6", "vispy")
     from scratchwriter.bridges.ndv import watch
 
     with open_scratch(args.path) as dataset:
@@ -302,8 +301,7 @@ def _watch(args: argparse.Namespace) -> None:
 
 
 def _monitor(args: argparse.Namespace) -> None:
-    if find_spec("rich") is None:
-        raise ImportError("monitor needs rich: pip install 'scratchwriter[demo]'")
+    _need("demo", "rich")
     from scratchwriter.monitor import monitor
 
     with open_scratch(args.path) as dataset:
@@ -311,8 +309,7 @@ def _monitor(args: argparse.Namespace) -> None:
 
 
 def _preview(args: argparse.Namespace) -> None:
-    if find_spec("PIL") is None:
-        raise ImportError("preview needs Pillow: pip install 'scratchwriter[demo]'")
+    _need("demo", "PIL")
     from scratchwriter.pictures import contact_sheet, save_new
 
     with open_scratch(args.path) as dataset:
@@ -321,10 +318,7 @@ def _preview(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    if missing := [name for name in _REPORT_EXTRA if find_spec(name) is None]:
-        raise ImportError(
-            f"report needs {', '.join(missing)}: pip install 'scratchwriter[report]'"
-        )
+    _need("report", "matplotlib", "PIL")
     from scratchwriter.report import make_report
 
     with open_scratch(args.path) as dataset:

@@ -55,11 +55,7 @@ class CoordSystem:
         self.scales = {d.name: d.scale for d in settings.dimensions if d.scale is not None}
         self._plan = plan
         self._names = [
-            None
-            if dim.coords is None
-            else tuple(
-                c.name if isinstance(c, Channel | Position) else c for c in dim.coords
-            )
+            None if dim.coords is None else tuple(map(_name, dim.coords))
             for dim in settings.dimensions
         ]
         self._last: tuple[tuple[int, ...], Mapping[str, Names]] | None = None
@@ -97,13 +93,14 @@ class CoordSystem:
         """Return what a frame, that is the newest, has added."""
         plan = self._plan
         extents = plan.extents(frame + 1)
-        if self._last is None or self._last[0] != extents:
+        last = self._last  # the thread of another listener may replace it
+        if last is None or last[0] != extents:
             first_step = newest_steps(plan, extents).start
             kept = (extents[0] - first_step, *extents[1:]) if first_step else extents
-            self._last = extents, MappingProxyType(self.names(kept, first_step))
+            last = self._last = extents, MappingProxyType(self.names(kept, first_step))
         indices = (*plan.indices(frame), 0, 0)
         return CoordUpdate(
-            max_coords=self._last[1],
+            max_coords=last[1],
             current_indices=MappingProxyType(dict(zip(self.dims, indices, strict=True))),
             frame_number=frame,
             is_high_water_mark=is_high_water_mark,

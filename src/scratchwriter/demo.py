@@ -22,13 +22,13 @@ import pymmcore
 from PIL import Image
 
 from scratchwriter.dimensions import dims_from_standard_axes
+from scratchwriter.pictures import THUMBNAIL, thumbnail
 from scratchwriter.settings import AcquisitionSettings, ScratchFormat
 from scratchwriter.stream import ScratchStream, create_stream
 
 FRAME_SHAPE = (512, 512)
 _ENDLESS = 2**31 - 1  # frames
 _PATIENCE_S = 20.0  # with a camera that gives no frame
-_THUMBNAIL = 128  # pixels
 _SHEET_COLUMNS, _SHEET_ROWS = 5, 4
 
 
@@ -204,13 +204,9 @@ def _save_sheet(frames: npt.NDArray[Any], path: Path) -> None:
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
     low, high = int(frames[chosen].min()), int(frames[chosen].max())
     rows = -(-count // _SHEET_COLUMNS)
-    sheet = Image.new("L", (_SHEET_COLUMNS * _THUMBNAIL, rows * _THUMBNAIL))
+    sheet = Image.new("L", (_SHEET_COLUMNS * THUMBNAIL, rows * THUMBNAIL))
     for n, i in enumerate(chosen):
-        grey = (frames[i].astype(np.float32) - low) * (255 / max(high - low, 1))
-        thumbnail = Image.fromarray(grey.astype(np.uint8))
         row, column = divmod(n, _SHEET_COLUMNS)
-        sheet.paste(
-            thumbnail.resize((_THUMBNAIL, _THUMBNAIL)),
-            (column * _THUMBNAIL, row * _THUMBNAIL),
-        )
+        place = column * THUMBNAIL, row * THUMBNAIL
+        sheet.paste(thumbnail(frames[i], low, high), place)
     sheet.save(path)

@@ -53,6 +53,8 @@ class Listener:
 
     Attributes
     ----------
+    is_stopped : bool
+        Whether `stop` was called.
     num_folded : int
         How many frames "coords_changed" did not tell of, because the callback was more
         than a second behind.
@@ -62,9 +64,9 @@ class Listener:
         self, event: EventName, callback: Callback, coords: CoordSystem, frames: Frames
     ) -> None:
         self.event = event
+        self.is_stopped = False
         self.num_folded = 0
         self._callback, self._coords, self._frames = callback, coords, frames
-        self._is_stopped = False
         self._num_failures = 0
         self._complained_s = -_COMPLAIN_S
         is_over = frames.is_over()
@@ -78,7 +80,7 @@ class Listener:
 
     def stop(self) -> None:
         """Tell it no more. It may be in the middle of being told just now."""
-        self._is_stopped = True
+        self.is_stopped = True
 
     def join(self, timeout_s: float) -> None:
         """Return when all is told of an acquisition that is over, or time is up."""
@@ -106,7 +108,7 @@ class Listener:
     def _follow(self) -> None:
         tell = {"coords_changed": self._tell_all, "coords_expanded": self._tell_marks}
         news_s = time.monotonic()
-        while not self._is_stopped:
+        while not self.is_stopped:
             is_over = self._frames.is_over()
             quiet_s = time.monotonic() - news_s
             poll_s = min(max(quiet_s / _POLLS, _LEAST_POLL_S), _MOST_POLL_S)
@@ -121,7 +123,7 @@ class Listener:
         """Tell of each frame before the cursor, and of what was skipped as of one."""
         since_s = time.monotonic()
         skips = self._frames.skips(self._next, cursor)
-        while self._next < cursor and not self._is_stopped:
+        while self._next < cursor and not self.is_stopped:
             first = self._next
             skip = skip_of(first, skips)
             last = first if skip is None else min(skip.stop, cursor) - 1
@@ -135,7 +137,7 @@ class Listener:
     def _tell_marks(self, cursor: int) -> None:
         """Tell of each frame before the cursor that has a new coordinate."""
         since_s = time.monotonic()
-        while not self._is_stopped:
+        while not self.is_stopped:
             mark = self._coords.next_mark(self._next, cursor)
             if mark is None:
                 self._next = cursor
@@ -188,7 +190,7 @@ class Events:
         if not callable(callback):
             raise TypeError(f"callback must be callable, got {callback!r}")
         listener = Listener(event, callback, self._coords, self._frames)
-        self._listeners.append(listener)
+        self._listeners = [*(x for x in self._listeners if not x.is_stopped), listener]
         return listener
 
     def finish(self, timeout_s: float) -> None:

@@ -17,7 +17,7 @@ from scratchwriter.views import StreamView
 
 Frame = npt.NDArray[Any]
 
-_THUMBNAIL = 128  # pixels, the longer side
+THUMBNAIL = 128  # pixels, the longer side
 _COLUMNS = 8  # frames of each channel and position
 _MOST_ROWS = 64
 _LABEL = 14  # pixels, the height of a line of text
@@ -28,10 +28,10 @@ _CLIPPED_PERCENT = 0.1
 
 def thumbnail(frame: Frame, low: float, high: float) -> Image.Image:
     """Return a small grey picture of a frame; `low` is black, `high` is white."""
-    step = max(max(frame.shape) // (2 * _THUMBNAIL), 1)  # what is left out is not read
+    step = max(max(frame.shape) // (2 * THUMBNAIL), 1)  # what is left out is not read
     grey = (_values(frame[::step, ::step]) - low) * (255 / max(high - low, 1e-9))
     picture = Image.fromarray(np.nan_to_num(grey).clip(0, 255).round().astype(np.uint8))
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return picture
 
 

@@ -21,7 +21,6 @@ from scratchwriter.append_times import read_append_times
 from scratchwriter.coords import CoordSystem
 from scratchwriter.errors import DatasetError
 from scratchwriter.events import Callback, EventName, Events, Frames, Listener
-from scratchwriter.html import card, rate_text, shape_text
 from scratchwriter.live import FixedProgress, LiveProgress
 from scratchwriter.manifest import (
     FRAME_METADATA,
@@ -374,6 +373,8 @@ class ScratchDataset:
         return f"<ScratchDataset {self.state}, {self.frames_written} frames, {self._path}>"
 
     def _repr_html_(self) -> str | None:
+        from scratchwriter.html import card, rate_text, shape_text  # for notebooks only
+
         if self._closed:
             return None  # the other repr is shown
         view = self.view()

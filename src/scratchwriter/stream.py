@@ -20,7 +20,6 @@ from scratchwriter._core import FrameWriter
 from scratchwriter._watch import wait_for_writer
 from scratchwriter.coords import CoordSystem
 from scratchwriter.events import Callback, EventName, Events, Listener
-from scratchwriter.html import card, rate_text, shape_text
 from scratchwriter.neighbours import greet
 from scratchwriter.plan import make_plan
 from scratchwriter.records import arrange
@@ -439,6 +438,8 @@ class ScratchStream:
         return f"<ScratchStream {state}, {self.frames_written} frames, in {where}>"
 
     def _repr_html_(self) -> str:
+        from scratchwriter.html import card, rate_text, shape_text  # for notebooks only
+
         view, stats = self.view(), self.stats()
         facts: dict[str, object] = {
             "state": "closed" if self.closed else "open",

@@ -154,7 +154,7 @@ class StreamView:
     def coords(self) -> dict[str, Names]:
         """Coordinates along each dimension: names of channels and positions, or indices."""
         cursor = self._cursor()
-        first_step = newest_steps(self._plan, self._plan.extents(cursor)).start
+        first_step = self._first_step(cursor)
         named = self._coords.names(self._shape(cursor)[:-2], first_step)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in named.items()}
 
@@ -182,7 +182,7 @@ class StreamView:
             return None
         indices = list(self._plan.indices(cursor - 1))
         if self._plan.is_unbounded:
-            indices[0] -= newest_steps(self._plan, self._plan.extents(cursor)).start
+            indices[0] -= self._first_step(cursor)
         return tuple(indices)
 
     @property
@@ -237,7 +237,7 @@ class StreamView:
         cursor = self._cursor()
         indices = list(self._plan.indices(number))
         if self._plan.is_unbounded:
-            indices[0] -= newest_steps(self._plan, self._plan.extents(cursor)).start
+            indices[0] -= self._first_step(cursor)
         if not 0 <= number < cursor or min(indices, default=0) < 0:
             raise IndexError(f"there is no frame {number}: {cursor} have come")
         index: list[int | slice] = [*indices, slice(None), slice(None)]
@@ -257,8 +257,11 @@ class StreamView:
                 chosen = chosen[0]
             indices.append(chosen)
         if self._plan.is_unbounded:
-            indices[0] += newest_steps(self._plan, self._plan.extents(cursor)).start
+            indices[0] += self._first_step(cursor)
         return self._plan.number(indices) < cursor
+
+    def _first_step(self, cursor: int) -> int:
+        return newest_steps(self._plan, self._plan.extents(cursor)).start
 
     def _shape(self, cursor: int) -> tuple[int, ...]:
         extents = self._plan.extents(cursor)
@@ -315,7 +318,7 @@ class StreamView:
         if not plan.is_unbounded:
             return array[tuple(slice(n) for n in lengths)][tuple(index)]
         # A position may have come less far than others, and in a ring kept an older step.
-        first = newest_steps(plan, plan.extents(cursor)).start
+        first = self._first_step(cursor)
         skipped = first - plan.first_step(position, cursor)
         array = array[(slice(skipped, skipped + lengths[0]), *map(slice, lengths[1:]))]
         if len(array) == lengths[0]:
