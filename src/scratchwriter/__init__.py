@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 from scratchwriter._version import __version__
 
 if TYPE_CHECKING:
+    from scratchwriter.bridges.useq import dims_from_useq, useq_to_acquisition_settings
     from scratchwriter.coords import CoordUpdate
     from scratchwriter.dimensions import (
         Channel,
         Dimension,
         Plate,
         Position,
+        PositionDimension,
         StandardAxis,
         dims_from_standard_axes,
     )
-    from scratchwriter.errors import DatasetError
+    from scratchwriter.errors import DatasetError, ExportCancelled
     from scratchwriter.native import get_include
     from scratchwriter.reader import ScratchDataset, open_scratch
     from scratchwriter.settings import AcquisitionSettings, ScratchFormat
@@ -32,9 +34,11 @@ __all__ = [
     "CoordUpdate",
     "DatasetError",
     "Dimension",
+    "ExportCancelled",
     "OMEStream",
     "Plate",
     "Position",
+    "PositionDimension",
     "ScratchDataset",
     "ScratchFormat",
     "ScratchStream",
@@ -43,8 +47,10 @@ __all__ = [
     "__version__",
     "create_stream",
     "dims_from_standard_axes",
+    "dims_from_useq",
     "get_include",
     "open_scratch",
+    "useq_to_acquisition_settings",
 ]
 
 # From the bottom.
@@ -57,6 +63,7 @@ _ROOMS = (
     "views",
     "stream",
     "reader",
+    "bridges.useq",
 )
 
 

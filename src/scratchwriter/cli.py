@@ -145,6 +145,28 @@ def _parser() -> argparse.ArgumentParser:
         help="the page, which must not exist",
     )
 
+    export = _add(
+        commands,
+        _export,
+        help="write an OME-Zarr, an OME-TIFF or a .npy of a dataset",
+        description="Write an OME-Zarr or an OME-TIFF (by ome-writers), or one position as "
+        "a .npy file. A dataset that is being recorded is followed to its end. If it is "
+        "interrupted, the same command goes on where it was (OME-Zarr).",
+        example="run1.ome.zarr",
+    )
+    export.add_argument(
+        "out",
+        type=_path,
+        metavar="OUT",
+        help="what to write: its end, .ome.zarr, .ome.tiff or .npy, tells the format",
+    )
+    export.add_argument(
+        "--overwrite", action="store_true", help="replace OUT if it is there"
+    )
+    export.add_argument(
+        "--position", type=int, metavar="N", help="for .npy: which position (default: 0)"
+    )
+
     _add(
         commands,
         _verify,
@@ -326,6 +348,22 @@ def _report(args: argparse.Namespace) -> None:
     with args.output.open("x", encoding="utf-8") as file:
         file.write(page)
     _print(f"report  {args.output}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    _need("export", "ome_writers", "rich")
+    from rich.progress import Progress
+
+    with open_scratch(args.path) as dataset, Progress() as bar:
+        task = bar.add_task(args.out.name, total=None)
+        made = dataset.export(
+            args.out,
+            position=args.position,
+            overwrite=args.overwrite,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for path in made:
+        _print(f"exported  {path}")
 
 
 def _frames(dataset: ScratchDataset) -> str:

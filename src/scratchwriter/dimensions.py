@@ -481,6 +481,21 @@ def _frame_dimension(dim: Dimension, warns: bool) -> Dimension:
     return Dimension.model_validate(given | {"type": "space"})  # checks its unit, too
 
 
+class PositionDimension(Dimension):
+    """A position dimension by another name; deprecated, for `Dimension`."""
+
+    name: NonEmptyStr = "p"
+    type: Literal["position"] = "position"
+
+    def __init__(self, **data: Any) -> None:
+        warnings.warn(
+            "PositionDimension is deprecated: use Dimension(name='p', type='position', ...).",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        super().__init__(**{"name": "p", "type": "position"} | data)
+
+
 class StandardAxis(str, Enum):
     """Axis names with a known type and unit: x, y, z, c, t and p."""
 

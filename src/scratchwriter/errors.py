@@ -6,3 +6,7 @@ class DatasetError(ValueError):
 
     The message names the file and the fault.
     """
+
+
+class ExportCancelled(Exception):
+    """An export was cancelled; the same call goes on where it was."""

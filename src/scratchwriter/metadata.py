@@ -207,6 +207,8 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         numbers = range(len(self))[i]
         if isinstance(numbers, int):
             return self._line(numbers)
+        if numbers.step == 1:
+            return list(self._read(numbers.start, numbers.stop))
         return [self._line(number) for number in numbers]
 
     @property

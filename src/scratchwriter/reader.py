@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from scratchwriter._region import view_file, view_ring
 from scratchwriter.append_times import read_append_times
-from scratchwriter.coords import CoordSystem
+from scratchwriter.coords import CoordSystem, newest_steps
 from scratchwriter.errors import DatasetError
 from scratchwriter.events import Callback, EventName, Events, Frames, Listener
 from scratchwriter.live import FixedProgress, LiveProgress
@@ -35,9 +35,9 @@ from scratchwriter.manifest import (
     read_skips,
 )
 from scratchwriter.metadata import FrameMetadata
-from scratchwriter.neighbours import greet
+from scratchwriter.neighbours import bridge, greet
 from scratchwriter.plan import make_plan, skip_of
-from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped
+from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped, known
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import AppendTimes
 from scratchwriter.views import ArrayView, StreamView
@@ -175,6 +175,12 @@ class ScratchDataset:
         return sum(math.prod(shape[:-2]) for shape in shapes)
 
     @property
+    def first_frame(self) -> int:
+        """Number of the first frame that is kept: 0, but for `keep_last`."""
+        first = newest_steps(self._plan, self._plan.extents(self.frames_written)).start
+        return first * self._plan.step_frames if self._plan.is_unbounded else 0
+
+    @property
     def frames_synced(self) -> int:
         """How many of the first frames are certain to outlive a power cut."""
         return 0 if self._progress is None else self._progress.synced
@@ -244,6 +250,26 @@ class ScratchDataset:
     def has_records(self) -> bool:
         """Whether times or numbers of frames were recorded."""
         return self._read_records(self.frames_written) is not None
+
+    def frame_records(self, start: int, stop: int) -> dict[int, dict[str, int]]:
+        """Return what is known of the times and numbers of frames, of a range of them.
+
+        Returns
+        -------
+        dict of int to dict
+            By the frame's number in acquisition order: "timestamp_ns", "frame_id", or both.
+        """
+        cursor = self.frames_written
+        records, ring_frames = self._read_records(cursor), self._plan.ring_frames
+        if records is None:
+            return {}
+        found = range(max(start, cursor - ring_frames) if ring_frames else start, stop)
+        return {
+            n: told
+            for n in found
+            if (at := n % ring_frames if ring_frames else n) < len(records)
+            and (told := known(records[at]))
+        }
 
     @property
     def dropped(self) -> int:
@@ -354,6 +380,103 @@ class ScratchDataset:
     def on(self, event: EventName, callback: Callback) -> Listener:
         """Have a callback told of new frames; see `ScratchStream.on`."""
         return self._events.on(event, callback)
+
+    # -------------------------------------------------------------------- the way out
+
+    def export(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        position: int | None = None,
+        overwrite: bool = False,
+        format: Any = None,
+        progress: Callable[[int, int | None], object] | None = None,
+        cancel: Any = None,
+        client: Any = None,
+    ) -> list[Path]:
+        """Write an OME-Zarr or an OME-TIFF, by ome-writers, with all metadata; or a .npy.
+
+        It is made in a folder beside `out`, `.NAME.partial`, and appears when it is
+        complete. An OME-Zarr whose export ended early, for whatever reason, is gone on with
+        by the same call. A dataset that is being recorded is followed to its end.
+
+        Parameters
+        ----------
+        out : path-like
+            What to write; its end, .ome.zarr, .ome.tiff or .npy, tells the format.
+        position : int, optional
+            For a .npy file, which holds the array of one position as it is now.
+        overwrite : bool
+            Replace what is there.
+        format : ome_writers.OmeZarrFormat, ome_writers.OmeTiffFormat or str, optional
+            As of `ome_writers.AcquisitionSettings`, for other formats and backends.
+        progress : callable(int, int or None), optional
+            Called with how many frames are done, and of how many if that is known.
+        cancel : threading.Event, optional
+            Set it to stop.
+        client : distributed.Client, optional
+            The cluster whose workers write; they need the same file system. OME-Zarr only.
+
+        Returns
+        -------
+        list of pathlib.Path
+            What was written; more than one for a TIFF of several positions.
+
+        Raises
+        ------
+        FileExistsError
+            If it is there already.
+        BlockingIOError
+            If another process makes the same export.
+        ImportError
+            If ome-writers or what it needs is not installed (extra `export`).
+        ExportCancelled
+            If `cancel` was set.
+        """
+        if Path(out).suffix.lower() == ".npy":
+            saver = bridge("npy", "", "numpy")
+            saved: list[Path] = saver.save_npy(
+                self,
+                Path(out),
+                position,
+                overwrite=overwrite,
+                progress=progress,
+                cancel=cancel,
+            )
+            return saved
+        exporter = bridge("export", "export", "ome_writers")
+        made: list[Path] = exporter.export(
+            self,
+            Path(out),
+            overwrite=overwrite,
+            format=format,
+            progress=progress,
+            cancel=cancel,
+            client=client,
+        )
+        return made
+
+    def to_xarray(self) -> Any:
+        """Return an `xarray.DataArray` of all positions; see `bridges.xarray`.
+
+        Raises
+        ------
+        ImportError
+            If xarray or dask is not installed (extra `xarray`).
+        """
+        return bridge("xarray", "xarray", "xarray", "dask").to_xarray(self)
+
+    def to_dask(self) -> Any:
+        """Return a `dask.array.Array` of all positions, chunked by frame, without a copy.
+
+        In acquisition order, as `view` is.
+
+        Raises
+        ------
+        ImportError
+            If dask is not installed (extra `xarray`).
+        """
+        return bridge("dask", "xarray", "dask").to_dask(self)
 
     # -------------------------------------------------------------------------- life
 

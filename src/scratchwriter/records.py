@@ -59,6 +59,11 @@ def arrange(
     return out.transpose(plan.storage_axes[:-2])
 
 
+def known(record: np.void) -> dict[str, int]:
+    """Return what is known of a frame."""
+    return {name: int(record[name]) for name, bit in _KNOWN.items() if record["known"] & bit}
+
+
 def count_dropped(records: npt.NDArray[np.void] | None) -> int:
     """Return how many frame numbers are missing between those that came.
 

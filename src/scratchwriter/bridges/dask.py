@@ -1,0 +1,47 @@
+"""Datasets as dask arrays: a chunk per frame, read where it is computed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import dask.array
+import numpy as np
+import numpy.typing as npt
+from dask.base import tokenize
+
+from scratchwriter.reader import ScratchDataset, open_scratch
+
+
+def to_dask(dataset: ScratchDataset) -> dask.array.Array:
+    """Return all positions as one array; see `ScratchDataset.to_dask`."""
+    view = dataset.view()
+    frames = _Frames(str(dataset.path), view.shape, view.dtype)
+    return dask.array.from_array(
+        frames,
+        chunks=(1,) * (view.ndim - 2) + view.shape[-2:],
+        name=f"scratch-{tokenize(frames, dataset.frames_written)}",
+        asarray=False,
+        inline_array=True,
+        meta=np.empty((0,) * view.ndim, view.dtype),
+    )
+
+
+class _Frames:
+    """What dask takes chunks from. Sent to another process, it opens the dataset there."""
+
+    def __init__(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.path, self.shape, self.dtype = path, shape, dtype
+        self.ndim = len(shape)
+
+    @cached_property
+    def _view(self) -> Any:
+        # As it was: it may have grown, but what was there is where it was.
+        return open_scratch(self.path).view()
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        chunk: npt.NDArray[Any] = self._view[key]
+        return chunk
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Frames, (self.path, self.shape, self.dtype)

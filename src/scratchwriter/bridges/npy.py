@@ -1,0 +1,56 @@
+"""One position as a .npy file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchwriter.errors import ExportCancelled
+from scratchwriter.reader import ScratchDataset
+
+
+def save_npy(
+    dataset: ScratchDataset,
+    out: Path,
+    position: int | None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int | None], object] | None = None,
+    cancel: Any = None,
+) -> list[Path]:
+    """Save the array of a position as it is now; see `ScratchDataset.export`."""
+    out = out.expanduser().absolute()
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists: choose another name, or overwrite=True.")
+    arrays = dataset.arrays
+    if position is None and len(arrays) > 1:
+        raise ValueError(
+            f"A .npy file holds one of the {len(arrays)} positions: say which, "
+            f"position=0 to {len(arrays) - 1}."
+        )
+    array = np.asarray(arrays[position or 0])
+    header = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": array.shape,
+    }
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            total = math.prod(array.shape[:-2])
+            for done, index in enumerate(np.ndindex(array.shape[:-2]), 1):
+                file.write(np.ascontiguousarray(array[index]).data)
+                if progress is not None:
+                    progress(done, total)
+                if cancel is not None and cancel.is_set():
+                    raise ExportCancelled(f"{out.name}: cancelled, nothing is written.")
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return [out]

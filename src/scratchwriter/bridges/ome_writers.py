@@ -1,0 +1,147 @@
+"""ome-writers' own "scratch" format, written by this library.
+
+    from scratchwriter.bridges import ome_writers
+    ome_writers.install()
+
+From then on every program in this process that makes a stream of ome-writers in that
+format (pymmcore-plus with `output="memory"`, say) uses the writer of this library. Streams
+that are open already stay what they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import ome_writers
+from ome_writers._backends._backend import ArrayBackend
+from ome_writers._stream import AVAILABLE_BACKENDS, BackendMetadata
+
+from scratchwriter.settings import WITHOUT_WARNINGS, AcquisitionSettings
+from scratchwriter.stream import ScratchStream, create_stream
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ome_writers._router import FrameRouter
+
+_FORMAT = "scratch"
+_SUPPORTED = re.compile(r"0\.3\.([2-9]|\d\d+)")  # what is used of it is not public
+_theirs: list[BackendMetadata] = []
+
+
+def install() -> None:
+    """Have ome-writers use this library for its scratch format; again: nothing.
+
+    Raises
+    ------
+    RuntimeError
+        If this version of ome-writers is not supported.
+    """
+    version = ome_writers.__version__
+    if not _SUPPORTED.fullmatch(version):
+        raise RuntimeError(
+            f"ome-writers {version} is installed; the bridge supports 0.3.2 and later "
+            "versions of 0.3: pip install 'ome-writers>=0.3.2,<0.4'"
+        )
+    if not _theirs:
+        _theirs.append(AVAILABLE_BACKENDS[_FORMAT])
+        AVAILABLE_BACKENDS[_FORMAT] = replace(
+            _theirs[0], module_path=__name__, class_name=ScratchwriterBackend.__name__
+        )
+
+
+def uninstall() -> None:
+    """Have ome-writers use its own code again; if it does so: nothing."""
+    if _theirs:
+        AVAILABLE_BACKENDS[_FORMAT] = _theirs.pop()
+
+
+def is_installed() -> bool:
+    """Tell whether ome-writers uses this library."""
+    return bool(_theirs)
+
+
+def from_ome_writers(settings: ome_writers.AcquisitionSettings) -> AcquisitionSettings:
+    """Return the same settings as those of this library.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        (a ValueError) If they are of another format.
+    """
+    return AcquisitionSettings.model_validate(
+        settings.model_dump(), context=WITHOUT_WARNINGS
+    )
+
+
+class ScratchwriterBackend(ArrayBackend):
+    """What ome-writers' stream hands its frames to: a `ScratchStream`.
+
+    Both count frames in acquisition order. A stream of ome-writers gives up the place of a
+    frame that is refused, and goes on with the next: so does this.
+    """
+
+    def __init__(self) -> None:
+        self._stream: ScratchStream | None = None
+        self._lost = 0  # places given up that the stream was not told of yet
+
+    def is_incompatible(self, settings: ome_writers.AcquisitionSettings) -> Literal[False]:
+        """Tell what it cannot store: nothing."""
+        return False
+
+    def prepare(
+        self, settings: ome_writers.AcquisitionSettings, router: FrameRouter
+    ) -> None:
+        """Make the stream."""
+        self._stream = create_stream(from_ome_writers(settings))
+
+    def write(
+        self,
+        position_index: int,
+        index: tuple[int, ...],
+        frame: np.ndarray[Any, Any],
+        *,
+        frame_metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Append a frame."""
+        stream, lost = self._need_stream(), self._lost
+        self._lost = lost + 1
+        if lost:
+            stream.skip(frames=lost)
+            self._lost = 1
+        stream.append(frame, frame_metadata=frame_metadata)
+        self._lost = 0
+
+    def advance(self, indices: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        """Skip frames."""
+        self._lost += len(indices)
+        self._need_stream().skip(frames=self._lost)
+        self._lost = 0
+
+    def finalize(self) -> None:
+        """Close the stream."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def get_arrays(self) -> Sequence[Any]:
+        """Return the live array of each position."""
+        return self._need_stream().arrays
+
+    def get_metadata(self) -> Any:
+        """Return what the stream does."""
+        return self._need_stream().get_metadata()
+
+    def update_metadata(self, metadata: Any) -> None:
+        """Hand it on."""
+        self._need_stream().update_metadata(metadata)
+
+    def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
+        """Hand it on."""
+        self._need_stream().set_global_metadata(namespace, metadata)
+
+    def _need_stream(self) -> ScratchStream:
+        if self._stream is None:
+            raise RuntimeError("prepare() has not been called: use create_stream.")
+        return self._stream

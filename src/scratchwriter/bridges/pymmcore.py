@@ -1,0 +1,309 @@
+"""Cameras of Micro-Manager: MDA sequences of pymmcore-plus, and bare sequence acquisitions.
+
+    handler = MDAHandler("run1")
+    core.run_mda(sequence, output=handler)
+
+`record_sequence` is a camera loop for pymmcore alone; it needs nothing of pymmcore-plus.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter.bridges.useq import EventNumbers, useq_to_acquisition_settings
+from scratchwriter.dimensions import Dimension
+from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.stream import ScratchStream, create_stream
+from scratchwriter.views import StreamView
+
+if TYPE_CHECKING:
+    import useq
+
+_log = logging.getLogger(__name__)
+_NAMESPACE = "pymmcore_plus"
+_PATIENCE_S = 20.0
+_PAUSE_S = 0.0001  # between looks at a camera that has no frame
+_ENDLESS = 2**31 - 1  # frames
+
+
+class MDAHandler:
+    """Stores the frames of an MDA sequence with their metadata: `run_mda(output=handler)`.
+
+    Each frame goes where its event says, so that one that never came leaves zeros, and
+    those behind it stay in their places. Of a sequence that no array has room for (see
+    `useq_to_acquisition_settings`) the frames are stored one after the other.
+
+    Parameters
+    ----------
+    settings : AcquisitionSettings or path-like, optional
+        Where and how; dimensions, dtype and plate are those of the sequence. A path: a
+        folder on disk. Default: in memory.
+    overwrite : bool
+        Replace a dataset that is there, if a path is given.
+
+    Attributes
+    ----------
+    stream : ScratchStream or None
+        The stream of the newest run, closed after it.
+    error : Exception or None
+        Why frames of it were not stored, if there were any; it is logged, too.
+    """
+
+    def __init__(
+        self,
+        settings: AcquisitionSettings | str | os.PathLike[str] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        if not isinstance(settings, AcquisitionSettings):
+            settings = AcquisitionSettings(
+                root_path=os.fspath(settings or ""), overwrite=overwrite
+            )
+        self._settings = settings
+        self._number: EventNumbers | None = None
+        self._cameras, self._same_event = 1, (-1, 0)  # its number, how many frames it has
+        self.stream: ScratchStream | None = None
+        self.error: Exception | None = None
+
+    def view(self) -> StreamView:
+        """Return the frames as one live array; see `ScratchStream.view`.
+
+        Raises
+        ------
+        RuntimeError
+            If no sequence has been started.
+        """
+        if self.stream is None:
+            raise RuntimeError("no sequence has been started: run_mda(..., output=handler)")
+        return self.stream.view()
+
+    # ------------------------------------------------------ what pymmcore-plus calls
+
+    def sequenceStarted(self, seq: useq.MDASequence, meta: Mapping[str, Any]) -> None:
+        """Make the stream."""
+        self.stream, self.error, self._same_event = None, None, (-1, 0)
+        try:
+            self.stream = self._create_stream(seq, meta)
+        except Exception as error:
+            self._give_up(error)
+
+    def frameReady(
+        self, img: npt.NDArray[Any], event: useq.MDAEvent, meta: Mapping[str, Any]
+    ) -> None:
+        """Store a frame."""
+        if self.stream is None or self.error is not None:
+            return
+        try:
+            missing = self._place(event) - self.stream.frames_written
+            if missing > 0:
+                self.stream.skip(frames=missing)
+            self.stream.append(img, frame_metadata=_frame_metadata(event, meta))
+        except Exception as error:
+            self._give_up(error)
+
+    def sequenceFinished(self, seq: useq.MDASequence) -> None:
+        """Close the stream."""
+        if self.stream is not None:
+            self.stream.close()
+
+    # ---------------------------------------------------------------------- inside
+
+    def _create_stream(
+        self, seq: useq.MDASequence, meta: Mapping[str, Any]
+    ) -> ScratchStream:
+        info = meta["image_infos"][0]
+        height, width = info["height"], info["width"]
+        pixel_size_um = info.get("pixel_size_um")
+        try:
+            asked = useq_to_acquisition_settings(
+                seq, width, height, pixel_size_um=pixel_size_um
+            )
+            dims, plate = asked["dimensions"], asked["plate"]
+            self._number = EventNumbers(seq)
+        except (NotImplementedError, AttributeError, ValueError) as error:
+            _log.warning("Frames are stored one after the other: %s", error)
+            dims, plate, self._number = _one_after_the_other(width, height), None, None
+        if len(dims) == 2 or (dims[0].count is not None and not _is_finite(dims)):
+            dims, self._number = _one_after_the_other(width, height), None
+        self._cameras = info.get("num_camera_adapter_channels", 1)
+        if self._cameras > 1:
+            dims.insert(-2, Dimension(name="cam", count=self._cameras, type="other"))
+        stream = create_stream(
+            AcquisitionSettings.model_validate(
+                dict(self._settings)
+                | {"dimensions": dims, "plate": plate, "dtype": info["dtype"]}
+            )
+        )
+        stream.set_global_metadata(_NAMESPACE, {"summary_metadata": _plain(meta)})
+        return stream
+
+    def _place(self, event: useq.MDAEvent) -> int:
+        """Return which frame the next one of an event is."""
+        assert self.stream is not None
+        if self._number is None:
+            return self.stream.frames_written
+        number = self._number({str(axis): i for axis, i in event.index.items()})
+        same, seen = self._same_event
+        seen = seen + 1 if same == number else 0
+        self._same_event = number, seen
+        return number * self._cameras + seen
+
+    def _give_up(self, error: Exception) -> None:
+        self.error = error
+        _log.error("No more frames of this sequence are stored: %s", error, exc_info=error)
+
+
+def _one_after_the_other(width: int, height: int) -> list[Dimension]:
+    return [
+        Dimension(name="t", type="time"),
+        Dimension(name="y", count=height, type="space"),
+        Dimension(name="x", count=width, type="space"),
+    ]
+
+
+def _is_finite(dims: list[Dimension]) -> bool:
+    return all(dim.count is not None for dim in dims)
+
+
+def _frame_metadata(event: useq.MDAEvent, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a frame, in names that ome-writers knows where it can."""
+    position = meta.get("position") or {}
+    return {
+        "delta_t": meta["runner_time_ms"] / 1e3,
+        "exposure_time": meta["exposure_ms"] / 1e3,
+        **{f"position_{axis}": v for axis, v in position.items() if axis in "xyz"},
+        **_plain({k: v for k, v in meta.items() if k not in ("mda_event", "position")}),
+        "mda_event": _plain(event),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Return metadata as JSON has it."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+# ------------------------------------------------------------------ sequence acquisition
+
+
+class _Core(Protocol):
+    """What is used of `pymmcore.CMMCore`."""
+
+    def startSequenceAcquisition(
+        self, numImages: int, intervalMs: float, stopOnOverflow: bool, /
+    ) -> None: ...
+    def stopSequenceAcquisition(self) -> None: ...
+    def isSequenceRunning(self) -> bool: ...
+    def isBufferOverflowed(self) -> bool: ...
+    def getRemainingImageCount(self) -> int: ...
+    def popNextImageMD(self, md: Any, /) -> npt.NDArray[Any]: ...
+
+
+def record_sequence(
+    core: _Core,
+    stream: ScratchStream,
+    num_frames: int | None = None,
+    *,
+    with_tags: bool = False,
+    timeout_s: float = _PATIENCE_S,
+    until: Callable[[], bool] = lambda: False,
+) -> int:
+    """Run a sequence acquisition of the current camera into a stream.
+
+    Frames are stored as they come, all that wait at once, with the camera's time and
+    number of each; `stream.stats().dropped` tells what MMCore or the camera left out.
+
+    MMCore hands frames out as copies of its own buffer, and cannot write into memory of
+    others: there is nothing for `ScratchStream.slot` to save here. A frame is copied twice.
+
+    Parameters
+    ----------
+    core : pymmcore.CMMCore or pymmcore_plus.CMMCorePlus
+        With its camera set up.
+    stream : ScratchStream
+        What takes frames of the camera's size and type.
+    num_frames : int, optional
+        How many to take; default: as many as the stream has room for. An unbounded one goes
+        on until `until` says so.
+    with_tags : bool
+        Whether all tags of the camera are stored as frame metadata, too (slower).
+    timeout_s : float
+        How long to wait for a frame.
+    until : callable
+        Asked between frames whether to stop.
+
+    Returns
+    -------
+    int
+        How many frames were stored.
+
+    Raises
+    ------
+    RuntimeError
+        If the camera stops, gives no frame in time, or MMCore's buffer overflows. What came
+        before is stored.
+    """
+    if num_frames is None:
+        planned = stream.num_frames
+        num_frames = _ENDLESS if planned is None else planned - stream.frames_written
+    done = 0
+    # More than wanted, and stopped from here: a sequence that ends by itself leaves a
+    # thread that may still be on its way out when the camera is unloaded.
+    core.startSequenceAcquisition(_ENDLESS, 0, True)
+    try:
+        deadline_s = time.monotonic() + timeout_s
+        while done < num_frames and not until():
+            waiting = min(core.getRemainingImageCount(), num_frames - done)
+            if waiting:
+                _take(core, stream, waiting, with_tags)
+                done += waiting
+                deadline_s = time.monotonic() + timeout_s
+                continue
+            if core.isBufferOverflowed():
+                raise RuntimeError(
+                    f"MMCore's buffer overflowed after {done} frames, which were taken out "
+                    "too slowly: setCircularBufferMemoryFootprint makes it larger."
+                )
+            if not core.isSequenceRunning() or time.monotonic() > deadline_s:
+                raise RuntimeError(
+                    f"The camera gave {done} frames and no more (of {num_frames}, in "
+                    f"{timeout_s} s)."
+                )
+            time.sleep(_PAUSE_S)
+    finally:
+        core.stopSequenceAcquisition()
+    return done
+
+
+def _take(core: _Core, stream: ScratchStream, count: int, with_tags: bool) -> None:
+    """Move frames from MMCore's buffer into the stream."""
+    import pymmcore
+
+    frames, times_ns, numbers, tags = [], [], [], []
+    for _ in range(count):
+        metadata = pymmcore.Metadata()
+        frames.append(core.popNextImageMD(metadata))
+        found = {key: metadata.GetSingleTag(key).GetValue() for key in metadata.GetKeys()}
+        times_ns.append(round(1e6 * float(found["ElapsedTime-ms"])))
+        numbers.append(int(found["ImageNumber"]))
+        tags.append(found)
+    stream.extend(
+        frames,
+        frame_metadata=tags if with_tags else None,
+        timestamps_ns=times_ns,
+        frame_ids=numbers,
+    )

@@ -1,0 +1,340 @@
+"""From an MDA sequence of useq to the settings of an acquisition.
+
+A sequence of useq can visit its axes in ways that no array has room for. What cannot be
+stored as one array per position, each frame where it belongs, is refused.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+from scratchwriter.dimensions import Channel, Dimension, Plate, Position
+
+if TYPE_CHECKING:
+    import useq
+
+UnitTuple: TypeAlias = tuple[float, str]
+
+
+class AcquisitionSettingsDict(TypedDict):
+    """What a sequence says of `AcquisitionSettings`."""
+
+    dimensions: list[Dimension]
+    plate: Plate | None
+
+
+def useq_to_acquisition_settings(
+    seq: useq.MDASequence,
+    image_width: int,
+    image_height: int,
+    *,
+    units: Mapping[str, UnitTuple | None] | None = None,
+    pixel_size_um: float | None = None,
+    chunk_shapes: Mapping[str, int] | None = None,
+    shard_shapes: Mapping[str, int] | None = None,
+) -> AcquisitionSettingsDict:
+    """Return what an MDA sequence says of the settings of its acquisition.
+
+    Positions and the points of a grid become one position dimension.
+
+    Parameters
+    ----------
+    seq : useq.MDASequence
+        The sequence.
+    image_width, image_height : int
+        Size of a frame, in pixels.
+    units : mapping of str to (float, str) or None, optional
+        Scale and unit of dimensions by name: "t", "c" or "z".
+    pixel_size_um : float, optional
+        Scale of "y" and "x", in micrometers.
+    chunk_shapes, shard_shapes : mapping of str to int, optional
+        Chunk sizes in pixels and shard sizes in chunks, by name; kept for an export.
+
+    Returns
+    -------
+    dict
+        "dimensions" and "plate", for `AcquisitionSettings(**...)`. A time plan that has
+        no end makes an unbounded dimension.
+
+    Raises
+    ------
+    NotImplementedError
+        If the frames do not come in the order of an array: channels that leave out times
+        or z-stacks, positions with a sequence of their own that is more than a grid, grids
+        apart from the positions in `axis_order`, or grids that differ between positions
+        while other axes are visited within them.
+    """
+    _need_regular(seq)
+    dims: list[Dimension] = []
+    positions = [position for _, _, position in _positions(seq)]
+    for axis in map(str, seq.axis_order):
+        if axis in "pg":
+            if positions and all(dim.type != "position" for dim in dims):
+                dims.append(Dimension(name="p", type="position", coords=positions))
+        elif (found := _dimension(seq, axis)) is not None:
+            scale, unit = (units or {}).get(axis) or (found["scale"], found["unit"])
+            dims.append(Dimension(**(found | {"scale": scale, "unit": unit})))
+    if positions and all(dim.type != "position" for dim in dims):
+        dims.insert(0, Dimension(name="p", type="position", coords=positions))
+    dims += [
+        Dimension(name=name, count=n, type="space", unit="micrometer", scale=pixel_size_um)
+        for name, n in (("y", image_height), ("x", image_width))
+    ]
+    sizes = {"chunk_size": chunk_shapes or {}, "shard_size_chunks": shard_shapes or {}}
+    for dim in dims:
+        for field, by_name in sizes.items():
+            if dim.type != "position" and dim.name in by_name:
+                setattr(dim, field, by_name[dim.name])
+    return {"dimensions": dims, "plate": _plate(seq)}
+
+
+def dims_from_useq(
+    seq: useq.MDASequence,
+    image_width: int,
+    image_height: int,
+    *,
+    units: Mapping[str, UnitTuple | None] | None = None,
+    pixel_size_um: float | None = None,
+    chunk_shapes: Mapping[str, int] | None = None,
+    shard_shapes: Mapping[str, int] | None = None,
+) -> list[Dimension]:
+    """Return the dimensions only; deprecated, for `useq_to_acquisition_settings`."""
+    warnings.warn(
+        "dims_from_useq is deprecated: take 'dimensions' of useq_to_acquisition_settings.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return useq_to_acquisition_settings(
+        seq,
+        image_width,
+        image_height,
+        units=units,
+        pixel_size_um=pixel_size_um,
+        chunk_shapes=chunk_shapes,
+        shard_shapes=shard_shapes,
+    )["dimensions"]
+
+
+class EventNumbers:
+    """Tells which frame of an acquisition an event of its sequence is.
+
+    Parameters
+    ----------
+    seq : useq.MDASequence
+        A sequence that `useq_to_acquisition_settings` takes.
+    """
+
+    def __init__(self, seq: useq.MDASequence) -> None:
+        self._positions = {(p, g): i for i, (p, g, _) in enumerate(_positions(seq))}
+        self._counts: list[tuple[str, int]] = []  # of each axis; an endless one is first
+        for axis in map(str, seq.axis_order):
+            name = "p" if axis in "pg" else axis
+            count = len(self._positions) if name == "p" else _count(seq, axis)
+            if count != 0 and name not in dict(self._counts):
+                self._counts.append((name, count or 0))
+        if self._positions and "p" not in dict(self._counts):
+            self._counts.insert(0, ("p", len(self._positions)))
+
+    def __call__(self, index: Mapping[str, int]) -> int:
+        """Return the number of an event, in acquisition order, by its index.
+
+        Raises
+        ------
+        KeyError
+            If it is none of this sequence.
+        """
+        number = 0
+        for name, count in self._counts:
+            if name == "p":
+                i = self._positions[index.get("p"), index.get("g")]
+            else:
+                i = index[name]
+            number = number * count + i
+        return number
+
+
+# ------------------------------------------------------------------- what can be stored
+
+
+def _need_regular(seq: useq.MDASequence) -> None:
+    """Check that the frames come in the order of an array."""
+    channels = seq.channels
+    if any(channel.acquire_every > 1 for channel in channels):
+        raise NotImplementedError(
+            "A channel with acquire_every > 1 leaves out times that others have: "
+            "record it in a sequence of its own."
+        )
+    if seq.z_plan and any(not channel.do_stack for channel in channels):
+        raise NotImplementedError(
+            "A channel with do_stack=False has no z-stack, which an array of all channels "
+            "has room for: record it in a sequence of its own."
+        )
+    if _is_plate(seq):
+        if seq.grid_plan:
+            raise NotImplementedError(
+                "A WellPlatePlan together with a grid_plan: put the grid into its "
+                "well_points_plan."
+            )
+        return
+    subs = [pos.sequence for pos in seq.stage_positions if pos.sequence is not None]
+    if any(
+        sub.time_plan or sub.channels or sub.z_plan or sub.stage_positions for sub in subs
+    ):
+        raise NotImplementedError(
+            "A position's own sequence may have a grid_plan only: times, channels and "
+            "z-stacks must be those of all positions."
+        )
+    order = [str(axis) for axis in seq.axis_order]
+    visited = [axis for axis in order if _is_visited(seq, axis)]
+    has_own_grid = any(sub.grid_plan for sub in subs)
+    if {"p", "g"} <= set(visited) and abs(visited.index("p") - visited.index("g")) != 1:
+        raise NotImplementedError(
+            f"axis_order {''.join(order)!r} has other axes between positions (p) and grid "
+            "(g), which are one dimension here: put them side by side."
+        )
+    if not has_own_grid:
+        return
+    # useq visits such a grid last of all, within channels and z-stacks.
+    within = [a for a in visited[visited.index("p") + 1 :] if a != "g" and _count(seq, a) != 1]
+    if within or visited.index("p") > min(map(visited.index, {"p", "g"} & set(visited))):
+        raise NotImplementedError(
+            f"Positions have grids of their own, which are visited within "
+            f"{', '.join(within) or 'the grid of all'}: no array has its frames in this "
+            "order. Put 'p' last in axis_order, or give a grid_plan for all positions."
+        )
+
+
+def _is_visited(seq: useq.MDASequence, axis: str) -> bool:
+    if axis == "p":
+        return bool(seq.stage_positions)
+    return axis == "g" and bool(seq.grid_plan) or _count(seq, axis) != 0
+
+
+def _count(seq: useq.MDASequence, axis: str) -> int | None:
+    """Return how long an axis of times, channels or z is; 0: it is not visited."""
+    if axis == "t" and seq.time_plan:
+        return None if _is_endless(seq.time_plan) else seq.time_plan.num_timepoints()
+    if axis == "c":
+        return len(seq.channels)
+    if axis == "z" and seq.z_plan:
+        return len(list(seq.z_plan))
+    return 0
+
+
+def _is_endless(plan: Any) -> bool:
+    if hasattr(plan, "phases"):
+        return any(map(_is_endless, plan.phases))
+    # With a duration, the loops are worked out: to ask for them would divide by zero.
+    return "loops" not in type(plan).model_fields and (
+        plan.duration is None or not plan.interval
+    )
+
+
+# -------------------------------------------------------------------------- dimensions
+
+
+def _dimension(seq: useq.MDASequence, axis: str) -> dict[str, Any] | None:
+    """Return the fields of the dimension of times, channels or z, if it is visited."""
+    count = _count(seq, axis)
+    if count == 0:
+        return None
+    if axis == "t":
+        plan: Any = seq.time_plan
+        first = plan.phases[0] if hasattr(plan, "phases") else plan
+        interval_s = first.interval.total_seconds()
+        return _fields("t", "time", "second", interval_s) | {"count": count}
+    if axis == "c":
+        names = [Channel(name=channel.config) for channel in seq.channels]
+        return _fields("c", "channel", None, 1.0) | {"coords": names}
+    step = getattr(seq.z_plan, "step", None)
+    scale = 1.0 if step is None else float(step)
+    return _fields("z", "space", "micrometer", scale) | {"count": count}
+
+
+def _fields(name: str, kind: str, unit: str | None, scale: float) -> dict[str, Any]:
+    return {"name": name, "type": kind, "unit": unit, "scale": scale}
+
+
+# --------------------------------------------------------------------------- positions
+
+
+def _positions(
+    seq: useq.MDASequence,
+) -> Iterator[tuple[int | None, int | None, Position]]:
+    """Yield the positions as they are visited, each with its index of "p" and of "g"."""
+    if _is_plate(seq):
+        for p, position in enumerate(_wells(seq.stage_positions)):
+            yield p, None, position
+        return
+    order = [str(axis) for axis in seq.axis_order]
+    stage, grid = list(seq.stage_positions), list(seq.grid_plan or ())
+    if not stage:
+        z = 0.0 if seq.grid_plan is not None and seq.grid_plan.is_relative else None
+        for g, point in enumerate(grid):
+            yield None, g, _at(f"{g:04d}", 0, 0, z, point)
+    elif grid and order.index("g") < order.index("p"):
+        for g, point in enumerate(grid):
+            for p, pos in enumerate(stage):
+                yield p, g, _at(pos.name or str(p), pos.x, pos.y, pos.z, point)
+    else:
+        for p, pos in enumerate(stage):
+            own = pos.sequence is not None and pos.sequence.grid_plan
+            for g, point in enumerate(own or grid):
+                yield p, g, _at(pos.name or str(p), pos.x, pos.y, pos.z, point)
+            if not (own or grid):
+                yield p, None, _at(pos.name or str(p), pos.x, pos.y, pos.z, None)
+
+
+def _at(
+    name: str, x: float | None, y: float | None, z: float | None, point: Any, **well: str
+) -> Position:
+    """Return a position, at a point of a grid if there is one."""
+    if point is None:
+        return Position(name=name, x_coord=x, y_coord=y, z_coord=z, **well)
+    is_relative = point.is_relative
+    return Position(
+        name=name,
+        x_coord=(x or 0) + point.x if is_relative else point.x,
+        y_coord=(y or 0) + point.y if is_relative else point.y,
+        z_coord=z,
+        grid_row=point.grid_row,
+        grid_column=point.grid_col,
+        **well,
+    )
+
+
+def _is_plate(seq: useq.MDASequence) -> bool:
+    return hasattr(seq.stage_positions, "selected_well_positions")
+
+
+def _wells(plan: Any) -> Iterator[Position]:
+    """Yield the positions in the wells of a plate, named by their number in the well."""
+    points = list(plan.well_points_plan)
+    wells = zip(plan.selected_well_indices, plan.selected_well_positions, strict=True)
+    for (row, column), center in wells:
+        well = {"plate_row": _letters(row), "plate_column": str(column + 1)}
+        for i, point in enumerate(points):
+            yield _at(f"fov{i}", center.x, center.y, None, point, **well)
+
+
+def _plate(seq: useq.MDASequence) -> Plate | None:
+    if not _is_plate(seq):
+        return None
+    plate = seq.stage_positions.plate
+    return Plate(
+        name=plate.name,
+        row_names=[_letters(row) for row in range(plate.rows)],
+        column_names=[str(column + 1) for column in range(plate.columns)],
+    )
+
+
+def _letters(row: int) -> str:
+    """Return the name of a plate's row: A, B, ..., Z, AA, ..."""
+    letters = ""
+    row = int(row) + 1
+    while row:
+        row, rest = divmod(row - 1, 26)
+        letters = chr(ord("A") + rest) + letters
+    return letters
