@@ -49,14 +49,21 @@ def make(library, spec):
 
 
 OURS = {
-    *("DatasetError", "ScratchDataset", "ScratchStream", "StreamView"),
-    *("get_include", "open_scratch"),
+    *("DatasetError", "ExportCancelledError", "ScratchDataset", "ScratchStream"),
+    *("StreamView", "get_include", "open_scratch"),
 }
+OTHER_FORMATS = {"OmeTiffFormat", "OmeZarrFormat"}
 
 
 @pytest.mark.parametrize("name", sorted({*scratchwriter.__all__} - OURS))
 def test_public_names_are_those_of_ome_writers(name):
     assert hasattr(ome_writers, name)
+
+
+@pytest.mark.parametrize("name", sorted({*ome_writers.__all__} - OTHER_FORMATS))
+def test_every_public_name_of_ome_writers_but_of_other_formats_is_here(name):
+    assert name in scratchwriter.__all__
+    assert getattr(scratchwriter, name) is not None
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -95,11 +102,15 @@ def test_methods_and_properties_are_those_of_ome_writers(model):
     [
         "create_stream",
         "dims_from_standard_axes",
+        "dims_from_useq",
+        "useq_to_acquisition_settings",
         "AcquisitionSettings.validate_stream_ready",
         "Plate.from_standard_wells",
         "ScratchFormat.get_output_path",
         "StandardAxis.to_dimension",
+        "OMEStream.on",
         "OMEStream.skip",
+        "OMEStream.view",
         "OMEStream.close",
         "OMEStream.get_metadata",
         "OMEStream.update_metadata",
@@ -125,6 +136,20 @@ def test_append_takes_the_arguments_of_ome_writers_and_what_came_with_the_frame(
     for name in ("timestamp_ns", "frame_id"):
         assert ours[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert ours[name].default is None
+
+
+def test_a_position_dimension_by_its_old_name_is_one_of_ome_writers():
+    dumps = []
+    for library in LIBRARIES:
+        with pytest.warns(DeprecationWarning, match="PositionDimension is deprecated"):
+            dim = library.PositionDimension(coords=["A", "B"])
+        assert isinstance(dim, library.Dimension)
+        dumps.append(dim.model_dump())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(ValueError, match="position"):
+                library.PositionDimension(type="time", count=3)
+    assert dumps[0] == dumps[1]
 
 
 def test_standard_axes_are_those_of_ome_writers():

@@ -122,7 +122,19 @@ ALLOWED = {
     "html": {"pictures", "views"},
     "report": {"pictures", "policy", "reader", "stats"},
     "monitor": {"policy", "reader", "stats"},
-    "bridges": {"manifest", "reader", "views"},
+    "bridges": {
+        "_region",
+        "bridges",
+        "dimensions",
+        "errors",
+        "manifest",
+        "metadata",
+        "plan",
+        "reader",
+        "settings",
+        "stream",
+        "views",
+    },
     "demo": {"dimensions", "pictures", "settings", "stream"},
     "cli": {
         "_version",
@@ -141,6 +153,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "__init__": {
         "_version",
+        "bridges",
         "coords",
         "dimensions",
         "errors",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         StandardAxis,
         dims_from_standard_axes,
     )
-    from scratchwriter.errors import DatasetError, ExportCancelled
+    from scratchwriter.errors import DatasetError, ExportCancelledError
     from scratchwriter.native import get_include
     from scratchwriter.reader import ScratchDataset, open_scratch
     from scratchwriter.settings import AcquisitionSettings, ScratchFormat
@@ -34,7 +34,7 @@ __all__ = [
     "CoordUpdate",
     "DatasetError",
     "Dimension",
-    "ExportCancelled",
+    "ExportCancelledError",
     "OMEStream",
     "Plate",
     "Position",

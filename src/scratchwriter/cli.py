@@ -356,12 +356,17 @@ def _export(args: argparse.Namespace) -> None:
 
     with open_scratch(args.path) as dataset, Progress() as bar:
         task = bar.add_task(args.out.name, total=None)
-        made = dataset.export(
-            args.out,
-            position=args.position,
-            overwrite=args.overwrite,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        try:
+            made = dataset.export(
+                args.out,
+                position=args.position,
+                overwrite=args.overwrite,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            bar.stop()
+            _print("The same command goes on where it was.", sys.stderr)
+            raise
     for path in made:
         _print(f"exported  {path}")
 

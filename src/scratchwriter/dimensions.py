@@ -489,7 +489,7 @@ class PositionDimension(Dimension):
 
     def __init__(self, **data: Any) -> None:
         warnings.warn(
-            "PositionDimension is deprecated: use Dimension(name='p', type='position', ...).",
+            "PositionDimension is deprecated: use Dimension(name='p', type='position').",
             DeprecationWarning,
             stacklevel=2,
         )

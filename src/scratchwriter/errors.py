@@ -8,5 +8,5 @@ class DatasetError(ValueError):
     """
 
 
-class ExportCancelled(Exception):
+class ExportCancelledError(Exception):
     """An export was cancelled; the same call goes on where it was."""

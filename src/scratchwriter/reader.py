@@ -389,7 +389,7 @@ class ScratchDataset:
         *,
         position: int | None = None,
         overwrite: bool = False,
-        format: Any = None,
+        format: Any = None,  # noqa: A002
         progress: Callable[[int, int | None], object] | None = None,
         cancel: Any = None,
         client: Any = None,
@@ -430,7 +430,7 @@ class ScratchDataset:
             If another process makes the same export.
         ImportError
             If ome-writers or what it needs is not installed (extra `export`).
-        ExportCancelled
+        ExportCancelledError
             If `cancel` was set.
         """
         if Path(out).suffix.lower() == ".npy":

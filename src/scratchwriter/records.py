@@ -61,7 +61,8 @@ def arrange(
 
 def known(record: np.void) -> dict[str, int]:
     """Return what is known of a frame."""
-    return {name: int(record[name]) for name, bit in _KNOWN.items() if record["known"] & bit}
+    bits = record["known"]
+    return {name: int(record[name]) for name, bit in _KNOWN.items() if bits & bit}
 
 
 def count_dropped(records: npt.NDArray[np.void] | None) -> int:

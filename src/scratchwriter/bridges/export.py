@@ -1,10 +1,10 @@
 """The way out: OME-Zarr and OME-TIFF, written by ome-writers.
 
 An export is made beside its goal, in a folder `.NAME.partial`, and appears when it is
-complete. OME-Zarr is written in parts, runs of frames that have no chunk in common: each by
-a stream of ome-writers of its own that skips what other parts have. So a part can be written
-anywhere, and what was done stays done when an export ends early. In the end the chunks of
-all parts are moved into one store. A TIFF is written in one go.
+complete. OME-Zarr is written in parts, runs of frames that have no chunk in common: each
+by a stream of ome-writers of its own that skips what other parts have. So a part can be
+written anywhere, and what was done stays done when an export ends early. In the end the
+chunks of all parts are moved into one store. A TIFF is written in one go.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import uuid
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +26,7 @@ import ome_writers
 from ome_writers._stream import AVAILABLE_BACKENDS
 
 from scratchwriter._region.system import lock_folder, unlock
-from scratchwriter.errors import ExportCancelled
+from scratchwriter.errors import ExportCancelledError
 from scratchwriter.manifest import array_name
 from scratchwriter.metadata import where
 from scratchwriter.plan import skip_of
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _PART_NBYTES = 256 << 20  # at least, if there is more
 _MOST_PARTS = 1000
 _WAIT_S = 0.2
+_END_S = 10.0  # for a worker to end
+_STOP = "stop"  # this file tells them to
 _LINES = 1000  # read together
 # These write the chunks of frames that they are given, and no others.
 _SPARSE_BACKENDS = ("tensorstore", "zarr-python", "zarrs-python")
@@ -58,7 +60,7 @@ def export(
     out: Path,
     *,
     overwrite: bool = False,
-    format: Any = None,
+    format: Any = None,  # noqa: A002
     progress: Progress | None = None,
     cancel: Flag | None = None,
     client: Client | None = None,
@@ -210,7 +212,7 @@ class _Run:
 
     def check(self) -> None:
         if self.cancel is not None and self.cancel.is_set():
-            raise ExportCancelled(
+            raise ExportCancelledError(
                 f"{self.job.name}: cancelled. The same export goes on where it was."
             )
 
@@ -339,8 +341,9 @@ def _write_whole(run: _Run) -> Path:
             while True:
                 is_over = not run.is_live  # first: what comes after is no more
                 stop = dataset.frames_written
-                for start in _copy(dataset, stream, start, stop):
-                    run.tell(start)
+                for done in _copy(dataset, stream, start, stop):
+                    run.tell(done)
+                start = stop
                 if is_over:
                     break
                 dataset.wait(frames=stop + 1, timeout_s=_WAIT_S)
@@ -363,6 +366,8 @@ def _write_parts(run: _Run, client: Client | None) -> None:
     parts.mkdir(exist_ok=True)
     for unfinished in parts.glob("*.tmp"):
         shutil.rmtree(unfinished)
+    stop_file = run.folder / _STOP
+    stop_file.unlink(missing_ok=True)
     futures: list[Future] = []
     try:
         for start, stop in _missing_parts(run, parts):
@@ -370,14 +375,17 @@ def _write_parts(run: _Run, client: Client | None) -> None:
                 for number in write_part(run.job, parts, start, stop):
                     run.tell(number)
             else:
-                futures.append(
-                    client.submit(_write_part_there, run.job, parts, start, stop, pure=False)
-                )
+                args = run.job, parts, start, stop
+                futures.append(client.submit(_write_part_there, *args, pure=False))
         for future in futures:
             run.tell(_result(future, run))
     except BaseException:
+        # A task that runs cannot be cancelled: it is told to end, and waited for, so that
+        # nobody writes here when the same export goes on.
+        stop_file.touch()
         for future in futures:
-            future.cancel()
+            with suppress(Exception):
+                future.result(timeout=_END_S)
         raise
 
 
@@ -462,7 +470,8 @@ def write_part(job: Job, parts: Path, start: int, stop: int) -> Iterator[int]:
 def _write_part_there(job: Job, parts: Path, start: int, stop: int) -> int:
     """Write a part in a worker of a cluster, which has the same file system."""
     for _ in write_part(job, parts, start, stop):
-        pass
+        if (parts.parent / _STOP).exists():
+            raise ExportCancelledError(f"{job.name}: cancelled.")
     return stop
 
 
@@ -508,7 +517,7 @@ def _join(run: _Run) -> Path:
 
 
 def _join_metadata(path: Path, of_parts: Sequence[Path]) -> None:
-    """Put the frame metadata of the parts, one after the other, into a group's zarr.json."""
+    """Put the frame metadata of all parts, in their order, into a group's zarr.json."""
     group = json.loads(path.read_text())
     frames: list[Any] = []
     for part in filter(Path.exists, of_parts):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchwriter.errors import ExportCancelled
+from scratchwriter.errors import ExportCancelledError
 from scratchwriter.reader import ScratchDataset
 
 
@@ -49,7 +49,9 @@ def save_npy(
                 if progress is not None:
                     progress(done, total)
                 if cancel is not None and cancel.is_set():
-                    raise ExportCancelled(f"{out.name}: cancelled, nothing is written.")
+                    raise ExportCancelledError(
+                        f"{out.name}: cancelled, nothing is written."
+                    )
         unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)

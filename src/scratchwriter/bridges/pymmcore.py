@@ -237,8 +237,7 @@ def record_sequence(
     stream : ScratchStream
         What takes frames of the camera's size and type.
     num_frames : int, optional
-        How many to take; default: as many as the stream has room for. An unbounded one goes
-        on until `until` says so.
+        How many to take; default: until `until` says so.
     with_tags : bool
         Whether all tags of the camera are stored as frame metadata, too (slower).
     timeout_s : float
@@ -257,9 +256,7 @@ def record_sequence(
         If the camera stops, gives no frame in time, or MMCore's buffer overflows. What came
         before is stored.
     """
-    if num_frames is None:
-        planned = stream.num_frames
-        num_frames = _ENDLESS if planned is None else planned - stream.frames_written
+    num_frames = _ENDLESS if num_frames is None else num_frames
     done = 0
     # More than wanted, and stopped from here: a sequence that ends by itself leaves a
     # thread that may still be on its way out when the camera is unloaded.
@@ -298,12 +295,14 @@ def _take(core: _Core, stream: ScratchStream, count: int, with_tags: bool) -> No
         metadata = pymmcore.Metadata()
         frames.append(core.popNextImageMD(metadata))
         found = {key: metadata.GetSingleTag(key).GetValue() for key in metadata.GetKeys()}
-        times_ns.append(round(1e6 * float(found["ElapsedTime-ms"])))
-        numbers.append(int(found["ImageNumber"]))
+        if "ElapsedTime-ms" in found:  # not every camera tells
+            times_ns.append(round(1e6 * float(found["ElapsedTime-ms"])))
+        if "ImageNumber" in found:
+            numbers.append(int(found["ImageNumber"]))
         tags.append(found)
     stream.extend(
         frames,
         frame_metadata=tags if with_tags else None,
-        timestamps_ns=times_ns,
-        frame_ids=numbers,
+        timestamps_ns=times_ns if len(times_ns) == count else None,
+        frame_ids=numbers if len(numbers) == count else None,
     )

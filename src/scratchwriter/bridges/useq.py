@@ -197,7 +197,8 @@ def _need_regular(seq: useq.MDASequence) -> None:
     if not has_own_grid:
         return
     # useq visits such a grid last of all, within channels and z-stacks.
-    within = [a for a in visited[visited.index("p") + 1 :] if a != "g" and _count(seq, a) != 1]
+    inside = visited[visited.index("p") + 1 :]
+    within = [axis for axis in inside if axis != "g" and _count(seq, axis) != 1]
     if within or visited.index("p") > min(map(visited.index, {"p", "g"} & set(visited))):
         raise NotImplementedError(
             f"Positions have grids of their own, which are visited within "
@@ -209,7 +210,7 @@ def _need_regular(seq: useq.MDASequence) -> None:
 def _is_visited(seq: useq.MDASequence, axis: str) -> bool:
     if axis == "p":
         return bool(seq.stage_positions)
-    return axis == "g" and bool(seq.grid_plan) or _count(seq, axis) != 0
+    return (axis == "g" and bool(seq.grid_plan)) or _count(seq, axis) != 0
 
 
 def _count(seq: useq.MDASequence, axis: str) -> int | None:

@@ -1,0 +1,507 @@
+"""The way out: exports against what ome-writers writes itself, and as others read them."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+ome_writers = pytest.importorskip("ome_writers")
+zarr = pytest.importorskip("zarr")
+tifffile = pytest.importorskip("tifffile")
+
+from scratchwriter import (
+    AcquisitionSettings,
+    ExportCancelledError,
+    ScratchFormat,
+    create_stream,
+    dims_from_standard_axes,
+    open_scratch,
+)
+from scratchwriter.bridges import export as exporting
+from scratchwriter.cli import main
+
+BACKENDS = ["zarr-python"]
+try:
+    import tensorstore  # noqa: F401
+except ImportError:
+    pass
+else:
+    BACKENDS.append("tensorstore")
+
+SIZE = 8
+FRAME = {"y": SIZE, "x": SIZE}
+CHUNKED = {"t": 3, "c": 2, "y": SIZE, "x": SIZE}
+# Sizes, how many frames come, which are skipped, and other layouts.
+CASES = {
+    "plain": ({"t": 40, "c": ["a", "b"], **FRAME}, 80, (), {}),
+    "skips": ({"t": 40, "c": ["a", "b"], **FRAME}, 80, (0, 4, 5, 50), {}),
+    "stopped early": ({"t": 40, "c": ["a", "b"], **FRAME}, 55, (), {}),
+    "positions": ({"t": 20, "p": ["A", "B", "C"], "c": 2, **FRAME}, 120, (7,), {}),
+    "position by position": ({"p": ["A", "B"], "t": 40, **FRAME}, 80, (), {}),
+    "chunks": ({"t": 40, "c": 2, **FRAME}, 80, (9,), {"chunk_shapes": CHUNKED}),
+    "chunks in positions": (
+        {"p": ["A", "B"], "t": 40, "c": 2, **FRAME},
+        160,
+        (),
+        {"chunk_shapes": CHUNKED},
+    ),
+    "shards": (
+        {"t": 40, "c": 2, **FRAME},
+        80,
+        (),
+        {
+            "chunk_shapes": {"t": 1, "c": 1, "y": 4, "x": 8},
+            "shard_shapes": {"t": 6, "c": 1, "y": 2, "x": 1},
+        },
+    ),
+    "one frame": (FRAME, 1, (), {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Parts of ten frames, so that there are many."""
+    monkeypatch.setattr(exporting, "_PART_NBYTES", 10 * SIZE * SIZE * 2)
+
+
+def frame(i):
+    return np.full((SIZE, SIZE), i + 1, "uint16")
+
+
+def metadata(i):
+    return {"delta_t": i / 2, "n": i} if i % 3 else None
+
+
+def fill(stream, frames, skipped=()):
+    for i in range(frames):
+        if i in skipped:
+            stream.skip()
+        else:
+            stream.append(frame(i), frame_metadata=metadata(i))
+    stream.set_global_metadata("lab", {"who": ["me", 1]})
+
+
+def record(path, sizes, frames, skipped=(), layout=None, **fields):
+    settings = AcquisitionSettings(
+        root_path=str(path),
+        dimensions=dims_from_standard_axes(sizes, **(layout or {})),
+        dtype="uint16",
+        **fields,
+    )
+    with create_stream(settings) as stream:
+        fill(stream, frames, skipped)
+    return open_scratch(path)
+
+
+def tree(path):
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def directly(path, sizes, frames, skipped, layout, backend):
+    """What ome-writers writes without us."""
+    settings = ome_writers.AcquisitionSettings(
+        root_path=str(path),
+        dimensions=ome_writers.dims_from_standard_axes(sizes, **layout),
+        dtype="uint16",
+        format=ome_writers.OmeZarrFormat(backend=backend),
+    )
+    with ome_writers.create_stream(settings) as stream:
+        fill(stream, frames, skipped)
+    for future in getattr(stream._backend, "_futures", ()):
+        future.result()
+    return tree(path)
+
+
+def nothing_unfinished(folder):
+    return not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_zarr_in_parts_is_byte_for_byte_what_ome_writers_writes(tmp_path, name, backend):
+    sizes, frames, skipped, layout = CASES[name]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    told = []
+    made = dataset.export(
+        tmp_path / "out.ome.zarr",
+        format=ome_writers.OmeZarrFormat(backend=backend),
+        progress=lambda *done: told.append(done),
+    )
+    assert made == [tmp_path / "out.ome.zarr"]
+    expected = directly(
+        tmp_path / "direct" / "out.ome.zarr", sizes, frames, skipped, layout, backend
+    )
+    found = tree(made[0])
+    assert found.keys() == expected.keys()
+    assert [file for file in found if found[file] != expected[file]] == []
+    assert told[-1] == (frames, frames)
+    assert nothing_unfinished(tmp_path)
+
+
+def test_an_unbounded_dimension_has_the_length_that_it_reached(tmp_path):
+    dataset = record(tmp_path / "data", {"t": None, "c": 2, **FRAME}, 77)
+    made = dataset.export(tmp_path / "out.ome.zarr")
+    pixels = zarr.open(made[0])["0"][:]
+    assert pixels.shape == (39, 2, SIZE, SIZE)
+    assert pixels[..., 0, 0].ravel().tolist() == [*range(1, 78), 0]
+
+
+def test_metadata_is_carried_over(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 30, "c": ["a", "b"], **FRAME}, 60)
+    made = dataset.export(tmp_path / "out.ome.zarr")
+    group = json.loads((made[0] / "zarr.json").read_text())["attributes"]
+    lines = group["ome_writers"]["frame_metadata"]
+    assert [line["n"] for line in lines] == [i for i in range(60) if i % 3]
+    assert lines[-1]["storage_index"] == [29, 1]
+    assert group["lab"] == {"who": ["me", 1]}
+    assert [c["label"] for c in group["ome"]["omero"]["channels"]] == ["a", "b"]
+
+
+def test_times_and_numbers_of_frames_are_carried_over(tmp_path):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=dims_from_standard_axes({"t": 30, **FRAME}),
+        dtype="uint16",
+    )
+    with create_stream(settings) as stream:
+        for i in range(30):
+            stream.append(frame(i), timestamp_ns=1000 * i, frame_id=2 * i)
+    made = open_scratch(tmp_path / "data").export(tmp_path / "out.ome.zarr")
+    group = json.loads((made[0] / "zarr.json").read_text())["attributes"]
+    assert group["ome_writers"]["frame_metadata"][21] == {
+        "timestamp_ns": 21_000,
+        "frame_id": 42,
+        "storage_index": [21],
+    }
+
+
+def test_a_tiff_has_pixels_and_planes(tmp_path):
+    ome_types = pytest.importorskip("ome_types")
+    dataset = record(tmp_path / "data", {"t": 10, "c": ["a", "b"], **FRAME}, 20)
+    (made,) = dataset.export(tmp_path / "out.ome.tiff")
+    pixels = tifffile.imread(made)
+    np.testing.assert_array_equal(pixels, np.asarray(dataset.arrays[0]))
+    ome = ome_types.from_tiff(made)
+    image = ome.images[0].pixels
+    assert (image.size_t, image.size_c) == (10, 2)
+    assert [c.name for c in image.channels] == ["a", "b"]
+    assert [plane.delta_t for plane in image.planes] == [i / 2 for i in range(20) if i % 3]
+    assert any(note.namespace == "lab" for note in ome.structured_annotations)
+
+
+def test_a_tiff_of_positions_is_a_folder_of_files(tmp_path):
+    dataset = record(tmp_path / "data", {"p": ["A", "B"], "t": 5, **FRAME}, 10)
+    made = dataset.export(tmp_path / "out.ome.tiff")
+    files = sorted(file for path in made for file in path.rglob("*.tiff"))
+    for i, file in enumerate(files):
+        np.testing.assert_array_equal(
+            tifffile.imread(file, series=0), np.asarray(dataset.arrays[i])
+        )
+    assert len(files) == 2
+
+
+@pytest.mark.parametrize("end", ["zarr", "tiff"])
+def test_what_a_killed_writer_left_is_exported_with_zeros_behind(tmp_path, end):
+    dataset = record(tmp_path / "data", {"t": 20, "p": ["A", "B"], **FRAME}, 13)
+    made = dataset.export(tmp_path / f"out.ome.{end}")
+    expected = [np.asarray(array) for array in dataset.arrays]
+    if end == "zarr":
+        found = [zarr.open(made[0])[name]["0"][:] for name in "AB"]
+    else:
+        files = sorted(file for path in made for file in path.rglob("*.tiff"))
+        found = [tifffile.imread(file, series=0) for file in files]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_other_storage_orders_come_out_in_an_order_of_ome(tmp_path):
+    sizes = {"t": 5, "c": 2, "z": 3, **FRAME}
+    dataset = record(tmp_path / "data", sizes, 30, storage_order=["z", "t", "c", "y", "x"])
+    (made,) = dataset.export(tmp_path / "out.ome.zarr")
+    np.testing.assert_array_equal(zarr.open(made)["0"][:], np.asarray(dataset.view()))
+
+
+def test_a_ring_gives_the_steps_that_it_keeps(tmp_path):
+    dataset = record(
+        tmp_path / "data",
+        {"t": None, "c": 2, **FRAME},
+        101,
+        format=ScratchFormat(keep_last=20),
+    )
+    (made,) = dataset.export(tmp_path / "out.ome.zarr")
+    pixels = zarr.open(made)["0"][:]
+    np.testing.assert_array_equal(pixels, np.asarray(dataset.view()))
+    lines = json.loads((made / "zarr.json").read_text())["attributes"]["ome_writers"]
+    first = lines["frame_metadata"][0]
+    assert pixels[tuple(first["storage_index"])][0, 0] == first["n"] + 1
+
+
+# -------------------------------------------------------------- cancelled, killed, live
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cancelled_export_leaves_nothing_and_goes_on(tmp_path, backend):
+    sizes, frames, skipped, layout = CASES["chunks"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    zarr_format = ome_writers.OmeZarrFormat(backend=backend)
+    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr", format=zarr_format)
+    out, chance, starts = tmp_path / "out.ome.zarr", random.Random(1), []
+    while not out.exists():
+        cancel, told, stop_at = threading.Event(), [], chance.randrange(5, 40)
+
+        def tell(done, total, cancel=cancel, told=told, stop_at=stop_at):
+            told.append(done)
+            if len(told) == stop_at:
+                cancel.set()
+
+        try:
+            dataset.export(out, format=zarr_format, progress=tell, cancel=cancel)
+        except ExportCancelledError:
+            assert not out.exists()
+        starts.append(told[0])
+    assert len(starts) > 1
+    assert starts[-1] > starts[0]  # what was done was not done again
+    assert tree(out) == tree(whole)
+    assert nothing_unfinished(tmp_path)
+
+
+KILLED = """
+import sys
+from scratchwriter import open_scratch
+from scratchwriter.bridges import export
+export._PART_NBYTES = 1280
+print("go", flush=True)
+open_scratch(sys.argv[1]).export(sys.argv[2], progress=lambda *_: print(".", flush=True))
+"""
+
+
+def test_an_export_whose_process_is_killed_goes_on(tmp_path):
+    sizes, frames, skipped, layout = CASES["chunks"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    out, chance = tmp_path / "out.ome.zarr", random.Random(2)
+    command = [sys.executable, "-c", KILLED, str(dataset.path), str(out)]
+    for _ in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            for _ in range(chance.randrange(2, 60)):
+                process.stdout.readline()
+            process.send_signal(signal.SIGKILL)
+    dataset.export(out, overwrite=True)
+    assert tree(out) == tree(whole)
+    assert nothing_unfinished(tmp_path)
+
+
+def test_joining_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    sizes, frames, skipped, layout = CASES["positions"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    move, calls = exporting._move_chunks, []
+
+    def fail(source, goal):
+        calls.append(source)
+        if len(calls) == 4:
+            raise OSError("no more")
+        move(source, goal)
+
+    monkeypatch.setattr(exporting, "_move_chunks", fail)
+    out = tmp_path / "out.ome.zarr"
+    with pytest.raises(OSError, match="no more"):
+        dataset.export(out)
+    assert not out.exists()
+    monkeypatch.setattr(exporting, "_move_chunks", move)
+    dataset.export(out)
+    assert tree(out) == tree(whole)
+
+
+def test_an_unfinished_export_of_another_recording_is_begun_anew(tmp_path):
+    cancel = threading.Event()
+    cancel.set()
+    out = tmp_path / "out.ome.zarr"
+    for name in ("first", "second"):
+        dataset = record(tmp_path / name, {"t": 30 if name == "first" else 25, **FRAME}, 20)
+        with pytest.raises(ExportCancelledError):
+            dataset.export(out, cancel=cancel, progress=lambda *_: None)
+    dataset.export(out)
+    assert zarr.open(out)["0"].shape == (25, SIZE, SIZE)
+
+
+WRITER = """
+import sys, time
+import numpy as np
+from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
+
+dims = dims_from_standard_axes({"t": None, "c": 2, "y": 8, "x": 8})
+with create_stream(
+    AcquisitionSettings(root_path=sys.argv[1], dimensions=dims, dtype="uint16")
+) as stream:
+    print("go", flush=True)
+    for i in range(400):
+        stream.append(np.full((8, 8), i + 1, "uint16"), frame_metadata={"n": i})
+        time.sleep(0.002)
+    sys.stdin.read() if len(sys.argv) > 2 else None
+"""
+
+
+@pytest.mark.parametrize("end", ["zarr", "tiff"])
+def test_a_recording_is_followed_to_its_end(tmp_path, end):
+    out, live = tmp_path / f"out.ome.{end}", []
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "data")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        dataset = open_scratch(tmp_path / "data")
+        (made,) = dataset.export(
+            out, progress=lambda *_: live.append(process.poll() is None)
+        )
+        assert process.wait() == 0
+    assert sum(live) > 100  # most was done while it was recorded
+    pixels = zarr.open(made)["0"][:] if end == "zarr" else tifffile.imread(made)
+    assert pixels[..., 0, 0].ravel().tolist() == list(range(1, 401))
+    if end == "zarr":
+        (again,) = dataset.export(tmp_path / "again" / "out.ome.zarr")
+        assert tree(made) == tree(again)
+
+
+def test_a_recording_whose_writer_is_killed_is_exported_as_far_as_it_came(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "data"), "wait"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        dataset = open_scratch(tmp_path / "data")
+        killer = threading.Timer(0.4, process.kill)
+        killer.start()
+        (made,) = dataset.export(tmp_path / "out.ome.zarr")
+    assert dataset.state == "killed"
+    values = zarr.open(made)["0"][:][..., 0, 0].ravel()
+    came = dataset.frames_written
+    assert values[:came].tolist() == list(range(1, came + 1))
+    assert not values[came:].any()
+
+
+# ------------------------------------------------------------------------------ refused
+
+
+def test_what_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 3, **FRAME}, 3)
+    for name in ("a.ome.zarr", "a.ome.tiff", "a.npy"):
+        out = tmp_path / name
+        out.write_text("mine")
+        with pytest.raises(FileExistsError, match="overwrite=True"):
+            dataset.export(out)
+        assert out.read_text() == "mine"
+        dataset.export(out, overwrite=True)
+        assert out.is_dir() == name.endswith("zarr")
+    assert nothing_unfinished(tmp_path)
+
+
+def test_two_processes_do_not_make_the_same_export(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 3, **FRAME}, 3)
+    second = []
+
+    def try_again(done, total):
+        if not second:
+            code = (
+                "import sys; from scratchwriter import open_scratch\n"
+                "open_scratch(sys.argv[1]).export(sys.argv[2])"
+            )
+            command = [sys.executable, "-c", code, str(dataset.path), str(out)]
+            second.append(subprocess.run(command, capture_output=True, text=True))
+
+    out = tmp_path / "out.ome.zarr"
+    dataset.export(out, progress=try_again)
+    assert "BlockingIOError" in second[0].stderr
+    assert "another process makes this export" in second[0].stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("out", {}, r"\.ome\.zarr or \.ome\.tiff"),
+        ("out.h5", {}, r"\.ome\.zarr or \.ome\.tiff"),
+        ("out", {"format": "scratch"}, "copy its folder"),
+        ("out.ome.tiff", {"client": object()}, "written by one process"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(tmp_path, name, options, message):
+    dataset = record(tmp_path / "data", {"t": 3, **FRAME}, 3)
+    with pytest.raises(ValueError, match=message):
+        dataset.export(tmp_path / name, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_ring_is_not_exported_while_it_is_recorded(tmp_path):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=dims_from_standard_axes({"t": None, **FRAME}),
+        dtype="uint16",
+        format=ScratchFormat(keep_last=5),
+    )
+    with create_stream(settings) as stream:
+        stream.append(frame(0))
+        with pytest.raises(ValueError, match="Export it when it is closed"):
+            open_scratch(tmp_path / "data").export(tmp_path / "out.ome.zarr")
+
+
+def test_a_full_disk_is_an_error_that_leaves_the_dataset_alone(tmp_path, small_disk):
+    dataset = record(tmp_path / "data", {"t": 3000, **FRAME}, 3000)
+    with pytest.raises((OSError, ValueError)):
+        dataset.export(small_disk / "out.ome.zarr")
+    assert not (small_disk / "out.ome.zarr").exists()
+    assert dataset.frames_written == 3000
+
+
+# ----------------------------------------------------------------------------- the rest
+
+
+def test_a_position_is_saved_as_npy(tmp_path):
+    sizes = {"t": 5, "p": ["A", "B"], "c": 3, **FRAME}
+    dataset = record(tmp_path / "data", sizes, 30, storage_order=["c", "t", "p", "y", "x"])
+    with pytest.raises(ValueError, match="position=0 to 1"):
+        dataset.export(tmp_path / "out.npy")
+    told = []
+    dataset.export(tmp_path / "out.npy", position=1, progress=lambda *n: told.append(n))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "out.npy"), np.asarray(dataset.arrays[1])
+    )
+    assert told[-1] == (15, 15)
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(ExportCancelledError):
+        dataset.export(tmp_path / "other.npy", position=1, cancel=cancel)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.npy"]
+
+
+def test_the_command_exports_and_tells(tmp_path, capsys):
+    record(tmp_path / "data", {"t": 30, **FRAME}, 30)
+    out = tmp_path / "out.ome.zarr"
+    assert main(["export", str(tmp_path / "data"), str(out)]) == 0
+    assert f"exported  {out}" in capsys.readouterr().out
+    assert zarr.open(out)["0"].shape == (30, SIZE, SIZE)
+    assert main(["export", str(tmp_path / "data"), str(out)]) == 1
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "data"), "wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        out = tmp_path / "out.ome.zarr"
+        command = [sys.executable, "-m", "scratchwriter", "export", tmp_path / "data", out]
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as export:
+            while not (tmp_path / ".out.ome.zarr.partial" / "parts").exists():
+                time.sleep(0.05)
+            export.send_signal(signal.SIGINT)
+            told = export.communicate()[1]
+        assert export.returncode == 130
+        assert "goes on where it was" in told
+        assert "Traceback" not in told
+        writer.kill()
+    assert not out.exists()

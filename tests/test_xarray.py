@@ -1,0 +1,167 @@
+"""Datasets as dask and xarray have them; exports by a cluster."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+dask = pytest.importorskip("dask")
+xarray = pytest.importorskip("xarray")
+
+from scratchwriter import (
+    AcquisitionSettings,
+    Dimension,
+    create_stream,
+    dims_from_standard_axes,
+    open_scratch,
+)
+
+
+@pytest.fixture
+def dataset(tmp_path, frames):
+    dims = [
+        Dimension(name="t", type="time", unit="ms", scale=20, translation=5),
+        Dimension(name="p", type="position", coords=["A1", "B2"]),
+        Dimension(name="c", type="channel", coords=["DAPI", "FITC", "Cy5"]),
+        Dimension(name="angle", count=2, type="other", coords=[0.5, 1.5], unit="rad"),
+        Dimension(name="y", count=4, type="space", unit="um", scale=0.1),
+        Dimension(name="x", count=5, type="space"),
+    ]
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "run7"), dimensions=dims, dtype="uint16"
+    )
+    with create_stream(settings) as stream:
+        for frame in frames[:50]:
+            stream.append(frame)
+        stream.set_global_metadata("lab", {"who": "me"})
+    return open_scratch(tmp_path / "run7")
+
+
+def test_a_dask_array_has_a_chunk_per_frame_and_the_views_values(dataset):
+    array = dataset.to_dask()
+    assert array.shape == dataset.view().shape == (5, 2, 3, 2, 4, 5)
+    assert array.dtype == "uint16"
+    assert array.chunksize == (1, 1, 1, 1, 4, 5)
+    expected = np.asarray(dataset.view())
+    np.testing.assert_array_equal(array.compute(), expected)
+    np.testing.assert_array_equal(array[-2, :, ::2, 1].compute(), expected[-2, :, ::2, 1])
+    assert array.max().compute() == expected.max()
+
+
+def test_its_chunks_are_the_stored_memory_read_only(dataset):
+    def tell(block):
+        is_copy = block.base is None or block.flags.owndata or block.flags.writeable
+        return np.full(block.shape, is_copy)
+
+    assert not dataset.to_dask().map_blocks(tell, dtype=bool).any().compute()
+
+
+def test_an_xarray_has_names_and_coordinates_with_units(dataset):
+    data = dataset.to_xarray()
+    assert data.name == "run7"
+    assert data.dims == ("t", "p", "c", "angle", "y", "x")
+    assert data.attrs == {"lab": {"who": "me"}}
+    assert data.t.values.tolist() == [5.0, 25.0, 45.0, 65.0, 85.0]
+    assert data.t.attrs == {"units": "millisecond"}
+    assert data.p.values.tolist() == ["A1", "B2"]
+    assert data.angle.values.tolist() == [0.5, 1.5]
+    np.testing.assert_allclose(data.y.values, [0, 0.1, 0.2, 0.3])
+    assert data.y.attrs == {"units": "micrometer"}
+    assert data.x.values.tolist() == [0, 1, 2, 3, 4]
+    chosen = data.sel(c="FITC", p="B2", t=45).values
+    np.testing.assert_array_equal(chosen, dataset.view()[2, 1, 1])
+
+
+def test_what_comes_later_is_not_in_an_array_that_was_taken_before(make_settings, tmp_path):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "live"))
+    with create_stream(settings) as stream:
+        stream.append(np.full((4, 5), 1, "uint16"))
+        with open_scratch(tmp_path / "live") as dataset:
+            before = dataset.to_dask()
+            stream.append(np.full((4, 5), 2, "uint16"))
+            assert before.compute()[:, 0, 0].tolist() == [1]
+            assert dataset.to_dask().compute()[:, 0, 0].tolist() == [1, 2]
+
+
+def test_a_cluster_computes_and_exports_what_one_process_does(tmp_path):
+    pytest.importorskip("zarr")
+    distributed = pytest.importorskip("distributed")
+    from test_export import CASES, record, tree
+
+    sizes, frames, skipped, layout = CASES["positions"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    told = []
+    with (
+        warnings.catch_warnings(),
+        distributed.LocalCluster(
+            n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        warnings.simplefilter("ignore")
+        (made,) = dataset.export(
+            tmp_path / "out.ome.zarr", client=client, progress=lambda *n: told.append(n)
+        )
+        total = client.compute(dataset.to_dask().sum(), sync=True)
+    assert tree(made) == tree(whole)
+    assert told[-1] == (frames, frames)
+    assert total == np.asarray(dataset.view()).sum()
+
+
+def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("zarr")
+    distributed = pytest.importorskip("distributed")
+    from scratchwriter.bridges import export as exporting
+    from test_export import CASES, record, tree
+
+    monkeypatch.setattr(exporting, "_PART_NBYTES", 1280)
+    sizes, frames, skipped, layout = CASES["plain"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    out = tmp_path / "out.ome.zarr"
+    with (
+        warnings.catch_warnings(),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        warnings.simplefilter("ignore")
+        write = exporting.write_part
+
+        def fail(job, parts, start, stop):
+            if start == 40:
+                raise OSError("a bad disk")
+            return write(job, parts, start, stop)
+
+        monkeypatch.setattr(exporting, "write_part", fail)
+        with pytest.raises(OSError, match="a bad disk"):
+            dataset.export(out, client=client)
+        assert not out.exists()
+        monkeypatch.setattr(exporting, "write_part", write)
+        dataset.export(out, client=client)
+    assert tree(out) == tree(whole)
+
+
+def test_what_is_missing_is_named_with_the_extra_that_has_it(dataset, monkeypatch):
+    from scratchwriter import neighbours
+
+    monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"xarray, dask.*scratchwriter\[xarray\]"):
+        dataset.to_xarray()
+    with pytest.raises(ImportError, match=r"ome_writers.*scratchwriter\[export\]"):
+        dataset.export("x.ome.zarr")
+
+
+def test_dims_are_those_of_standard_axes_too(make_settings, tmp_path):
+    dims = dims_from_standard_axes({"t": 2, "y": 4, "x": 5})
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "d"), dimensions=dims, dtype="uint16"
+    )
+    with create_stream(settings) as stream:
+        stream.append(np.ones((4, 5), "uint16"))
+    data = open_scratch(tmp_path / "d").to_xarray()
+    assert data.sum().compute() == 20
