@@ -91,3 +91,32 @@ def test_a_gige_vision_camera_is_recorded_with_its_times_and_numbers(tmp_path, a
         # A pattern that moves by one with each frame.
         (frames,) = dataset.arrays
         assert (np.diff(frames[:, 0, 0]) == steps.astype("uint8")).all()
+
+
+def test_an_endless_preview_keeps_the_newest():
+    out = run("preview.py")
+    assert out.startswith("1000 frames, the newest 50 are kept\nmean of the newest: 12")
+
+
+def test_another_process_follows_a_recording(tmp_path):
+    out = run("follow.py", tmp_path / "d")
+    assert "500 frames seen, the brightest is 31" in out
+    assert "the recording is closed" in out
+
+
+def test_an_export_is_made_while_the_camera_goes_on(tmp_path):
+    pytest.importorskip("ome_writers")
+    zarr = pytest.importorskip("zarr")
+    out = tmp_path / "out.ome.zarr"
+    assert run("export_live.py", tmp_path / "d", out) == "exported out.ome.zarr\n"
+    pixels = zarr.open(out)["0"][:]
+    assert pixels[..., 0, 0].ravel().tolist() == list(range(300))
+
+
+def test_an_mda_of_pymmcore_plus_is_recorded(tmp_path):
+    pytest.importorskip("pymmcore_plus")
+    out = run("mda.py", tmp_path / "d")
+    assert "{'t': 2, 'p': 2, 'c': 2, 'z': 5, 'y': 512, 'x': 512}" in out
+    assert "at x=100 µm" in out
+    with open_scratch(tmp_path / "d") as dataset:
+        assert len(dataset.frame_metadata) == dataset.frames_written == 40
