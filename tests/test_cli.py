@@ -11,7 +11,7 @@ import ome_writers
 import pytest
 
 import scratchwriter
-from scratchwriter import ScratchFormat, create_stream
+from scratchwriter import ScratchFormat, create_stream, open_scratch
 from scratchwriter.cli import main
 
 
@@ -255,3 +255,85 @@ def test_the_commands_need_no_extra_until_the_demo_runs(dataset):
         sys.exit(main())"""
     out = run("info", dataset, code=code)
     assert (out.returncode, out.stderr) == (0, "")
+
+
+# ------------------------------------------------------------------- for other programs
+
+
+def as_json(capsys, *args):
+    status = main([*map(str, args), "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_info_as_json_has_what_a_program_may_want(dataset, capsys):
+    status, told = as_json(capsys, "info", dataset)
+    with open_scratch(dataset) as opened:
+        assert status == 0
+        assert told["state"] == "closed"
+        assert told["shapes"] == [list(array.shape) for array in opened.arrays]
+        assert told["frames_written"] == opened.frames_written
+        assert told["dims"][-2:] == ["y", "x"]
+        assert told["writer"] == "scratchwriter"
+
+
+def test_verify_as_json_has_faults_and_the_exit_status(dataset, capsys):
+    status, told = as_json(capsys, "verify", dataset)
+    assert (status, told["faults"]) == (0, [])
+    (dataset / "frame_metadata.jsonl").write_text('{"_pos": 0}\n')
+    status, told = as_json(capsys, "verify", dataset)
+    assert status == 1
+    assert "frame_metadata.jsonl" in told["faults"][0]
+
+
+def test_recover_and_clean_as_json_tell_what_was_done(dataset, tmp_path, capsys):
+    assert as_json(capsys, "recover", dataset) == (0, {"path": str(dataset), "done": []})
+    assert as_json(capsys, "clean", tmp_path) == (0, {"removed": []})
+
+
+COMMANDS = [
+    *("demo", "info", "watch", "monitor", "preview", "report"),
+    *("export", "verify", "recover", "clean"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"example: scratchwriter {command} " in capsys.readouterr().out
+
+
+def test_the_help_names_all_commands_and_the_exit_status(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "exit status" in told
+    assert all(command in told for command in COMMANDS)
+
+
+def test_a_shell_completes_commands_and_options(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    assert ended.value.code == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    typed = f"""
+source {script}
+COMP_WORDS=(scratchwriter {{}}) COMP_CWORD={{}}
+$(complete -p scratchwriter | sed 's/.*-F \\([^ ]*\\) .*/\\1/')
+echo "${{{{COMPREPLY[@]}}}}"
+"""
+    for words, number, expected in (("ver", 1, "verify"), ("info --js", 2, "--json")):
+        command = ["bash", "-c", typed.format(words, number)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert ended.stdout.split() == [expected], ended.stderr
+
+
+def test_completion_without_shtab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("scratchwriter.cli.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", "bash"])
+    assert ended.value.code == 2
+    assert "pip install shtab" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import sys
 import tempfile
 import time
@@ -55,8 +56,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scratchwriter",
         description="Frames of a camera in plain numpy arrays, in memory or on disk.",
+        epilog="exit status: 0 done, 1 failed (or: not whole), 2 wrong arguments, 130 "
+        "interrupted. example: scratchwriter info run1",
     )
     parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        action=_PrintCompletion,
+        help="print a script for the shell that completes commands and options "
+        "(pip install shtab)",
+    )
     commands = parser.add_subparsers(title="commands", required=True)
 
     demo = commands.add_parser(
@@ -90,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(
         commands,
         _info,
+        has_json=True,
         help="print what a dataset holds",
         description="Print what a scratch dataset holds.",
     )
@@ -148,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     export = _add(
         commands,
         _export,
+        has_json=True,
         help="write an OME-Zarr, an OME-TIFF or a .npy of a dataset",
         description="Write an OME-Zarr or an OME-TIFF (by ome-writers), or one position as "
         "a .npy file. A dataset that is being recorded is followed to its end. If it is "
@@ -170,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(
         commands,
         _verify,
+        has_json=True,
         help="tell what is whole in a dataset, and what is missing",
         description="Check a scratch dataset: its manifest, the sizes of its files, its "
         "frame metadata. Exit status 0 if it is whole, 1 if not.",
@@ -178,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(
         commands,
         _recover,
+        has_json=True,
         help="finish a dataset whose writer was killed",
         description="Finish a scratch dataset whose writer was killed: exact shapes in "
         "the manifest, files cut to their size, marked as closed. Frames are not touched.",
@@ -198,18 +212,43 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to look in, a ScratchFormat.spill_dir (default: where temporary "
         "folders are made without one)",
     )
+    _add_json(clean)
     clean.set_defaults(run=_clean)
     return parser
 
 
+class _PrintCompletion(argparse.Action):
+    """Print a script for a shell, and end."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        if find_spec("shtab") is None:
+            parser.error("this needs shtab: pip install shtab")
+        import shtab
+
+        _, shell, _ = args
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
+
+
 def _add(
-    commands: Any, run: Callable[..., int | None], *, example: str = "", **texts: str
+    commands: Any,
+    run: Callable[..., int | None],
+    *,
+    example: str = "",
+    has_json: bool = False,
+    **texts: str,
 ) -> argparse.ArgumentParser:
     """Add a command that is about a dataset, named as what it runs."""
     name = run.__name__.removeprefix("_")
     epilog = f"example: scratchwriter {name} run1 {example}".rstrip()
     parser: argparse.ArgumentParser = commands.add_parser(name, epilog=epilog, **texts)
     parser.add_argument("path", type=_path, metavar="PATH", help="folder of the dataset")
+    if has_json:
+        _add_json(parser)
     parser.set_defaults(run=run)
     return parser
 
@@ -282,15 +321,15 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     with open_scratch(args.path) as dataset:
+        if args.json:
+            _print_json(_facts(dataset))
+            return
         settings, arrays = dataset.settings, dataset.arrays
         nbytes = sum(array[...].nbytes for array in arrays)
         skipped = sum(map(len, dataset.skipped))
         lines = {
             "dataset": str(dataset.path),
-            "written by": (
-                f"{'scratchwriter' if dataset.counts_frames else 'ome-writers'} "
-                f"{dataset.version}"
-            ),
+            "written by": f"{_writer(dataset)} {dataset.version}",
             "state": _STATES[dataset.state],
             "pixels": f"{settings.dtype}, {size(nbytes)}",
             "frames": _frames(dataset)
@@ -312,6 +351,32 @@ def _info(args: argparse.Namespace) -> None:
         lines["global metadata"] = ", ".join(dataset.global_metadata) or "none"
     for name, text in lines.items():
         _print(f"{name:<16} {text}")
+
+
+def _facts(dataset: ScratchDataset) -> dict[str, Any]:
+    """Return what a program may want to know of a dataset, as JSON has it."""
+    settings = dataset.settings
+    return {
+        "path": str(dataset.path),
+        "writer": _writer(dataset),
+        "version": dataset.version,
+        "state": dataset.state,
+        "dtype": settings.dtype,
+        "dims": [dim.name for dim in settings.array_storage_dimensions],
+        "positions": [position.name for position in settings.positions],
+        "shapes": [list(array.shape) for array in dataset.arrays],
+        "frames_written": dataset.frames_written,
+        "frames_planned": settings.num_frames,
+        "frames_synced": dataset.frames_synced,
+        "skipped": [[skip.start, skip.stop] for skip in dataset.skipped],
+        "dropped": dataset.dropped,
+        "frames_with_metadata": len(dataset.frame_metadata),
+        "global_metadata": dataset.global_metadata,
+    }
+
+
+def _writer(dataset: ScratchDataset) -> str:
+    return "scratchwriter" if dataset.counts_frames else "ome-writers"
 
 
 def _watch(args: argparse.Namespace) -> None:
@@ -352,9 +417,13 @@ def _report(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     _need("export", "ome_writers", "rich")
+    from rich.console import Console
     from rich.progress import Progress
 
-    with open_scratch(args.path) as dataset, Progress() as bar:
+    with (
+        open_scratch(args.path) as dataset,
+        Progress(console=Console(stderr=True), disable=args.json) as bar,
+    ):
         task = bar.add_task(args.out.name, total=None)
         try:
             made = dataset.export(
@@ -367,6 +436,9 @@ def _export(args: argparse.Namespace) -> None:
             bar.stop()
             _print("The same command goes on where it was.", sys.stderr)
             raise
+    if args.json:
+        _print_json({"exported": [str(path) for path in made]})
+        return
     for path in made:
         _print(f"exported  {path}")
 
@@ -396,18 +468,24 @@ def _missing(dataset: ScratchDataset) -> Iterator[str]:
 
 def _verify(args: argparse.Namespace) -> int:
     with open_scratch(args.path) as dataset:
-        faults = find_faults(dataset)
+        faults, missing = find_faults(dataset), list(_missing(dataset))
+        if args.json:
+            told = {"path": str(dataset.path), "state": dataset.state}
+            frames = {"frames_written": dataset.frames_written}
+            _print_json(told | frames | {"missing": missing, "faults": faults})
+            return 1 if faults else 0
         _print(f"{dataset.path}: {_STATES[dataset.state]}, {_frames(dataset)} frames")
-        for missing in _missing(dataset):
-            _print(missing)
-    for fault in faults:
-        _print(f"fault: {fault}")
+    for text in [*missing, *(f"fault: {fault}" for fault in faults)]:
+        _print(text)
     print("not whole" if faults else "whole")
     return 1 if faults else 0
 
 
 def _recover(args: argparse.Namespace) -> None:
     done = recover(args.path)
+    if args.json:
+        _print_json({"path": str(args.path), "done": done})
+        return
     for what in done or ["nothing to do"]:
         _print(what)
 
@@ -417,9 +495,16 @@ def _clean(args: argparse.Namespace) -> None:
     if not parent.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "There is no such folder", str(parent))
     removed = reclaim_spill_folders(parent)
+    if args.json:
+        _print_json({"removed": [str(folder) for folder in removed]})
+        return
     for folder in removed:
         _print(f"{folder}: removed")
     print(f"{len(removed)} temporary folders of killed processes removed")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2))
 
 
 def _print(text: str, file: TextIO | None = None) -> None:
