@@ -10,6 +10,7 @@ from scratchwriter import (
     AcquisitionSettings,
     Dimension,
     ScratchFormat,
+    StreamView,
     create_stream,
     dims_from_standard_axes,
     open_scratch,
@@ -281,3 +282,15 @@ def test_a_frame_that_is_not_stored_yet_is_not_seen_in_part(stream, frames):
         slot[...] = 7
         assert not view[0, 0, 0].any()
     assert (view[0, 0, 0] == 7).all()
+
+
+def test_a_view_can_be_made_from_a_stream_or_a_dataset(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream:
+        for frame in frames[:3]:
+            stream.append(frame)
+        view = StreamView.from_stream(stream, strict=True)
+        with pytest.raises(IndexError):
+            view[3]
+    with open_scratch(tmp_path / "d") as dataset:
+        np.testing.assert_array_equal(StreamView.from_stream(dataset), view)

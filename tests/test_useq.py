@@ -14,6 +14,14 @@ from scratchwriter.bridges.useq import EventNumbers
 GRID = {"rows": 2, "columns": 2, "fov_width": 10, "fov_height": 5}
 TIMES = {"interval": 1, "loops": 3}
 STACK = {"range": 4, "step": 1}
+SCATTERED = {
+    "num_points": 3,
+    "max_width": 10,
+    "max_height": 10,
+    "random_seed": 1,
+    "fov_width": 1,
+    "fov_height": 1,
+}
 AB = [{"x": 1, "y": 2, "name": "A"}, {"x": 3, "y": 4, "z": 5}]
 
 
@@ -62,16 +70,7 @@ SEQUENCES = {
     },
     "grid": {"grid_plan": GRID},
     "grid of edges": {"grid_plan": EDGES},
-    "grid at random": {
-        "grid_plan": {
-            "num_points": 3,
-            "max_width": 10,
-            "max_height": 10,
-            "random_seed": 1,
-            "fov_width": 1,
-            "fov_height": 1,
-        }
-    },
+    "grid at random": {"grid_plan": SCATTERED},
     "grid within times": {"axis_order": "tgc", "time_plan": TIMES, "grid_plan": GRID},
     "grid around times": {"axis_order": "gtc", "time_plan": TIMES, "grid_plan": GRID},
     "grid at positions": {"stage_positions": AB, "grid_plan": GRID, "channels": ["a", "b"]},
@@ -92,6 +91,24 @@ SEQUENCES = {
         "stage_positions": [*AB, own_grid()],
     },
     "an empty sequence": {"stage_positions": [{"x": 1, "y": 1, "sequence": {}}]},
+    "grid at random at positions": {"stage_positions": AB, "grid_plan": SCATTERED},
+    "grid at random at one position": {"stage_positions": AB[:1], "grid_plan": SCATTERED},
+    "own grid at random": {
+        "stage_positions": [{"x": 1, "sequence": {"grid_plan": SCATTERED}}, *AB]
+    },
+    "grid around one position": {
+        "axis_order": "gc",
+        "stage_positions": AB[:1],
+        "grid_plan": GRID,
+        "channels": ["a"],
+    },
+    "positions in wells": {
+        "stage_positions": [
+            {"x": 1, "name": "a", "plate_row": 2, "plate_col": 3},
+            {"x": 2, "name": "a", "plate_row": 4, "plate_col": 0},
+        ]
+    },
+    "a place in a grid": {"stage_positions": [{"x": 1, "grid_row": 2, "grid_col": 3}]},
     "wells": {"stage_positions": wells()},
     "wells within times": {
         "axis_order": "tpc",
@@ -213,6 +230,23 @@ def test_grids_that_differ_within_other_axes_are_refused_not_mixed_up():
     )
     with pytest.raises(NotImplementedError, match="the grid of all"):
         useq_to_acquisition_settings(around, 8, 8)
+
+
+def test_positions_at_points_without_a_grid_have_names_of_their_own():
+    # ome-writers gives the same name twice, and refuses it then.
+    seq = useq.MDASequence(axis_order="gp", stage_positions=AB, grid_plan=SCATTERED)
+    (dim, *_) = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert [pos.name for pos in dim.coords[:3]] == [
+        "A_p0000_g0000",
+        "1_p0001_g0000",
+        "A_p0000_g0001",
+    ]
+
+
+def test_a_grid_that_is_not_in_the_order_is_not_visited():
+    seq = useq.MDASequence(axis_order="pc", stage_positions=AB, grid_plan=GRID)
+    (dim, *_) = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert len(dim.coords) == len(list(seq)) == 2
 
 
 def test_dims_from_useq_is_deprecated_and_works():

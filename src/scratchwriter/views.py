@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from types import EllipsisType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,12 @@ class ArrayView:
 
     def __repr__(self) -> str:
         return f"<ArrayView shape={self.shape} dtype={self.dtype}>"
+
+
+class _Viewed(Protocol):
+    """What has a view."""
+
+    def view(self, *, dynamic_shape: bool, strict: bool) -> StreamView: ...
 
 
 class CoordsChanged:
@@ -122,6 +128,13 @@ class StreamView:
         self._is_dynamic, self._is_strict = dynamic_shape, strict
         changes = dynamic_shape or plan.is_unbounded
         self._coords_changed = CoordsChanged(events if changes else None)
+
+    @classmethod
+    def from_stream(
+        cls, stream: _Viewed, *, dynamic_shape: bool = True, strict: bool = False
+    ) -> StreamView:
+        """Return the view of a stream or dataset; the same as its `view` method."""
+        return stream.view(dynamic_shape=dynamic_shape, strict=strict)
 
     # ------------------------------------------------------------------- what it is like
 

@@ -194,7 +194,7 @@ def _need_regular(seq: useq.MDASequence) -> None:
             f"axis_order {''.join(order)!r} has other axes between positions (p) and grid "
             "(g), which are one dimension here: put them side by side."
         )
-    if not has_own_grid:
+    if not has_own_grid or "p" not in visited:
         return
     # useq visits such a grid last of all, within channels and z-stacks.
     inside = visited[visited.index("p") + 1 :]
@@ -270,30 +270,52 @@ def _positions(
             yield p, None, position
         return
     order = [str(axis) for axis in seq.axis_order]
-    stage, grid = list(seq.stage_positions), list(seq.grid_plan or ())
+    stage = list(seq.stage_positions)
+    grid = list(seq.grid_plan or ()) if "g" in order else []
     if not stage:
         z = 0.0 if seq.grid_plan is not None and seq.grid_plan.is_relative else None
         for g, point in enumerate(grid):
-            yield None, g, _at(f"{g:04d}", 0, 0, z, point)
-    elif grid and order.index("g") < order.index("p"):
+            yield None, g, _at_point(f"{g:04d}", 0, 0, z, point)
+    elif "p" not in order:  # not visited: the grid is around the first
         for g, point in enumerate(grid):
-            for p, pos in enumerate(stage):
-                yield p, g, _at(pos.name or str(p), pos.x, pos.y, pos.z, point)
+            yield None, g, _at(stage[0], "0", g, point)
     else:
-        for p, pos in enumerate(stage):
-            own = pos.sequence is not None and pos.sequence.grid_plan
-            for g, point in enumerate(own or grid):
-                yield p, g, _at(pos.name or str(p), pos.x, pos.y, pos.z, point)
-            if not (own or grid):
-                yield p, None, _at(pos.name or str(p), pos.x, pos.y, pos.z, None)
+        several = len(stage) > 1
+        places = [
+            (p, g, point)
+            for p, pos in enumerate(stage)
+            for g, point in enumerate(_own_grid(pos) or grid or [None])
+        ]
+        if grid and order.index("g") < order.index("p"):
+            places.sort(key=lambda place: place[1])
+        for p, g, point in places:
+            suffix = f"_p{p:04d}" if several and point is not None else ""
+            at = _at(stage[p], str(p), g, point, suffix)
+            yield p, None if point is None else g, at
 
 
-def _at(
+def _own_grid(pos: Any) -> list[Any]:
+    return list((pos.sequence and pos.sequence.grid_plan) or ())
+
+
+def _at(pos: Any, number: str, g: int, point: Any, suffix: str = "") -> Position:
+    """Return a stage position, at a point of a grid if there is one."""
+    name, well = pos.name or number, {}
+    if pos.plate_row is not None and pos.plate_col is not None:
+        well = _well(pos.plate_row, pos.plate_col)
+    if point is None:
+        grid = {"grid_row": pos.grid_row, "grid_column": pos.grid_col}
+        return Position(
+            name=name, x_coord=pos.x, y_coord=pos.y, z_coord=pos.z, **grid, **well
+        )
+    if point.grid_row is None:  # nothing else tells the points apart
+        name = f"{name}{suffix}_g{g:04d}"
+    return _at_point(name, pos.x, pos.y, pos.z, point, **well)
+
+
+def _at_point(
     name: str, x: float | None, y: float | None, z: float | None, point: Any, **well: str
 ) -> Position:
-    """Return a position, at a point of a grid if there is one."""
-    if point is None:
-        return Position(name=name, x_coord=x, y_coord=y, z_coord=z, **well)
     is_relative = point.is_relative
     return Position(
         name=name,
@@ -315,19 +337,30 @@ def _wells(plan: Any) -> Iterator[Position]:
     points = list(plan.well_points_plan)
     wells = zip(plan.selected_well_indices, plan.selected_well_positions, strict=True)
     for (row, column), center in wells:
-        well = {"plate_row": _letters(row), "plate_column": str(column + 1)}
         for i, point in enumerate(points):
-            yield _at(f"fov{i}", center.x, center.y, None, point, **well)
+            well = _well(row, column)
+            yield _at_point(f"fov{i}", center.x, center.y, None, point, **well)
+
+
+def _well(row: int, column: int) -> dict[str, str]:
+    return {"plate_row": _letters(row), "plate_column": str(int(column) + 1)}
 
 
 def _plate(seq: useq.MDASequence) -> Plate | None:
-    if not _is_plate(seq):
-        return None
-    plate = seq.stage_positions.plate
+    """Return the plate, or one that is large enough for the wells of the positions."""
+    stage: Any = seq.stage_positions
+    if _is_plate(seq):
+        name, rows, columns = stage.plate.name, stage.plate.rows, stage.plate.columns
+    else:
+        wells = [(pos.plate_row, pos.plate_col) for pos in stage]
+        wells = [well for well in wells if None not in well]
+        if not wells:
+            return None
+        name, (rows, columns) = None, (max(n) + 1 for n in zip(*wells, strict=True))
     return Plate(
-        name=plate.name,
-        row_names=[_letters(row) for row in range(plate.rows)],
-        column_names=[str(column + 1) for column in range(plate.columns)],
+        name=name,
+        row_names=[_letters(row) for row in range(rows)],
+        column_names=[str(column + 1) for column in range(columns)],
     )
 
 
