@@ -12,6 +12,7 @@ import gc
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,9 +31,10 @@ from scratchwriter import (
 )
 from session import add_session_options, describe_machine, wait_until_quiet
 
-RATE_HZ, FRAMES, SIZE = 2000, 4000, 64
+RATE_HZ, FRAMES, SIZES = 2000, 4000, (64, 512)
 TINY_FRAMES = 200_000  # as fast as it can
 READERS = 4
+REDRAW_S = 1 / 30
 
 # Another process: tells of each frame when it saw it, and when that was appended.
 READER = """
@@ -58,8 +60,11 @@ def main() -> None:
             [
                 describe(describe_machine(Path(folder)), {}),
                 "",
-                *appends(Path(folder), options),
-                "",
+                *(
+                    line
+                    for size in SIZES
+                    for line in [*appends(Path(folder), size, options), ""]
+                ),
                 *tiny(options.repetitions),
             ]
         )
@@ -89,6 +94,25 @@ def every_extent(stream: ScratchStream, folder: Path) -> Iterator[list[Path]]:
 
 
 @contextmanager
+def viewer(stream: ScratchStream, folder: Path) -> Iterator[list[Path]]:
+    """A thread of this process that shows the newest frame, as often as a screen does."""
+    is_over = threading.Event()
+
+    def show() -> None:
+        view = stream.view()
+        while not is_over.wait(REDRAW_S):
+            np.array(view[-1])  # what a viewer would upload
+
+    thread = threading.Thread(target=show)
+    thread.start()
+    try:
+        yield []
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@contextmanager
 def readers(stream: ScratchStream, folder: Path) -> Iterator[list[Path]]:
     """Other processes that follow; they end with the stream."""
     outs = [folder / f"seen_{i}" for i in range(READERS)]
@@ -109,6 +133,7 @@ WATCHERS = {
     "nobody": nobody,
     "a listener of every frame": every_frame,
     "a listener of every extent": every_extent,
+    "a viewer, 30 times per second": viewer,
     f"{READERS} other processes": readers,
 }
 
@@ -125,9 +150,9 @@ def open_stream(size: int, folder: Path | None) -> ScratchStream:
     return create_stream(settings)
 
 
-def record(stream: ScratchStream) -> npt.NDArray[np.float64]:
+def record(stream: ScratchStream, size: int) -> npt.NDArray[np.float64]:
     """Append at a camera's pace, each frame with its time; return µs inside append."""
-    frame = np.zeros((SIZE, SIZE), np.uint16)
+    frame = np.zeros((size, size), np.uint16)
     stamp = frame.ravel()[:4].view(np.int64)
     took_ns = np.ones(FRAMES, np.int64)
     append, now_ns = stream.append, time.perf_counter_ns
@@ -144,22 +169,24 @@ def record(stream: ScratchStream) -> npt.NDArray[np.float64]:
     return took_ns / 1e3
 
 
-def appends(folder: Path, options: argparse.Namespace) -> list[str]:
+def appends(folder: Path, size: int, options: argparse.Namespace) -> list[str]:
     took: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in WATCHERS}
     seen: list[npt.NDArray[np.int64]] = []
     for _ in range(options.repetitions):
         for name, watch in WATCHERS.items():
             wait_until_quiet(options.patience)
             with tempfile.TemporaryDirectory(dir=folder) as made:
-                stream = open_stream(SIZE, Path(made) / "data")
+                stream = open_stream(size, Path(made) / "data")
                 with stream, watch(stream, Path(made)) as outs:
-                    took[name].append(record(stream))
+                    took[name].append(record(stream, size))
                 seen += [np.fromfile(out, np.int64) for out in outs]
     rows = [[name, *percentiles(runs)] for name, runs in took.items()]
     seen_us = [one / 1e3 for one in seen]
     assert all(len(one) == FRAMES for one in seen_us), "a reader missed frames"
     heads = ["p50", "p99", "p99.9", "max"]
     return [
+        f"{size}x{size} uint16, {RATE_HZ:,} Hz, {FRAMES:,} frames:",
+        "",
         *markdown_table([f"µs inside append, watched by {'':8}", *heads], rows),
         "",
         *markdown_table(
