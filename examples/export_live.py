@@ -24,7 +24,7 @@ NUM_FRAMES = 300
 def export(folder: str, out: str) -> None:
     """Follow the recording to its end, in a process of its own."""
     made = open_scratch(folder).export(out)
-    print(f"exported {made[0].name}")
+    print(f"exported {made.name}")
 
 
 def main(folder: str, out: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ tifffile = pytest.importorskip("tifffile")
 
 from scratchwriter import (
     AcquisitionSettings,
+    DatasetError,
     ExportCancelledError,
     ScratchFormat,
     create_stream,
@@ -134,11 +136,11 @@ def test_a_zarr_in_parts_is_byte_for_byte_what_ome_writers_writes(tmp_path, name
         format=ome_writers.OmeZarrFormat(backend=backend),
         progress=lambda *done: told.append(done),
     )
-    assert made == [tmp_path / "out.ome.zarr"]
+    assert made == tmp_path / "out.ome.zarr"
     expected = directly(
         tmp_path / "direct" / "out.ome.zarr", sizes, frames, skipped, layout, backend
     )
-    found = tree(made[0])
+    found = tree(made)
     assert found.keys() == expected.keys()
     assert [file for file in found if found[file] != expected[file]] == []
     assert told[-1] == (frames, frames)
@@ -148,7 +150,7 @@ def test_a_zarr_in_parts_is_byte_for_byte_what_ome_writers_writes(tmp_path, name
 def test_an_unbounded_dimension_has_the_length_that_it_reached(tmp_path):
     dataset = record(tmp_path / "data", {"t": None, "c": 2, **FRAME}, 77)
     made = dataset.export(tmp_path / "out.ome.zarr")
-    pixels = zarr.open(made[0])["0"][:]
+    pixels = zarr.open(made)["0"][:]
     assert pixels.shape == (39, 2, SIZE, SIZE)
     assert pixels[..., 0, 0].ravel().tolist() == [*range(1, 78), 0]
 
@@ -156,7 +158,7 @@ def test_an_unbounded_dimension_has_the_length_that_it_reached(tmp_path):
 def test_metadata_is_carried_over(tmp_path):
     dataset = record(tmp_path / "data", {"t": 30, "c": ["a", "b"], **FRAME}, 60)
     made = dataset.export(tmp_path / "out.ome.zarr")
-    group = json.loads((made[0] / "zarr.json").read_text())["attributes"]
+    group = json.loads((made / "zarr.json").read_text())["attributes"]
     lines = group["ome_writers"]["frame_metadata"]
     assert [line["n"] for line in lines] == [i for i in range(60) if i % 3]
     assert lines[-1]["storage_index"] == [29, 1]
@@ -174,7 +176,7 @@ def test_times_and_numbers_of_frames_are_carried_over(tmp_path):
         for i in range(30):
             stream.append(frame(i), timestamp_ns=1000 * i, frame_id=2 * i)
     made = open_scratch(tmp_path / "data").export(tmp_path / "out.ome.zarr")
-    group = json.loads((made[0] / "zarr.json").read_text())["attributes"]
+    group = json.loads((made / "zarr.json").read_text())["attributes"]
     assert group["ome_writers"]["frame_metadata"][21] == {
         "timestamp_ns": 21_000,
         "frame_id": 42,
@@ -185,7 +187,7 @@ def test_times_and_numbers_of_frames_are_carried_over(tmp_path):
 def test_a_tiff_has_pixels_and_planes(tmp_path):
     ome_types = pytest.importorskip("ome_types")
     dataset = record(tmp_path / "data", {"t": 10, "c": ["a", "b"], **FRAME}, 20)
-    (made,) = dataset.export(tmp_path / "out.ome.tiff")
+    made = dataset.export(tmp_path / "out.ome.tiff")
     pixels = tifffile.imread(made)
     np.testing.assert_array_equal(pixels, np.asarray(dataset.arrays[0]))
     ome = ome_types.from_tiff(made)
@@ -199,7 +201,8 @@ def test_a_tiff_has_pixels_and_planes(tmp_path):
 def test_a_tiff_of_positions_is_a_folder_of_files(tmp_path):
     dataset = record(tmp_path / "data", {"p": ["A", "B"], "t": 5, **FRAME}, 10)
     made = dataset.export(tmp_path / "out.ome.tiff")
-    files = sorted(file for path in made for file in path.rglob("*.tiff"))
+    assert made == tmp_path / "out"
+    files = sorted(made.rglob("*.tiff"))
     for i, file in enumerate(files):
         np.testing.assert_array_equal(
             tifffile.imread(file, series=0), np.asarray(dataset.arrays[i])
@@ -213,9 +216,9 @@ def test_what_a_killed_writer_left_is_exported_with_zeros_behind(tmp_path, end):
     made = dataset.export(tmp_path / f"out.ome.{end}")
     expected = [np.asarray(array) for array in dataset.arrays]
     if end == "zarr":
-        found = [zarr.open(made[0])[name]["0"][:] for name in "AB"]
+        found = [zarr.open(made)[name]["0"][:] for name in "AB"]
     else:
-        files = sorted(file for path in made for file in path.rglob("*.tiff"))
+        files = sorted(made.rglob("*.tiff"))
         found = [tifffile.imread(file, series=0) for file in files]
     np.testing.assert_array_equal(found, expected)
 
@@ -223,7 +226,66 @@ def test_what_a_killed_writer_left_is_exported_with_zeros_behind(tmp_path, end):
 def test_other_storage_orders_come_out_in_an_order_of_ome(tmp_path):
     sizes = {"t": 5, "c": 2, "z": 3, **FRAME}
     dataset = record(tmp_path / "data", sizes, 30, storage_order=["z", "t", "c", "y", "x"])
-    (made,) = dataset.export(tmp_path / "out.ome.zarr")
+    made = dataset.export(tmp_path / "out.ome.zarr")
+    np.testing.assert_array_equal(zarr.open(made)["0"][:], np.asarray(dataset.view()))
+
+
+@pytest.mark.parametrize("name", ["out", "my.data", "U.OME.ZARR", "out.zarr"])
+def test_a_zarr_has_the_name_that_was_asked_for(tmp_path, name):
+    dataset = record(tmp_path / "data", {"t": 3, **FRAME}, 3)
+    made = dataset.export(tmp_path / name, format="ome-zarr")
+    assert made == tmp_path / name
+    assert zarr.open(made)["0"].shape == (3, SIZE, SIZE)
+    assert nothing_unfinished(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint32", "float32", "float64"])
+def test_every_kind_of_pixels_comes_out_with_the_names_of_channels(tmp_path, dtype):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=dims_from_standard_axes({"t": 5, "c": ["a", "b"], **FRAME}),
+        dtype=dtype,
+    )
+    with create_stream(settings) as stream:
+        for i in range(10):
+            stream.append(np.full((SIZE, SIZE), i % 3, dtype))
+    dataset = open_scratch(tmp_path / "data")
+    made = dataset.export(tmp_path / "out.ome.zarr")
+    np.testing.assert_array_equal(zarr.open(made)["0"][:], np.asarray(dataset.view()))
+    assert '"a"' in (made / "zarr.json").read_text()
+
+
+def test_what_ome_writers_cannot_write_is_told_before_the_first_frame(tmp_path):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=dims_from_standard_axes({"t": None, **FRAME}),
+        dtype="float64",
+    )
+    with create_stream(settings) as stream:
+        stream.append(np.zeros((SIZE, SIZE)))
+        with (
+            open_scratch(tmp_path / "data") as dataset,
+            pytest.raises(ValueError, match="ome-writers cannot write this"),
+        ):
+            dataset.export(tmp_path / "out.ome.tiff")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_compression_of_another_format_is_left_out_with_a_warning(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 3, **FRAME}, 3, compression="blosc-zstd")
+    assert dataset.export(tmp_path / "out.ome.zarr").exists()
+    with pytest.warns(UserWarning, match="ome-tiff has no compression 'blosc-zstd'"):
+        made = dataset.export(tmp_path / "out.ome.tiff")
+    np.testing.assert_array_equal(tifffile.imread(made), np.asarray(dataset.arrays[0]))
+
+
+def test_chunks_and_shards_larger_than_a_dimension_are_clipped(tmp_path):
+    layout = {
+        "chunk_shapes": {"t": 50, "y": SIZE, "x": SIZE},
+        "shard_shapes": {"t": 2, "y": 1, "x": 1},
+    }
+    dataset = record(tmp_path / "data", {"t": 30, **FRAME}, 30, (), layout)
+    made = dataset.export(tmp_path / "out.ome.zarr")
     np.testing.assert_array_equal(zarr.open(made)["0"][:], np.asarray(dataset.view()))
 
 
@@ -234,7 +296,7 @@ def test_a_ring_gives_the_steps_that_it_keeps(tmp_path):
         101,
         format=ScratchFormat(keep_last=20),
     )
-    (made,) = dataset.export(tmp_path / "out.ome.zarr")
+    made = dataset.export(tmp_path / "out.ome.zarr")
     pixels = zarr.open(made)["0"][:]
     np.testing.assert_array_equal(pixels, np.asarray(dataset.view()))
     lines = json.loads((made / "zarr.json").read_text())["attributes"]["ome_writers"]
@@ -250,7 +312,7 @@ def test_a_cancelled_export_leaves_nothing_and_goes_on(tmp_path, backend):
     sizes, frames, skipped, layout = CASES["chunks"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     zarr_format = ome_writers.OmeZarrFormat(backend=backend)
-    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr", format=zarr_format)
+    whole = dataset.export(tmp_path / "whole" / "out.ome.zarr", format=zarr_format)
     out, chance, starts = tmp_path / "out.ome.zarr", random.Random(1), []
     while not out.exists():
         cancel, told, stop_at = threading.Event(), [], chance.randrange(5, 40)
@@ -284,7 +346,7 @@ open_scratch(sys.argv[1]).export(sys.argv[2], progress=lambda *_: print(".", flu
 def test_an_export_whose_process_is_killed_goes_on(tmp_path):
     sizes, frames, skipped, layout = CASES["chunks"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
-    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     out, chance = tmp_path / "out.ome.zarr", random.Random(2)
     command = [sys.executable, "-c", KILLED, str(dataset.path), str(out)]
     for _ in range(3):
@@ -300,7 +362,7 @@ def test_an_export_whose_process_is_killed_goes_on(tmp_path):
 def test_joining_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     sizes, frames, skipped, layout = CASES["positions"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
-    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     move, calls = exporting._move_chunks, []
 
     def fail(source, goal):
@@ -355,15 +417,13 @@ def test_a_recording_is_followed_to_its_end(tmp_path, end):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         dataset = open_scratch(tmp_path / "data")
-        (made,) = dataset.export(
-            out, progress=lambda *_: live.append(process.poll() is None)
-        )
+        made = dataset.export(out, progress=lambda *_: live.append(process.poll() is None))
         assert process.wait() == 0
     assert sum(live) > 100  # most was done while it was recorded
     pixels = zarr.open(made)["0"][:] if end == "zarr" else tifffile.imread(made)
     assert pixels[..., 0, 0].ravel().tolist() == list(range(1, 401))
     if end == "zarr":
-        (again,) = dataset.export(tmp_path / "again" / "out.ome.zarr")
+        again = dataset.export(tmp_path / "again" / "out.ome.zarr")
         assert tree(made) == tree(again)
 
 
@@ -376,12 +436,62 @@ def test_a_recording_whose_writer_is_killed_is_exported_as_far_as_it_came(tmp_pa
         dataset = open_scratch(tmp_path / "data")
         killer = threading.Timer(0.4, process.kill)
         killer.start()
-        (made,) = dataset.export(tmp_path / "out.ome.zarr")
+        made = dataset.export(tmp_path / "out.ome.zarr")
     assert dataset.state == "killed"
     values = zarr.open(made)["0"][:][..., 0, 0].ravel()
     came = dataset.frames_written
     assert values[:came].tolist() == list(range(1, came + 1))
     assert not values[came:].any()
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_two_recordings_are_never_mixed(tmp_path, is_before):
+    sizes, out = {"t": 60, **FRAME}, tmp_path / "out.ome.zarr"
+    dataset, cancel = record(tmp_path / "data", sizes, 60), threading.Event()
+
+    def record_anew(done, total):
+        if done == 25:
+            settings = dataset.settings.model_copy(update={"overwrite": True})
+            with create_stream(settings) as stream:
+                for i in range(60):
+                    stream.append(frame(1000 + i))
+            cancel.set()
+
+    if is_before:
+        with pytest.raises(ExportCancelledError):
+            dataset.export(out, progress=record_anew, cancel=cancel)
+    else:
+        with pytest.raises(DatasetError, match="another"):
+            dataset.export(out, progress=record_anew)
+    assert not out.exists()
+    open_scratch(tmp_path / "data").export(out)
+    values = zarr.open(out)["0"][:][:, 0, 0].tolist()
+    assert values == list(range(1001, 1061))
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_is_to_be_replaced_is_kept_until_the_new_one_is_there(
+    tmp_path, monkeypatch, fails
+):
+    dataset, out = record(tmp_path / "data", {"t": 3, **FRAME}, 3), tmp_path / "o.ome.zarr"
+    out.write_text("mine")
+    rename = Path.rename
+
+    def fail(path, goal):
+        if goal == out and path.name == "data.ome.zarr" and fails:
+            raise OSError("no")
+        return rename(path, goal)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    if fails:
+        with pytest.raises(OSError, match="no"):
+            dataset.export(out, overwrite=True)
+        assert out.read_text() == "mine"
+    else:  # as if it had been killed between the two renames
+        rename(out, tmp_path / ".o.ome.zarr.replaced")
+        with pytest.raises(FileExistsError):
+            dataset.export(out)
+        assert out.read_text() == "mine"
 
 
 # ------------------------------------------------------------------------------ refused
@@ -425,6 +535,11 @@ def test_two_processes_do_not_make_the_same_export(tmp_path):
         ("out", {}, r"\.ome\.zarr or \.ome\.tiff"),
         ("out.h5", {}, r"\.ome\.zarr or \.ome\.tiff"),
         ("out", {"format": "scratch"}, "copy its folder"),
+        ("out.ome.zarr", {"position": 1}, "position is for .npy files"),
+        ("out.npy", {"format": "ome-zarr"}, "neither format nor client"),
+        ("data/out.ome.zarr", {}, "choose another place"),
+        ("data", {"format": "ome-zarr", "overwrite": True}, "choose another place"),
+        (".", {"format": "ome-zarr", "overwrite": True}, "choose another place"),
         ("out.ome.tiff", {"client": object()}, "written by one process"),
     ],
 )
@@ -433,6 +548,8 @@ def test_what_cannot_be_exported_is_told(tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
         dataset.export(tmp_path / name, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+    assert dataset.frames_written == 3
+    assert open_scratch(tmp_path / "data").frames_written == 3
 
 
 def test_a_ring_is_not_exported_while_it_is_recorded(tmp_path):
@@ -444,8 +561,10 @@ def test_a_ring_is_not_exported_while_it_is_recorded(tmp_path):
     )
     with create_stream(settings) as stream:
         stream.append(frame(0))
-        with pytest.raises(ValueError, match="Export it when it is closed"):
-            open_scratch(tmp_path / "data").export(tmp_path / "out.ome.zarr")
+        with open_scratch(tmp_path / "data") as dataset:
+            for name in ("out.ome.zarr", "out.ome.tiff", "out.npy"):
+                with pytest.raises(ValueError, match="Wait until it is closed"):
+                    dataset.export(tmp_path / name)
 
 
 def test_a_full_disk_is_an_error_that_leaves_the_dataset_alone(tmp_path, small_disk):

@@ -136,6 +136,20 @@ def test_frames_that_never_came_leave_zeros_at_their_place(core):
     assert np.asarray(handler.view())[:, 0, 0].tolist() == [1, 0, 3]
 
 
+def test_frames_go_to_the_camera_that_their_event_names_and_none_twice(caplog):
+    handler, seq = MDAHandler(), useq.MDASequence(time_plan={"interval": 0, "loops": 3})
+    info = {"height": 4, "width": 4, "dtype": "uint16", "num_camera_adapter_channels": 2}
+    meta = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
+    handler.sequenceStarted(seq, {"image_infos": [info]})
+    for t, cam in ((0, 0), (0, 1), (1, 1), (2, 0), (1, 0), (2, 1)):
+        event = useq.MDAEvent(index={"t": t, "cam": cam})
+        handler.frameReady(np.full((4, 4), 10 * t + cam + 1, "uint16"), event, meta)
+    handler.sequenceFinished(seq)
+    assert np.asarray(handler.view())[..., 0, 0].tolist() == [[1, 2], [0, 12], [21, 22]]
+    assert (handler.num_refused, handler.error) == (1, None)
+    assert "came again or too late" in caplog.text
+
+
 def test_a_sequence_that_no_array_has_room_for_is_stored_frame_by_frame(core, caplog):
     handler = MDAHandler()
     seq = {

@@ -10,6 +10,7 @@ xarray = pytest.importorskip("xarray")
 
 from scratchwriter import (
     AcquisitionSettings,
+    DatasetError,
     Dimension,
     create_stream,
     dims_from_standard_axes,
@@ -90,7 +91,7 @@ def test_a_cluster_computes_and_exports_what_one_process_does(tmp_path):
 
     sizes, frames, skipped, layout = CASES["positions"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
-    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     told = []
     with (
         warnings.catch_warnings(),
@@ -100,7 +101,7 @@ def test_a_cluster_computes_and_exports_what_one_process_does(tmp_path):
         distributed.Client(cluster) as client,
     ):
         warnings.simplefilter("ignore")
-        (made,) = dataset.export(
+        made = dataset.export(
             tmp_path / "out.ome.zarr", client=client, progress=lambda *n: told.append(n)
         )
         total = client.compute(dataset.to_dask().sum(), sync=True)
@@ -120,7 +121,7 @@ def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
     monkeypatch.setattr(exporting, "_PART_NBYTES", 1280)
     sizes, frames, skipped, layout = CASES["plain"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
-    (whole,) = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     out = tmp_path / "out.ome.zarr"
     with (
         warnings.catch_warnings(),
@@ -132,10 +133,10 @@ def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
         warnings.simplefilter("ignore")
         write = exporting.write_part
 
-        def fail(job, parts, start, stop):
+        def fail(dataset, job, parts, start, stop):
             if start == 40:
                 raise OSError("a bad disk")
-            return write(job, parts, start, stop)
+            return write(dataset, job, parts, start, stop)
 
         monkeypatch.setattr(exporting, "write_part", fail)
         with pytest.raises(OSError, match="a bad disk"):
@@ -144,6 +145,19 @@ def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
         monkeypatch.setattr(exporting, "write_part", write)
         dataset.export(out, client=client)
     assert tree(out) == tree(whole)
+
+
+def test_an_array_of_a_recording_is_none_of_a_later_one(dataset, frames):
+    before = dataset.to_dask()
+    settings = dataset.settings.model_copy(update={"overwrite": True})
+    with create_stream(settings) as stream:
+        for frame in frames[:50]:
+            stream.append(frame + 1)
+    with pytest.raises(DatasetError, match="another recording"):
+        before.compute()
+    after = open_scratch(dataset.path).to_dask()
+    assert after.name != before.name
+    assert after[0, 0, 0, 0].compute()[0, 0] == frames[0][0, 0] + 1
 
 
 def test_what_is_missing_is_named_with_the_extra_that_has_it(dataset, monkeypatch):

@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace OUT if it is there"
     )
     export.add_argument(
-        "--position", type=int, metavar="N", help="for .npy: which position (default: 0)"
+        "--position", type=int, metavar="N", help="for .npy: which position, if several"
     )
 
     _add(
@@ -437,10 +437,9 @@ def _export(args: argparse.Namespace) -> None:
             _print("The same command goes on where it was.", sys.stderr)
             raise
     if args.json:
-        _print_json({"exported": [str(path) for path in made]})
+        _print_json({"exported": str(made)})
         return
-    for path in made:
-        _print(f"exported  {path}")
+    _print(f"exported  {made}")
 
 
 def _frames(dataset: ScratchDataset) -> str:

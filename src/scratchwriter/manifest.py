@@ -82,10 +82,10 @@ _PROGRESS_HEADER = np.dtype(
     {
         "names": [
             *("magic", "version", "state", "pid"),
-            *("boot_id", "cursor", "synced", "dropped"),
+            *("boot_id", "cursor", "synced", "dropped", "recording_id"),
         ],
-        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8", "i8"],
-        "offsets": [0, 8, 12, 16, 24, 64, 72, 80],
+        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8", "i8", "V16"],
+        "offsets": [0, 8, 12, 16, 24, 64, 72, 80, 88],
         "itemsize": _PROGRESS_NBYTES,
     }
 )
@@ -144,6 +144,7 @@ class Progress:
         header["state"] = _RECORDING
         header["pid"] = os.getpid()
         header["boot_id"] = boot_id().encode()
+        header["recording_id"] = np.void(os.urandom(16))
         self._path = path
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         self._fd = os.open(path, flags, 0o666)
@@ -320,6 +321,12 @@ class ProgressView:
             return False
         here = os.fstat(self._fd)
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    @property
+    def recording_id(self) -> str:
+        """What no other recording has; empty before there was such a thing."""
+        told = self._header["recording_id"][0].tobytes()
+        return str(told.hex()) if any(told) else ""
 
     @property
     def writer_pid(self) -> int:

@@ -141,6 +141,14 @@ class ScratchDataset:
         return self._path
 
     @property
+    def recording_id(self) -> str:
+        """What tells this recording from any other, also from a later one at its place."""
+        if self._progress is not None and (told := self._progress.recording_id):
+            return told
+        status = (self._path / array_name(0)).lstat()
+        return f"{status.st_ino}-{status.st_mtime_ns if self._progress is None else 0}"
+
+    @property
     def version(self) -> str:
         """Version of the library that wrote it."""
         return self._manifest.version
@@ -393,7 +401,7 @@ class ScratchDataset:
         progress: Callable[[int, int | None], object] | None = None,
         cancel: Any = None,
         client: Any = None,
-    ) -> list[Path]:
+    ) -> Path:
         """Write an OME-Zarr or an OME-TIFF, by ome-writers, with all metadata; or a .npy.
 
         It is made in a folder beside `out`, `.NAME.partial`, and appears when it is
@@ -419,41 +427,38 @@ class ScratchDataset:
 
         Returns
         -------
-        list of pathlib.Path
-            What was written; more than one for a TIFF of several positions.
+        pathlib.Path
+            What was written: `out`, or for a TIFF of several positions the folder of them,
+            named as `out` without its end.
 
         Raises
         ------
+        ValueError
+            If ome-writers cannot write it so, or an argument is none of the format's.
         FileExistsError
             If it is there already.
         BlockingIOError
             If another process makes the same export.
+        DatasetError
+            If the dataset was replaced by another meanwhile.
         ImportError
             If ome-writers or what it needs is not installed (extra `export`).
         ExportCancelledError
             If `cancel` was set.
         """
-        if Path(out).suffix.lower() == ".npy":
+        self._need_still()
+        out = Path(out).expanduser().absolute()
+        common = {"overwrite": overwrite, "progress": progress, "cancel": cancel}
+        if out.suffix.lower() == ".npy":
+            if format is not None or client is not None:
+                raise ValueError("A .npy file has neither format nor client.")
             saver = bridge("npy", "", "numpy")
-            saved: list[Path] = saver.save_npy(
-                self,
-                Path(out),
-                position,
-                overwrite=overwrite,
-                progress=progress,
-                cancel=cancel,
-            )
+            saved: Path = saver.save_npy(self, out, position, **common)
             return saved
+        if position is not None:
+            raise ValueError("position is for .npy files: others hold all positions.")
         exporter = bridge("export", "export", "ome_writers")
-        made: list[Path] = exporter.export(
-            self,
-            Path(out),
-            overwrite=overwrite,
-            format=format,
-            progress=progress,
-            cancel=cancel,
-            client=client,
-        )
+        made: Path = exporter.export(self, out, format=format, client=client, **common)
         return made
 
     def to_xarray(self) -> Any:
@@ -464,6 +469,7 @@ class ScratchDataset:
         ImportError
             If xarray or dask is not installed (extra `xarray`).
         """
+        self._need_still()
         return bridge("xarray", "xarray", "xarray", "dask").to_xarray(self)
 
     def to_dask(self) -> Any:
@@ -476,6 +482,7 @@ class ScratchDataset:
         ImportError
             If dask is not installed (extra `xarray`).
         """
+        self._need_still()
         return bridge("dask", "xarray", "dask").to_dask(self)
 
     # -------------------------------------------------------------------------- life
@@ -614,6 +621,14 @@ class ScratchDataset:
                 "was opened. Open it again."
             )
 
+    def _need_still(self) -> None:
+        """Check that no frames are overwritten while somebody works on them."""
+        if self._plan.keep_steps is not None and self.state == "recording":
+            raise ValueError(
+                f"{self._path}: with keep_last frames are overwritten while they are "
+                "recorded. Wait until it is closed."
+            )
+
     def _is_counted(self, position: int, index: Sequence[int]) -> bool:
         if self._progress is None:
             return True
@@ -681,6 +696,20 @@ def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
     greet()
     _warn_of_restart(dataset)
     return dataset
+
+
+def need_recording(dataset: ScratchDataset, recording_id: str) -> None:
+    """Check that a dataset is the one that somebody had before.
+
+    Raises
+    ------
+    DatasetError
+        If it is another.
+    """
+    if dataset.recording_id != recording_id:
+        raise DatasetError(
+            f"{dataset.path}: another recording has taken its place since. Begin anew."
+        )
 
 
 def _appended(first: int, stop: int, skips: Sequence[range], latest: bool) -> Iterator[int]:

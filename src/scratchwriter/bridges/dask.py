@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from dask.base import tokenize
 
-from scratchwriter.reader import ScratchDataset, open_scratch
+from scratchwriter.reader import ScratchDataset, need_recording, open_scratch
 
 
 def to_dask(dataset: ScratchDataset) -> dask.array.Array:
     """Return all positions as one array; see `ScratchDataset.to_dask`."""
     view = dataset.view()
-    frames = _Frames(str(dataset.path), view.shape, view.dtype)
+    frames = _Frames(str(dataset.path), dataset.recording_id, view.shape, view.dtype)
     return dask.array.from_array(
         frames,
         chunks=(1,) * (view.ndim - 2) + view.shape[-2:],
@@ -30,18 +30,22 @@ def to_dask(dataset: ScratchDataset) -> dask.array.Array:
 class _Frames:
     """What dask takes chunks from. Sent to another process, it opens the dataset there."""
 
-    def __init__(self, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
-        self.ndim = len(shape)
+    def __init__(
+        self, path: str, recording_id: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self.path, self.recording_id = path, recording_id
+        self.shape, self.dtype, self.ndim = shape, dtype, len(shape)
 
     @cached_property
     def _view(self) -> Any:
         # As it was: it may have grown, but what was there is where it was.
-        return open_scratch(self.path).view()
+        dataset = open_scratch(self.path)
+        need_recording(dataset, self.recording_id)
+        return dataset.view()
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         chunk: npt.NDArray[Any] = self._view[key]
         return chunk
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Frames, (self.path, self.shape, self.dtype)
+        return _Frames, (self.path, self.recording_id, self.shape, self.dtype)

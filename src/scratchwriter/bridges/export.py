@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import uuid
 import warnings
@@ -26,11 +27,10 @@ import ome_writers
 from ome_writers._stream import AVAILABLE_BACKENDS
 
 from scratchwriter._region.system import lock_folder, unlock
-from scratchwriter.errors import ExportCancelledError
-from scratchwriter.manifest import array_name
+from scratchwriter.errors import DatasetError, ExportCancelledError
 from scratchwriter.metadata import where
 from scratchwriter.plan import skip_of
-from scratchwriter.reader import ScratchDataset, open_scratch
+from scratchwriter.reader import ScratchDataset, need_recording, open_scratch
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -43,6 +43,10 @@ _STOP = "stop"  # this file tells them to
 _LINES = 1000  # read together
 # These write the chunks of frames that they are given, and no others.
 _SPARSE_BACKENDS = ("tensorstore", "zarr-python", "zarrs-python")
+_COMPRESSIONS = {
+    "ome-zarr": ("blosc-zstd", "blosc-lz4", "zstd", "none", None),
+    "ome-tiff": ("lzw", "none", None),
+}
 _FORMATS = {".zarr": "ome-zarr", ".tif": "ome-tiff", ".tiff": "ome-tiff"}
 
 Progress = Callable[[int, int | None], object]
@@ -64,9 +68,8 @@ def export(
     progress: Progress | None = None,
     cancel: Flag | None = None,
     client: Client | None = None,
-) -> list[Path]:
+) -> Path:
     """Export a dataset; see `ScratchDataset.export`."""
-    out = out.expanduser().absolute()
     theirs = _their_format(out, format)
     has_parts = theirs.backend in _SPARSE_BACKENDS
     if client is not None and not has_parts:
@@ -74,24 +77,33 @@ def export(
             f"{theirs.name} by {theirs.backend} is written by one process: leave out "
             "client, or export to .ome.zarr by tensorstore or zarr-python"
         )
-    if dataset.settings.format.keep_last is not None and dataset.state == "recording":
-        raise ValueError(
-            f"{dataset.path}: with keep_last frames are overwritten while they are "
-            "recorded. Export it when it is closed."
-        )
-    _need_free(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    job = Job.of(dataset, out.name, theirs)
-    with _unfinished(out.with_name(f".{out.name}.partial"), job) as folder:
+    positions = len(dataset.settings.positions)
+    goal, name = out, "data.ome.zarr"
+    if theirs.name == "ome-tiff":  # which tells its own name
+        goal = Path(theirs.get_output_path(str(out), num_positions=positions))
+        name = out.name
+    _need_apart(goal, dataset.path)
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(goal.with_name(f".{goal.name}.partial")) as folder:
+        _restore(goal)
+        _need_free(goal, overwrite)
+        job = Job.of(dataset, name, theirs)
+        _try_out(job, folder)
+        _keep_what_is_of(job, folder)
         run = _Run(dataset, job, folder, progress or (lambda done, total: None), cancel)
-        if has_parts:
-            _write_parts(run, client)
-            made = _join(run)
-        else:
-            made = _write_whole(run)
-        paths = _appear(made, out, overwrite)
+        try:
+            if has_parts:
+                _write_parts(run, client)
+                made = _join(run)
+            else:
+                made = _write_whole(run)
+        except DatasetError:
+            with open_again(job):  # that it was replaced says more
+                raise
+        with open_again(job):
+            _appear(made, goal, overwrite)
         shutil.rmtree(folder)
-    return paths
+    return goal
 
 
 # ------------------------------------------------------------------------ what is to do
@@ -105,10 +117,10 @@ class Job:
     ----------
     source : str
         Folder of the dataset.
-    inode : int
-        Of its first array: another recording at the same place has another one.
+    recording_id : str
+        Of which recording; another may take its place.
     name : str
-        File name of the output.
+        File name of the output while it is made.
     settings : dict
         Of `ome_writers.AcquisitionSettings`, as JSON has it, but for the path.
     first : int
@@ -116,7 +128,7 @@ class Job:
     """
 
     source: str
-    inode: int
+    recording_id: str
     name: str
     settings: dict[str, Any]
     first: int
@@ -132,8 +144,23 @@ class Job:
         # Other orders are none of OME's.
         settings["storage_order"] = order if isinstance(order, str) else "ome"
         settings["format"] = theirs.model_dump(mode="json")
-        inode = (dataset.path / array_name(0)).lstat().st_ino
-        return cls(str(dataset.path), inode, name, settings, dataset.first_frame)
+        if theirs.name == "ome-zarr":
+            settings["format"]["suffix"] = ".ome.zarr"
+        if settings["compression"] not in _COMPRESSIONS[theirs.name]:
+            warnings.warn(
+                f"{theirs.name} has no compression {settings['compression']!r}: it is "
+                "written with the one of ome-writers' choice.",
+                stacklevel=4,
+            )
+            settings["compression"] = None
+        for dim in settings["dimensions"]:
+            if dim["count"] is not None and dim["chunk_size"] is not None:
+                dim["chunk_size"] = min(dim["chunk_size"], dim["count"])
+            # Limits of contrast go with names, which ome-writers has for integers only.
+            if dim["type"] == "channel" and np.dtype(ours.dtype).kind not in "iu":
+                dim["coords"] = None
+        identity = str(dataset.path), dataset.recording_id
+        return cls(*identity, name, settings, dataset.first_frame)
 
     @property
     def counts(self) -> list[int | None]:
@@ -181,45 +208,74 @@ class Job:
             for future in getattr(stream._backend, "_futures", ()):
                 future.result()
 
+    def go_to(self, stream: ome_writers.OMEStream, frame: int) -> None:
+        """Have a stream go on with a frame, whatever came before.
 
-@dataclass(frozen=True)
+        `skip` takes time and memory for each frame.
+        """
+        indices: list[int] = []
+        number = frame - self.first
+        for count in reversed(self.counts):
+            number, index = divmod(number, count) if count is not None else (0, number)
+            indices.insert(0, index)
+        router: Any = stream._iterator
+        router._dim_indices[:] = indices
+
+
 class _Run:
     """One try of a job."""
 
-    dataset: ScratchDataset
-    job: Job
-    folder: Path
-    progress: Progress
-    cancel: Flag | None
+    def __init__(
+        self,
+        dataset: ScratchDataset,
+        job: Job,
+        folder: Path,
+        progress: Progress,
+        cancel: Flag | None,
+    ) -> None:
+        self.dataset, self.job, self.folder = dataset, job, folder
+        self._progress, self._cancel = progress, cancel
+        self._planned = dataset.settings.num_frames
+        self.look()
+
+    def look(self) -> None:
+        """Find out how many frames there are, and whether that is all."""
+        self.is_over = self.dataset.state != "recording"  # first: more may come after
+        self.stop = self.dataset.frames_written
+        self._total = self.stop - self.job.first if self.is_over else self._planned
 
     @property
-    def is_live(self) -> bool:
-        return self.dataset.state == "recording"
-
-    @property
-    def steps(self) -> int:
-        """How many steps an unbounded dimension has."""
+    def steps(self) -> int | None:
+        """How many steps an unbounded dimension has, if that is known."""
+        if not self.is_over:
+            return None
         step_frames = math.prod(count or 1 for count in self.job.counts)
-        return max(-(-(self.dataset.frames_written - self.job.first) // step_frames), 1)
+        return max(-(-(self.stop - self.job.first) // step_frames), 1)
+
+    @property
+    def num_planned(self) -> int:
+        """How many frames there will be, as far as that is known."""
+        return self.stop if self._planned is None else self._planned
+
+    def wait(self) -> None:
+        """Sleep until more frames have come, but not for long."""
+        self.dataset.wait(frames=self.stop + 1, timeout_s=_WAIT_S)
+        self.check()
 
     def tell(self, stop: int) -> None:
         """Tell that all frames before are done; stop if that is asked for."""
-        total = self.dataset.settings.num_frames if self.is_live else None
-        if not self.is_live:
-            total = self.dataset.frames_written - self.job.first
-        self.progress(stop - self.job.first, total)
+        self._progress(stop - self.job.first, self._total)
         self.check()
 
     def check(self) -> None:
-        if self.cancel is not None and self.cancel.is_set():
-            raise ExportCancelledError(
-                f"{self.job.name}: cancelled. The same export goes on where it was."
-            )
+        if self._cancel is not None and self._cancel.is_set():
+            raise ExportCancelledError("cancelled: the same export goes on where it was.")
 
 
 def _their_format(out: Path, asked: Any) -> Any:
     """Return the format of ome-writers, with the backend that it would choose."""
-    if asked is None and (asked := _FORMATS.get(out.suffix.lower())) is None:
+    asked = _FORMATS.get(out.suffix.lower()) if asked is None else asked
+    if asked is None:
         raise ValueError(
             f"{out.name}: in what format? Let it end in .ome.zarr or .ome.tiff"
         )
@@ -241,24 +297,42 @@ def _their_format(out: Path, asked: Any) -> Any:
 
 
 @contextmanager
-def _unfinished(folder: Path, job: Job) -> Iterator[Path]:
-    """Have the folder of an unfinished export to oneself.
-
-    What was done of the same job is kept, and what is of another is removed.
-    """
+def _locked(folder: Path) -> Iterator[Path]:
+    """Have the folder of an unfinished export to oneself."""
     folder.mkdir(exist_ok=True)
     fd, is_free = lock_folder(folder)
     try:
         if is_free is False:
             raise BlockingIOError(f"{folder}: another process makes this export now.")
-        told, path = json.dumps(asdict(job), sort_keys=True), folder / "export.json"
-        if not (path.is_file() and path.read_text() == told):
-            for old in folder.iterdir():
-                _remove(old)
-            path.write_text(told)
         yield folder
     finally:
         unlock(fd)
+        with suppress(OSError):
+            folder.rmdir()  # if nothing was begun
+
+
+def _try_out(job: Job, folder: Path) -> None:
+    """Find out whether ome-writers can write it, before the first frame."""
+    trial = folder / "trial"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with job.stream(trial, 1):
+                pass
+    except (ValueError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"ome-writers cannot write this: {error}") from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def _keep_what_is_of(job: Job, folder: Path) -> None:
+    """Keep what was done of the same job; remove what is of another."""
+    told, path = json.dumps(asdict(job), sort_keys=True), folder / "export.json"
+    if path.is_file() and path.read_text() == told:
+        return
+    for old in folder.iterdir():
+        _remove(old)
+    path.write_text(told)
 
 
 def _remove(path: Path) -> None:
@@ -268,22 +342,46 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _need_apart(goal: Path, source: Path) -> None:
+    """Check that the dataset is not in the way."""
+    goal, source = goal.resolve(), source.resolve()
+    if goal == source or goal in source.parents or source in goal.parents:
+        raise ValueError(
+            f"{goal} is, has or is in the dataset {source}: choose another place."
+        )
+
+
 def _need_free(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or overwrite=True.")
 
 
-def _appear(made: Path, out: Path, overwrite: bool) -> list[Path]:
-    """Move what is complete to where it belongs, each file or folder at once."""
-    pairs = [(path, out.with_name(path.name)) for path in sorted(made.iterdir())]
-    for _, goal in pairs:
-        _need_free(goal, overwrite)
-    for path, goal in pairs:
-        if goal.exists():
-            replaced = made.with_name(f"replaced-{uuid.uuid4().hex}")
-            goal.rename(replaced)  # quick, where to remove it is not
-        path.rename(goal)
-    return [goal for _, goal in pairs]
+_REPLACED = ".{name}.replaced"
+
+
+def _restore(goal: Path) -> None:
+    """Put back what was to be replaced by somebody who was killed on the way."""
+    replaced = goal.with_name(_REPLACED.format(name=goal.name))
+    if os.path.lexists(replaced):
+        if os.path.lexists(goal):
+            _remove(replaced)
+        else:
+            replaced.rename(goal)
+
+
+def _appear(made: Path, goal: Path, overwrite: bool) -> None:
+    """Move what is complete to where it belongs, at once."""
+    (whole,) = made.iterdir()
+    _need_free(goal, overwrite)
+    replaced = goal.with_name(_REPLACED.format(name=goal.name))
+    if os.path.lexists(goal):
+        goal.rename(replaced)  # quick, where to remove it is not
+    try:
+        whole.rename(goal)
+    except BaseException:
+        _restore(goal)
+        raise
+    _restore(goal)
 
 
 # ------------------------------------------------------------------------------- frames
@@ -330,31 +428,43 @@ def _lines(dataset: ScratchDataset, start: int) -> Iterator[tuple[int, dict[str,
 
 def _write_whole(run: _Run) -> Path:
     """Write everything by one stream, from the beginning."""
-    made, dataset, start = run.folder / "whole", run.dataset, run.job.first
+    made, start = run.folder / "whole", run.job.first
     if made.exists():
         shutil.rmtree(made)
     made.mkdir()
     try:
-        with run.job.stream(made, None if run.is_live else run.steps) as stream:
-            for name, metadata in dataset.global_metadata.items():
-                stream.set_global_metadata(name, metadata)
+        with run.job.stream(made, run.steps) as stream:
+            _hand_on_global_metadata(run, stream)
             while True:
-                is_over = not run.is_live  # first: what comes after is no more
-                stop = dataset.frames_written
-                for done in _copy(dataset, stream, start, stop):
+                for done in _copy(run.dataset, stream, start, run.stop):
                     run.tell(done)
-                start = stop
-                if is_over:
+                start = run.stop
+                if run.is_over:
                     break
-                dataset.wait(frames=stop + 1, timeout_s=_WAIT_S)
-                run.check()
-            whole = run.steps * math.prod(count or 1 for count in run.job.counts)
-            if start - run.job.first < whole:
-                stream.skip(frames=whole - (start - run.job.first))
+                run.wait()
+                run.look()
+            step_frames = math.prod(count or 1 for count in run.job.counts)
+            rest = (run.steps or 1) * step_frames - (start - run.job.first)
+            if rest:
+                stream.skip(frames=rest)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise
     return made
+
+
+def _hand_on_global_metadata(run: _Run, stream: ome_writers.OMEStream) -> None:
+    for namespace, metadata in run.dataset.global_metadata.items():
+        stream.set_global_metadata(namespace, metadata)
+    dims = run.dataset.settings.dimensions
+    told = {dim["name"]: dim["coords"] for dim in run.job.settings["dimensions"]}
+    lost = {
+        dim.name: dim.model_dump(mode="json")["coords"]
+        for dim in dims
+        if dim.coords and not told[dim.name]
+    }
+    if lost:
+        stream.set_global_metadata("scratchwriter", {"coords": lost})
 
 
 # -------------------------------------------------------------------------------- parts
@@ -362,18 +472,17 @@ def _write_whole(run: _Run) -> Path:
 
 def _write_parts(run: _Run, client: Client | None) -> None:
     """Write all parts that are not there yet, as their frames come."""
-    parts = run.folder / "parts"
+    parts, stop_file = run.folder / "parts", run.folder / _STOP
     parts.mkdir(exist_ok=True)
     for unfinished in parts.glob("*.tmp"):
         shutil.rmtree(unfinished)
-    stop_file = run.folder / _STOP
     stop_file.unlink(missing_ok=True)
     futures: list[Future] = []
     try:
         for start, stop in _missing_parts(run, parts):
             if client is None:
-                for number in write_part(run.job, parts, start, stop):
-                    run.tell(number)
+                for done in write_part(run.dataset, run.job, parts, start, stop):
+                    run.tell(done)
             else:
                 args = run.job, parts, start, stop
                 futures.append(client.submit(_write_part_there, *args, pure=False))
@@ -395,22 +504,21 @@ def _missing_parts(run: _Run, parts: Path) -> Iterator[tuple[int, int]]:
     start = run.job.first
     while True:
         run.check()
-        is_over = not run.is_live  # first: what comes after is no more
-        available = run.dataset.frames_written
+        run.look()
         if start in done:
             start = done[start]
             run.tell(start)
             continue
-        stop = _part_stop(run.job, start, run.dataset.settings.num_frames or available)
-        if is_over:
-            stop = min(stop, available)
-        if start < stop <= available:
+        stop = _part_stop(run.job, start, run.num_planned)
+        if run.is_over:
+            stop = min(stop, run.stop)
+        if start < stop <= run.stop:
             yield start, stop
             start = stop
-        elif is_over:
+        elif run.is_over:
             return
         else:
-            run.dataset.wait(frames=available + 1, timeout_s=_WAIT_S)
+            run.wait()
 
 
 def _part_stop(job: Job, start: int, total: int) -> int:
@@ -445,22 +553,19 @@ def _range_of(part: Path) -> tuple[int, int]:
     return int(start), int(stop)
 
 
-def write_part(job: Job, parts: Path, start: int, stop: int) -> Iterator[int]:
+def write_part(
+    dataset: ScratchDataset, job: Job, parts: Path, start: int, stop: int
+) -> Iterator[int]:
     """Write a part by a stream of its own; yield the number behind each frame.
 
     It is there, by its name, when it is complete.
     """
     part = parts / f"{start:020}-{stop:020}"
     made = parts / f"{part.name}-{uuid.uuid4().hex}.tmp"
-    with open_quietly(job.source) as dataset:
-        steps = None
-        if dataset.state != "recording":
-            steps = _Run(dataset, job, parts, lambda done, total: None, None).steps
-        made.mkdir()
-        with job.stream(made, steps) as stream:
-            if start > job.first:
-                stream.skip(frames=start - job.first)
-            yield from _copy(dataset, stream, start, stop)
+    made.mkdir()
+    with job.stream(made, None) as stream:
+        job.go_to(stream, start)
+        yield from _copy(dataset, stream, start, stop)
     if part.exists():
         shutil.rmtree(made)  # somebody else was faster
     else:
@@ -469,9 +574,10 @@ def write_part(job: Job, parts: Path, start: int, stop: int) -> Iterator[int]:
 
 def _write_part_there(job: Job, parts: Path, start: int, stop: int) -> int:
     """Write a part in a worker of a cluster, which has the same file system."""
-    for _ in write_part(job, parts, start, stop):
-        if (parts.parent / _STOP).exists():
-            raise ExportCancelledError(f"{job.name}: cancelled.")
+    with open_again(job) as dataset:
+        for _ in write_part(dataset, job, parts, start, stop):
+            if (parts.parent / _STOP).exists():
+                raise ExportCancelledError("cancelled")
     return stop
 
 
@@ -488,12 +594,13 @@ def _result(future: Future, run: _Run) -> int:
 
 
 @contextmanager
-def open_quietly(path: str) -> Iterator[ScratchDataset]:
-    """Open a dataset whose faults somebody has been warned of."""
+def open_again(job: Job) -> Iterator[ScratchDataset]:
+    """Open the dataset of a job, whose faults somebody has been warned of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        dataset = open_scratch(path)
+        dataset = open_scratch(job.source)
     with dataset:
+        need_recording(dataset, job.recording_id)
         yield dataset
 
 
@@ -506,8 +613,7 @@ def _join(run: _Run) -> Path:
             shutil.rmtree(begun)
         begun.mkdir()
         with run.job.stream(begun, run.steps) as stream:
-            for namespace, metadata in run.dataset.global_metadata.items():
-                stream.set_global_metadata(namespace, metadata)
+            _hand_on_global_metadata(run, stream)
         for path in (begun / name).rglob("zarr.json"):
             _join_metadata(path, [p / name / path.relative_to(begun / name) for p in parts])
         begun.rename(made)

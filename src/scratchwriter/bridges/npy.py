@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ def save_npy(
     overwrite: bool = False,
     progress: Callable[[int, int | None], object] | None = None,
     cancel: Any = None,
-) -> list[Path]:
+) -> Path:
     """Save the array of a position as it is now; see `ScratchDataset.export`."""
-    out = out.expanduser().absolute()
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise FileExistsError(f"{out} exists: choose another name, or overwrite=True.")
     arrays = dataset.arrays
     if position is None and len(arrays) > 1:
@@ -39,9 +39,10 @@ def save_npy(
         "fortran_order": False,
         "shape": array.shape,
     }
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("xb") as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    with unfinished.open("xb") as file:
+        try:
             np.lib.format.write_array_header_1_0(file, header)
             total = math.prod(array.shape[:-2])
             for done, index in enumerate(np.ndindex(array.shape[:-2]), 1):
@@ -49,10 +50,10 @@ def save_npy(
                 if progress is not None:
                     progress(done, total)
                 if cancel is not None and cancel.is_set():
-                    raise ExportCancelledError(
-                        f"{out.name}: cancelled, nothing is written."
-                    )
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return [out]
+                    raise ExportCancelledError(f"{out.name}: cancelled, not written")
+            file.close()
+            unfinished.replace(out)
+        except BaseException:
+            unfinished.unlink()
+            raise
+    return out

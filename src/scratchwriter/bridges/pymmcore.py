@@ -53,7 +53,9 @@ class MDAHandler:
     stream : ScratchStream or None
         The stream of the newest run, closed after it.
     error : Exception or None
-        Why frames of it were not stored, if there were any; it is logged, too.
+        Why no more frames of it were stored, if so; it is logged, too.
+    num_refused : int
+        How many frames of it came again, or behind their place, and were not stored.
     """
 
     def __init__(
@@ -68,7 +70,8 @@ class MDAHandler:
             )
         self._settings = settings
         self._number: EventNumbers | None = None
-        self._cameras, self._same_event = 1, (-1, 0)  # its number, how many frames it has
+        self._cameras = 1
+        self.num_refused = 0
         self.stream: ScratchStream | None = None
         self.error: Exception | None = None
 
@@ -88,7 +91,7 @@ class MDAHandler:
 
     def sequenceStarted(self, seq: useq.MDASequence, meta: Mapping[str, Any]) -> None:
         """Make the stream."""
-        self.stream, self.error, self._same_event = None, None, (-1, 0)
+        self.stream, self.error, self.num_refused = None, None, 0
         try:
             self.stream = self._create_stream(seq, meta)
         except Exception as error:
@@ -102,6 +105,10 @@ class MDAHandler:
             return
         try:
             missing = self._place(event) - self.stream.frames_written
+            if missing < 0:
+                self.num_refused += 1
+                _log.error("A frame came again or too late, not stored: %s", event.index)
+                return
             if missing > 0:
                 self.stream.skip(frames=missing)
             self.stream.append(img, frame_metadata=_frame_metadata(event, meta))
@@ -149,11 +156,9 @@ class MDAHandler:
         assert self.stream is not None
         if self._number is None:
             return self.stream.frames_written
-        number = self._number({str(axis): i for axis, i in event.index.items()})
-        same, seen = self._same_event
-        seen = seen + 1 if same == number else 0
-        self._same_event = number, seen
-        return number * self._cameras + seen
+        index = {str(axis): i for axis, i in event.index.items()}
+        camera: int = index.get("cam", 0)
+        return self._number(index) * self._cameras + camera
 
     def _give_up(self, error: Exception) -> None:
         self.error = error
