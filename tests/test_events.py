@@ -1,8 +1,10 @@
 """What callbacks are told of frames."""
 
+import copy
 import gc
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -424,3 +426,35 @@ def test_a_forked_child_is_told_nothing_and_can_end(stream):
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert status == 0
+
+
+def test_both_events_tell_a_skip_as_one(make_settings):
+    with create_stream(make_settings({"t": None, "y": 4, "x": 5})) as stream:
+        told = {"coords_expanded": [], "coords_changed": []}
+        for event, updates in told.items():
+            stream.on(event, updates.append)
+        stream.skip(frames=5)
+        stream.append(np.ones((4, 5), "uint16"))
+    for updates in told.values():
+        assert [update.frame_number for update in updates] == [4, 5]
+
+
+def test_an_update_can_be_sent_to_another_process_and_put_into_a_set(stream):
+    (update, *_) = told(stream, "coords_expanded", lambda: append(stream, 1))
+    again = pickle.loads(pickle.dumps(update))
+    assert again == copy.deepcopy(update) == update
+    assert {update, again} == {update}
+    with pytest.raises(TypeError):
+        again.current_indices["t"] = 3
+
+
+def test_closing_does_not_wait_for_a_listener_that_was_stopped(stream, frames):
+    go_on = threading.Event()
+    listener = stream.on("coords_changed", lambda _: go_on.wait())
+    append(stream, 1)
+    listener.stop()
+    started_s = time.monotonic()
+    stream.close()
+    stream.close()
+    assert time.monotonic() - started_s < 4  # not the 5 s that it waits for others
+    go_on.set()

@@ -72,7 +72,7 @@ ALLOWED = {
     "_watch": {"_core", "_platform"},
     "coords": {"dimensions", "plan", "settings"},
     "events": {"coords", "plan"},
-    "live": {"_watch", "manifest"},
+    "live": {"_watch", "manifest", "plan"},
     "views": {"coords", "events", "plan"},
     "stats": set(),
     "stream": {

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchwriter import DatasetError, create_stream, open_scratch
+from scratchwriter import DatasetError, ScratchFormat, create_stream, open_scratch
 
 # Appends a frame for each line that it is sent; "end" closes the dataset.
 WRITER = textwrap.dedent("""
@@ -330,15 +331,20 @@ def test_a_reader_sees_nothing_of_a_dataset_that_replaces_its_own(
     dataset.close()
 
 
-def test_a_dataset_that_is_forgotten_listens_no_more(make_settings, tmp_path):
+def test_a_dataset_that_is_forgotten_goes_with_its_last_listener(make_settings, tmp_path):
     settings = make_settings({"t": 6, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
     with create_stream(settings):
         dataset = open_scratch(tmp_path / "data")
         listener = dataset.on("coords_changed", lambda _: None)
+        forgotten = weakref.ref(dataset)
         del dataset
         gc.collect()
+        assert forgotten() is not None
+        listener.stop()
         listener.join(10)
-        assert not listener._thread.is_alive()
+        del listener
+        gc.collect()
+        assert forgotten() is None
 
 
 def test_the_newest_that_was_not_skipped_is_the_latest(make_settings, tmp_path, frames):
@@ -391,3 +397,89 @@ def test_two_processes_follow_a_real_camera_that_a_third_records(tmp_path):
     expected = [str(zlib.crc32(np.ascontiguousarray(frame))) for frame in frames]
     assert len(expected) == count
     assert said == [["closed", *expected]] * 2
+
+
+def until(condition, timeout_s=10):
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.002)
+
+
+def test_a_listener_keeps_its_dataset(make_settings, tmp_path, frames):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    told = []
+    with create_stream(settings) as stream:
+        listener = open_scratch(tmp_path / "d").on("coords_changed", told.append)
+        for frame in frames[:3]:
+            gc.collect()
+            stream.append(frame)
+            until(lambda: len(told) == stream.frames_written)
+        assert not listener.is_stopped
+    assert [update.frame_number for update in told] == [0, 1, 2]
+
+
+def test_frames_of_a_ring_that_are_followed_do_not_change(make_settings, tmp_path):
+    settings = make_settings(
+        {"t": None, "y": 64, "x": 64},
+        root_path=str(tmp_path / "d"),
+        format=ScratchFormat(keep_last=4),
+    )
+    frame = np.zeros((64, 64), "uint16")
+    is_over = threading.Event()
+
+    def record(stream):
+        for i in range(60_000):
+            if is_over.is_set():
+                return
+            frame[:] = i % 60_000 + 1
+            stream.append(frame)
+            time.sleep(1e-5)
+
+    with create_stream(settings) as stream, open_scratch(tmp_path / "d") as dataset:
+        thread = threading.Thread(target=record, args=[stream])
+        thread.start()
+        newest, given = 0, 0
+        for one in dataset.follow():
+            first = int(one[0, 0])
+            time.sleep(0.002)
+            assert (one == first).all()  # neither torn, nor overwritten while it is held
+            assert first > newest  # in order, none twice
+            newest, given = first, given + 1
+            if given == 200:
+                break
+        is_over.set()
+        thread.join()
+
+
+def test_nothing_of_a_recording_that_took_its_place_is_told(
+    make_settings, tmp_path, frames
+):
+    def record(skipped, **fields):
+        settings = make_settings(
+            {"t": 10, "y": 4, "x": 5}, root_path=str(tmp_path / "d"), **fields
+        )
+        with create_stream(settings) as stream:
+            for i in range(10):
+                if i in skipped:
+                    stream.skip()
+                else:
+                    stream.append(frames[i], frame_metadata={"i": i})
+            stream.set_global_metadata("skipped", {"are": list(skipped)})
+
+    record([2])
+    dataset = open_scratch(tmp_path / "d")
+    first = dataset.view()[0]  # mapped: it stays
+    record([5, 6, 7], overwrite=True)
+    for ask in (
+        lambda: list(dataset.follow()),
+        lambda: dataset.skipped,
+        lambda: dataset.written(0),
+        lambda: dataset.append_times,
+        lambda: dataset.global_metadata,
+        lambda: dataset.told_shapes,
+        lambda: list(dataset.frame_metadata),
+    ):
+        with pytest.raises(DatasetError, match="replaced by another"):
+            ask()
+    np.testing.assert_array_equal(first, frames[0])

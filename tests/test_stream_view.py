@@ -294,3 +294,29 @@ def test_a_view_can_be_made_from_a_stream_or_a_dataset(make_settings, tmp_path, 
             view[3]
     with open_scratch(tmp_path / "d") as dataset:
         np.testing.assert_array_equal(StreamView.from_stream(dataset), view)
+
+
+def test_iterating_ends_at_what_has_been_seen(make_settings, frames):
+    with create_stream(make_settings({"t": 10, "y": 4, "x": 5})) as stream:
+        for frame in frames[:3]:
+            stream.append(frame)
+        view = stream.view()
+        np.testing.assert_array_equal(list(view), view)
+        assert len(list(view)) == len(list(reversed(view))) == 3
+
+
+@pytest.mark.parametrize(
+    "key", [slice(2), slice(1, None, -1), slice(0, 1), slice(2, 2), slice(-100, None, -1)]
+)
+def test_what_a_position_has_is_no_copy_though_others_are_farther(
+    make_settings, frames, key
+):
+    settings = make_settings({"t": None, "p": ["a", "b"], "y": 4, "x": 5})
+    with create_stream(settings) as stream:
+        for frame in frames[:5]:  # "b" has not come to the third step
+            stream.append(frame)
+        view, stored = stream.view(), stream.arrays[1]
+        whole = np.asarray(view)
+        np.testing.assert_array_equal(view[key, 1], whole[key, 1])
+        if len(whole[key]):
+            assert np.shares_memory(view[key, 1], stored[...])

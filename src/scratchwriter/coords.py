@@ -38,6 +38,24 @@ class CoordUpdate:
     frame_number: int
     is_high_water_mark: bool
 
+    def __hash__(self) -> int:
+        return hash(self.frame_number)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # What cannot be changed cannot be pickled either.
+        fields = dict(self.max_coords), dict(self.current_indices)
+        return _make_update, (*fields, self.frame_number, self.is_high_water_mark)
+
+
+def _make_update(
+    max_coords: dict[str, Names],
+    current_indices: dict[str, int],
+    frame_number: int,
+    is_high_water_mark: bool,
+) -> CoordUpdate:
+    reached, indices = MappingProxyType(max_coords), MappingProxyType(current_indices)
+    return CoordUpdate(reached, indices, frame_number, is_high_water_mark)
+
 
 class CoordSystem:
     """Names of the dimensions of an acquisition, and of the elements along each.

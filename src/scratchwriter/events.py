@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, Protocol, Self, get_args
 
 from scratchwriter.coords import CoordSystem, CoordUpdate
-from scratchwriter.plan import skip_of
+from scratchwriter.plan import Skips, skip_of
 
 EventName = Literal["coords_changed", "coords_expanded"]
 Callback = Callable[[CoordUpdate], object]
@@ -44,7 +44,7 @@ class Frames(Protocol):
     def give_up(self) -> None:
         """Have those who wait wait no more: it is over."""
 
-    def skips(self, first: int, stop: int) -> Sequence[range]:
+    def skips(self, first: int, stop: int) -> Skips:
         """Return the skipped ranges that have one of these frames."""
 
 
@@ -61,9 +61,15 @@ class Listener:
     """
 
     def __init__(
-        self, event: EventName, callback: Callback, coords: CoordSystem, frames: Frames
+        self,
+        event: EventName,
+        callback: Callback,
+        coords: CoordSystem,
+        frames: Frames,
+        owner: object,
     ) -> None:
         self.event = event
+        self._owner = owner
         self.is_stopped = False
         self.num_folded = 0
         self._callback, self._coords, self._frames = callback, coords, frames
@@ -129,7 +135,7 @@ class Listener:
             last = first if skip is None else min(skip.stop, cursor) - 1
             if time.monotonic() - since_s > _FOLD_S:
                 last = cursor - 1
-                self._fold(last - first - _num_skipped(first, last, skips))
+                self._fold(last - first - skips.num_between(first, last))
             self._next = last + 1
             is_mark = self._coords.next_mark(first, last + 1) is not None
             self._tell(self._coords.update(last, is_mark))
@@ -137,13 +143,17 @@ class Listener:
     def _tell_marks(self, cursor: int) -> None:
         """Tell of each frame before the cursor that has a new coordinate."""
         since_s = time.monotonic()
+        skips = self._frames.skips(self._next, cursor)
         while not self.is_stopped:
             mark = self._coords.next_mark(self._next, cursor)
             if mark is None:
                 self._next = cursor
                 return
+            skip = skip_of(mark, skips)
+            last = mark if skip is None else min(skip.stop, cursor) - 1
             # What is late is told of the newest only, which has all of the coordinates.
-            last = cursor - 1 if time.monotonic() - since_s > _STALE_S else mark
+            if time.monotonic() - since_s > _STALE_S:
+                last = cursor - 1
             self._next = last + 1
             self._tell(self._coords.update(last, True))
 
@@ -180,8 +190,11 @@ class Events:
         self._coords, self._frames = coords, frames
         self._listeners: list[Listener] = []
 
-    def on(self, event: EventName, callback: Callback) -> Listener:
-        """Have a callback told of the frames from now on; see `ScratchStream.on`."""
+    def on(self, event: EventName, callback: Callback, owner: object = None) -> Listener:
+        """Have a callback told of the frames from now on; see `ScratchStream.on`.
+
+        Who is the `owner` is kept as long as somebody is told.
+        """
         if event not in get_args(EventName):
             raise ValueError(
                 f"There is no event {event!r}: 'coords_changed' tells of every frame, "
@@ -189,7 +202,7 @@ class Events:
             )
         if not callable(callback):
             raise TypeError(f"callback must be callable, got {callback!r}")
-        listener = Listener(event, callback, self._coords, self._frames)
+        listener = Listener(event, callback, self._coords, self._frames, owner)
         self._listeners = [*(x for x in self._listeners if not x.is_stopped), listener]
         return listener
 
@@ -200,11 +213,7 @@ class Events:
         """
         self._frames.give_up()
         end_s = time.monotonic() + timeout_s
-        for listener in tuple(self._listeners):
-            listener.join(max(end_s - time.monotonic(), 0))
-
-
-def _num_skipped(first: int, stop: int, skips: Sequence[range]) -> int:
-    """Return how many frames from `first` to before `stop` were skipped."""
-    found = (min(skip.stop, stop) - max(skip.start, first) for skip in skips)
-    return sum(n for n in found if n > 0)
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            if not listener.is_stopped:
+                listener.join(max(end_s - time.monotonic(), 0))

@@ -10,6 +10,7 @@ import numpy as np
 
 from scratchwriter._watch import wait_for_cursor
 from scratchwriter.manifest import ProgressView, read_skips_between
+from scratchwriter.plan import Skips
 
 _LOOK_FOR_WRITER_S = 0.1  # a system call or three
 
@@ -18,7 +19,8 @@ class FixedProgress:
     """The frames of a dataset that nobody records, and whose cursor does not tell them."""
 
     def __init__(self, cursor: int, skips: Sequence[range] = ()) -> None:
-        self._cursor, self._skips = cursor, skips
+        self._cursor = cursor
+        self._skips = Skips([(skip.start, skip.stop) for skip in skips])
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
         """Return how many frames there are."""
@@ -31,7 +33,7 @@ class FixedProgress:
     def give_up(self) -> None:
         """Do nothing: nobody waits."""
 
-    def skips(self, first: int, stop: int) -> Sequence[range]:
+    def skips(self, first: int, stop: int) -> Skips:
         """Return which frames were skipped."""
         return self._skips
 
@@ -76,6 +78,14 @@ class LiveProgress:
         """Have those who wait wait no more."""
         self._given_up[0] = 1
 
-    def skips(self, first: int, stop: int) -> Sequence[range]:
-        """Return the skipped ranges that have one of these frames."""
-        return read_skips_between(self._folder, first, stop)
+    def skips(self, first: int, stop: int) -> Skips:
+        """Return the skipped ranges that have one of these frames.
+
+        Raises
+        ------
+        DatasetError
+            If the file is damaged, or of another recording.
+        """
+        skips = read_skips_between(self._folder, first, stop)
+        self._progress.need_in(self._folder)  # after it was read
+        return skips

@@ -64,7 +64,7 @@ from scratchwriter._region.system import (
 )
 from scratchwriter._version import __version__
 from scratchwriter.errors import DatasetError
-from scratchwriter.plan import FramePlan
+from scratchwriter.plan import FramePlan, Skips
 from scratchwriter.settings import EVERY_FIELD, WITHOUT_WARNINGS, AcquisitionSettings
 
 MANIFEST = "manifest.json"
@@ -322,6 +322,20 @@ class ProgressView:
         here = os.fstat(self._fd)
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
+    def need_in(self, folder: Path) -> None:
+        """Check that what is in its folder is still of its recording.
+
+        Raises
+        ------
+        DatasetError
+            If it is not.
+        """
+        if not self.is_in(folder):
+            raise DatasetError(
+                f"{folder}: the dataset was removed or replaced by another since it "
+                "was opened. Open it again."
+            )
+
     @property
     def recording_id(self) -> str:
         """What no other recording has; empty before there was such a thing."""
@@ -566,7 +580,7 @@ def read_skips(folder: Path, cursor: int) -> list[range]:
     return [range(skip.start, min(skip.stop, cursor)) for skip in ranges]
 
 
-def read_skips_between(folder: Path, first: int, stop: int) -> list[range]:
+def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
     """Return the skipped ranges that have a frame from `first` to before `stop`.
 
     In a time that does not grow with the ranges before.
@@ -578,8 +592,9 @@ def read_skips_between(folder: Path, first: int, stop: int) -> list[range]:
     """
     path = folder / SKIPS
     if not os.path.lexists(path):
-        return []
-    ranges: list[range] = []
+        return Skips()
+    found: list[npt.NDArray[np.int64]] = []
+    before = -1
     with faults_of(path), open_regular(path) as file:
         low, high = 0, os.fstat(file.fileno()).st_size // 16
         while low < high:  # for the first range that ends behind it
@@ -595,14 +610,14 @@ def read_skips_between(folder: Path, first: int, stop: int) -> list[range]:
             # Half a pair is what a killed writer did not get to the end of.
             data = data[: len(data) // 16 * 16]
             pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
-            before = ranges[-1].stop if ranges else -1
             if (np.diff(pairs.ravel(), prepend=before) <= 0).any():
                 raise ValueError("its ranges are not in order")
             wanted = pairs[pairs[:, 0] < stop]
-            ranges += [range(*pair) for pair in wanted.tolist()]
+            found.append(wanted)
             if len(wanted) < len(pairs):
                 break
-    return ranges
+            before = int(pairs[-1, 1])
+    return Skips(np.concatenate(found) if found else ())
 
 
 def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:

@@ -164,6 +164,8 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         frame_metadata.jsonl; none is as good as an empty one.
     is_counted : callable(position, index) -> bool
         Tells whether the frame of the last line has been stored.
+    need_same : callable
+        Raises if the file is of another recording by now.
 
     Raises
     ------
@@ -172,9 +174,12 @@ class FrameMetadata(Sequence[dict[str, Any]]):
     """
 
     def __init__(
-        self, path: Path, is_counted: Callable[[int, Sequence[int]], bool]
+        self,
+        path: Path,
+        is_counted: Callable[[int, Sequence[int]], bool],
+        need_same: Callable[[], object] = lambda: None,
     ) -> None:
-        self._path, self._is_counted = path, is_counted
+        self._path, self._is_counted, self._need_same = path, is_counted, need_same
         self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of lines, and the end
         self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # of a line
         self._num_indexed = 0
@@ -243,6 +248,7 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         if not os.path.lexists(self._path):
             return
         with self._faults(), open_regular(self._path) as file:
+            self._need_same()  # once it is open
             at = file.seek(int(self._starts[-1]))
             while data := file.read(_CHUNK_NBYTES):
                 ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
@@ -263,6 +269,7 @@ class FrameMetadata(Sequence[dict[str, Any]]):
                 if end - start > _MOST_LINE_NBYTES:
                     raise ValueError(f"a line has {end - start} bytes")
                 with open_regular(self._path) as file:
+                    self._need_same()
                     data = os.pread(file.fileno(), end - start, start)
                 lines = [json.loads(line) for line in data.decode().split("\n")[:-1]]
                 if len(lines) != last - number:

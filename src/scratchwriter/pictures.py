@@ -111,10 +111,10 @@ def data_uri(picture: Image.Image) -> str:
 
 def _rows(view: StreamView) -> Iterator[tuple[int, str, list[Frame]]]:
     """Yield which channel, what is called how, and frames of it over all other axes."""
-    coords, dims = view.coords, view.dims[:-2]
+    shape, dims = dict(zip(view.dims, view.shape, strict=True)), view.dims[:-2]
+    coords = view.coords  # after the shape: it may have grown, and then has more
     apart = [dim for dim in dims if dim.lower() in _CHANNELS or dim == view.position_dim]
     others = [dim for dim in dims if dim not in apart]
-    shape = dict(zip(view.dims, view.shape, strict=True))
     num_others = int(np.prod([shape[dim] for dim in others], dtype=int))
     chosen = np.unique(np.linspace(0, num_others - 1, _COLUMNS).round().astype(int))
     for place in product(*(range(shape[dim]) for dim in apart)):

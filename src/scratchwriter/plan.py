@@ -12,6 +12,7 @@ import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -235,6 +236,39 @@ class FramePlan:
                 here = slot[self.position_axis] == position
                 frames, slot = frames[here], [index[here] for index in slot]
             yield frames, tuple(slot[axis] for axis in self.file_axes)
+
+
+class Skips(Sequence[range]):
+    """Ranges of frames that were skipped, in order, in 16 bytes each.
+
+    Parameters
+    ----------
+    pairs : numpy.ndarray of int64, shape (n, 2)
+        The first frame of each, and the one behind its last.
+    """
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: npt.ArrayLike = ()) -> None:
+        self._pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @overload
+    def __getitem__(self, i: int) -> range: ...
+    @overload
+    def __getitem__(self, i: slice) -> Skips: ...
+    def __getitem__(self, i: int | slice) -> range | Skips:
+        if isinstance(i, slice):
+            return Skips(self._pairs[i])
+        start, stop = self._pairs[i].tolist()
+        return range(start, stop)
+
+    def num_between(self, first: int, stop: int) -> int:
+        """Return how many frames from `first` to before `stop` were skipped."""
+        starts, stops = np.clip(self._pairs, first, stop).T
+        return int((stops - starts).sum())
 
 
 def skip_of(frame: int, skips: Sequence[range]) -> range | None:

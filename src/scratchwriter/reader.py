@@ -91,7 +91,9 @@ class ScratchDataset:
                 path, self._manifest, self._settings
             )
             self._is_guessed = self._their_shapes != self._manifest.position_shapes
-        self._frame_metadata = FrameMetadata(path / FRAME_METADATA, self._is_counted)
+        self._frame_metadata = FrameMetadata(
+            path / FRAME_METADATA, self._is_counted, self._need_same
+        )
         self._coords = CoordSystem(self._settings, self._plan)
         self._frames = self._watch()
         self._events = Events(self._coords, self._frames)
@@ -196,7 +198,11 @@ class ScratchDataset:
     @property
     def skipped(self) -> list[range]:
         """Which frames, numbered in acquisition order, were skipped."""
-        return read_skips(self._path, self.frames_written) if self._progress else []
+        if self._progress is None:
+            return []
+        skips = read_skips(self._path, self.frames_written)
+        self._need_same()
+        return skips
 
     @property
     def arrays(self) -> tuple[ArrayView, ...]:
@@ -306,7 +312,9 @@ class ScratchDataset:
     @property
     def append_times(self) -> AppendTimes | None:
         """How long appends took, so far; None if the writer did not tell."""
-        return read_append_times(self._path)
+        times = read_append_times(self._path)
+        self._need_same()
+        return times
 
     @property
     def frame_metadata(self) -> FrameMetadata:
@@ -318,7 +326,8 @@ class ScratchDataset:
         """Metadata of the acquisition by namespace."""
         manifest = self._manifest
         if self._progress is not None and not self._closed:
-            manifest, _ = read_manifest(self._path)  # it may have been replaced
+            manifest, _ = read_manifest(self._path)  # it may have been renewed
+            self._need_same()
         return manifest.global_metadata
 
     # ------------------------------------------------------------- while it is recorded
@@ -368,26 +377,32 @@ class ScratchDataset:
         Yields
         ------
         numpy.ndarray of shape (y, x)
-            A read-only view of the stored frame.
+            A read-only view of the stored frame; with `keep_last` a copy, and who is slower
+            than the camera is given the newer ones only.
         """
-        seen, view, ring_frames = start, self.view(), self._plan.ring_frames
+        seen, view = start, self.view()
+        keep_frames = (self._plan.keep_steps or 0) * self._plan.step_frames
         while True:
             is_over = self._frames.is_over()
             stop = self._frames.wait(seen, 0 if is_over else _CHECK_S, _POLL_S)
             if stop > seen:
                 skips = self._frames.skips(seen, stop)
-                if ring_frames:
-                    seen = max(seen, stop - ring_frames)  # what is before is not there
+                if keep_frames:
+                    seen = max(seen, stop - keep_frames)
                 for number in _appended(seen, stop, skips, latest):
                     with suppress(IndexError):  # a ring has dropped it meanwhile
-                        yield view.frame(number)
+                        frame = view.frame(number)
+                        if keep_frames:
+                            frame = frame.copy()
+                            view.frame(number)  # it was there until it was copied
+                        yield frame
                 seen = stop
             elif is_over:
                 return
 
     def on(self, event: EventName, callback: Callback) -> Listener:
         """Have a callback told of new frames; see `ScratchStream.on`."""
-        return self._events.on(event, callback)
+        return self._events.on(event, callback, self)
 
     # -------------------------------------------------------------------- the way out
 
@@ -541,7 +556,9 @@ class ScratchDataset:
     @property
     def told_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each position's file as the manifest has it."""
-        return read_manifest(self._path)[0].position_shapes
+        manifest, _ = read_manifest(self._path)
+        self._need_same()
+        return manifest.position_shapes
 
     @property
     def file_shapes(self) -> list[tuple[int, ...]]:
@@ -615,11 +632,8 @@ class ScratchDataset:
 
     def _need_same(self) -> None:
         """Check that the files in the folder are still those of this dataset."""
-        if self._progress is not None and not self._progress.is_in(self._path):
-            raise DatasetError(
-                f"{self._path}: the dataset was removed or replaced by another since it "
-                "was opened. Open it again."
-            )
+        if self._progress is not None:
+            self._progress.need_in(self._path)
 
     def _need_still(self) -> None:
         """Check that no frames are overwritten while somebody works on them."""

@@ -21,7 +21,7 @@ from scratchwriter._watch import wait_for_writer
 from scratchwriter.coords import CoordSystem
 from scratchwriter.events import Callback, EventName, Events, Listener
 from scratchwriter.neighbours import greet
-from scratchwriter.plan import make_plan
+from scratchwriter.plan import Skips, make_plan
 from scratchwriter.records import arrange
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import StreamStats, make_stats
@@ -523,8 +523,8 @@ class _StreamFrames:
     def give_up(self) -> None:
         self._given_up[0] = 1
 
-    def skips(self, first: int, stop: int) -> list[range]:
-        return [range(*pair) for pair in self._writer.skipped(first).tolist()]
+    def skips(self, first: int, stop: int) -> Skips:
+        return Skips(self._writer.skipped(first))
 
 
 def _array(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
 from typing import Any, Protocol
 
@@ -206,6 +206,10 @@ class StreamView:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Any]:
+        # By its own length: indices go on behind it, unless they are strict.
+        return (self[i] for i in range(len(self)))
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{d}={n}" for d, n in zip(self.dims, self.shape, strict=True))
         return f"<StreamView {sizes}, dtype={self.dtype}>"
@@ -341,6 +345,12 @@ class StreamView:
             if step < len(array):
                 return array[(step, *index[1:])]
             return _zeros(_chosen_shape(index, lengths), self.dtype)
+        wanted = range(lengths[0])[index[0]]
+        if not wanted:
+            return array[(slice(0, 0), *index[1:])]
+        if max(wanted[0], wanted[-1]) < len(array):
+            stop = wanted.stop if wanted.stop >= 0 else None
+            return array[(slice(wanted.start, stop, wanted.step), *index[1:])]
         steps = np.arange(lengths[0])[index[0]]
         chosen = array[(slice(None), *index[1:])]
         has_come = steps < len(chosen)
