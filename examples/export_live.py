@@ -2,7 +2,7 @@
 
 python examples/export_live.py FOLDER OUT.ome.zarr
 
-Needs `pip install "scratchwriter[export]"`.
+Needs `pip install ".[export]"`.
 """
 
 import multiprocessing

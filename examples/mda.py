@@ -2,7 +2,7 @@
 
 python examples/mda.py FOLDER
 
-Needs `pip install "scratchwriter[pymmcore]" mm-test-adapters` (the demo camera).
+Needs `pip install ".[pymmcore]" mm-test-adapters` (the demo camera).
 """
 
 import sys

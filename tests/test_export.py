@@ -180,6 +180,7 @@ def test_times_and_numbers_of_frames_are_carried_over(tmp_path):
     assert group["ome_writers"]["frame_metadata"][21] == {
         "timestamp_ns": 21_000,
         "frame_id": 42,
+        "delta_t": 21e-6,
         "storage_index": [21],
     }
 
@@ -532,8 +533,8 @@ def test_two_processes_do_not_make_the_same_export(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("out", {}, r"\.ome\.zarr or \.ome\.tiff"),
-        ("out.h5", {}, r"\.ome\.zarr or \.ome\.tiff"),
+        ("out", {}, r"\.ome\.zarr, \.ome\.tiff or \.npy"),
+        ("out.h5", {}, r"\.ome\.zarr, \.ome\.tiff or \.npy"),
         ("out", {"format": "scratch"}, "copy its folder"),
         ("out.ome.zarr", {"position": 1}, "position is for .npy files"),
         ("out.npy", {"format": "ome-zarr"}, "neither format nor client"),
@@ -583,6 +584,9 @@ def test_a_position_is_saved_as_npy(tmp_path):
     dataset = record(tmp_path / "data", sizes, 30, storage_order=["c", "t", "p", "y", "x"])
     with pytest.raises(ValueError, match="position=0 to 1"):
         dataset.export(tmp_path / "out.npy")
+    for wrong in (2, -1):
+        with pytest.raises(ValueError, match="there are 2 of them"):
+            dataset.export(tmp_path / "out.npy", position=wrong)
     told = []
     dataset.export(tmp_path / "out.npy", position=1, progress=lambda *n: told.append(n))
     np.testing.assert_array_equal(

@@ -251,3 +251,17 @@ def test_the_face_gives_the_name_that_it_declares(name):
 def test_the_face_has_no_other_names():
     with pytest.raises(AttributeError, match=r"no attribute 'Storage'"):
         _ = scratchwriter.Storage
+
+
+def test_the_recipes_have_the_examples():
+    """What the page includes is a line that a formatter must leave alone."""
+    page = ROOT.parent.parent / "docs" / "recipes.md"
+    if not page.exists():
+        pytest.skip("not in a clone")
+    included = re.findall(r'^--8<-- "(examples/[^"]+)"$', page.read_text(), re.MULTILINE)
+    there = {
+        str(path.relative_to(page.parent.parent))
+        for path in (page.parent.parent / "examples").rglob("*.*")
+        if path.suffix in (".py", ".c")
+    }
+    assert set(included) == there

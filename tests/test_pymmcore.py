@@ -177,6 +177,8 @@ def test_an_error_is_kept_and_told_and_the_run_goes_on(core, tmp_path, caplog):
     assert len(run(core, SEQUENCES["times"], handler)) == 3
     assert isinstance(handler.error, FileExistsError)
     assert "No more frames of this sequence are stored" in caplog.text
+    with pytest.raises(RuntimeError, match=r"There is no stream.*exists"):
+        handler.view()
     handler = MDAHandler(tmp_path / "run", overwrite=True)
     run(core, SEQUENCES["times"], handler)
     assert handler.error is None

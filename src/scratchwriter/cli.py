@@ -162,8 +162,9 @@ def _parser() -> argparse.ArgumentParser:
         has_json=True,
         help="write an OME-Zarr, an OME-TIFF or a .npy of a dataset",
         description="Write an OME-Zarr or an OME-TIFF (by ome-writers), or one position as "
-        "a .npy file. A dataset that is being recorded is followed to its end. If it is "
-        "interrupted, the same command goes on where it was (OME-Zarr).",
+        "a .npy file. A dataset that is being recorded is followed to its end (a .npy has "
+        "what is there now). If it is interrupted, the same command goes on where it was "
+        "(OME-Zarr).",
         example="run1.ome.zarr",
     )
     export.add_argument(
@@ -365,7 +366,7 @@ def _facts(dataset: ScratchDataset) -> dict[str, Any]:
         "dims": [dim.name for dim in settings.array_storage_dimensions],
         "positions": [position.name for position in settings.positions],
         "shapes": [list(array.shape) for array in dataset.arrays],
-        "frames_written": dataset.frames_written,
+        "frames_written": dataset.frames_written if dataset.counts_frames else None,
         "frames_planned": settings.num_frames,
         "frames_synced": dataset.frames_synced,
         "skipped": [[skip.start, skip.stop] for skip in dataset.skipped],
@@ -420,22 +421,29 @@ def _export(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    with (
-        open_scratch(args.path) as dataset,
-        Progress(console=Console(stderr=True), disable=args.json) as bar,
-    ):
-        task = bar.add_task(args.out.name, total=None)
+    bar = Progress(console=Console(stderr=True), disable=args.json)
+    task = bar.add_task(args.out.name, total=None)
+
+    def show(done: int, total: int | None) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    with open_scratch(args.path) as dataset:
         try:
             made = dataset.export(
-                args.out,
-                position=args.position,
-                overwrite=args.overwrite,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                args.out, position=args.position, overwrite=args.overwrite, progress=show
             )
+        except (ValueError, FileExistsError) as error:
+            text = str(error).replace("overwrite=True", "--overwrite")
+            raise type(error)(text.replace("position=", "--position ")) from None
         except KeyboardInterrupt:
+            is_kept = args.out.suffix.lower() == ".zarr"
+            how = "goes on where it was" if is_kept else "begins anew"
             bar.stop()
-            _print("The same command goes on where it was.", sys.stderr)
+            _print(f"The same command {how}.", sys.stderr)
             raise
+        finally:
+            bar.stop()
     if args.json:
         _print_json({"exported": str(made)})
         return
@@ -444,6 +452,8 @@ def _export(args: argparse.Namespace) -> None:
 
 def _frames(dataset: ScratchDataset) -> str:
     expected = dataset.settings.num_frames
+    if not dataset.counts_frames:
+        return "not known" + (f", of {expected}" if expected else "")
     return f"{dataset.frames_written}" + (f" of {expected}" if expected else "")
 
 
@@ -470,7 +480,8 @@ def _verify(args: argparse.Namespace) -> int:
         faults, missing = find_faults(dataset), list(_missing(dataset))
         if args.json:
             told = {"path": str(dataset.path), "state": dataset.state}
-            frames = {"frames_written": dataset.frames_written}
+            came = dataset.frames_written if dataset.counts_frames else None
+            frames = {"frames_written": came}
             _print_json(told | frames | {"missing": missing, "faults": faults})
             return 1 if faults else 0
         _print(f"{dataset.path}: {_STATES[dataset.state]}, {_frames(dataset)} frames")

@@ -269,7 +269,7 @@ class _Run:
 
     def check(self) -> None:
         if self._cancel is not None and self._cancel.is_set():
-            raise ExportCancelledError("cancelled: the same export goes on where it was.")
+            raise ExportCancelledError("cancelled: it goes on, or begins anew")
 
 
 def _their_format(out: Path, asked: Any) -> Any:
@@ -277,7 +277,7 @@ def _their_format(out: Path, asked: Any) -> Any:
     asked = _FORMATS.get(out.suffix.lower()) if asked is None else asked
     if asked is None:
         raise ValueError(
-            f"{out.name}: in what format? Let it end in .ome.zarr or .ome.tiff"
+            f"{out.name}: in what format? Let it end in .ome.zarr, .ome.tiff or .npy"
         )
     made = ome_writers.AcquisitionSettings(root_path=str(out), format=asked).format
     if made.name == "scratch":
@@ -395,6 +395,8 @@ def _copy(
     lines = _lines(dataset, start)
     line = next(lines, None)
     records = dataset.frame_records(start, stop)
+    first = dataset.first_frame
+    began_ns = dataset.frame_records(first, first + 1).get(first, {}).get("timestamp_ns")
     number = start
     while number < stop:
         if (skip := skip_of(number, skips)) is not None:
@@ -407,6 +409,9 @@ def _copy(
                 metadata = line[1]
                 line = next(lines, None)
             metadata |= records.get(number, {})
+            if began_ns is not None and "timestamp_ns" in metadata:
+                since_ns = metadata["timestamp_ns"] - began_ns
+                metadata.setdefault("delta_t", since_ns / 1e9)
             stream.append(view.frame(number), frame_metadata=metadata or None)
             number += 1
         yield number

@@ -33,6 +33,10 @@ def save_npy(
             f"A .npy file holds one of the {len(arrays)} positions: say which, "
             f"position=0 to {len(arrays) - 1}."
         )
+    if position is not None and position not in range(len(arrays)):
+        raise ValueError(
+            f"position={position}: there are {len(arrays)} of them, from position=0."
+        )
     array = np.asarray(arrays[position or 0])
     header = {
         "descr": np.lib.format.dtype_to_descr(array.dtype),

@@ -83,8 +83,13 @@ class MDAHandler:
         RuntimeError
             If no sequence has been started.
         """
+        if self.stream is None and self.error is not None:
+            raise RuntimeError(f"There is no stream: {self.error}") from self.error
         if self.stream is None:
-            raise RuntimeError("no sequence has been started: run_mda(..., output=handler)")
+            raise RuntimeError(
+                "No sequence has begun yet: run_mda(..., output=handler), which returns "
+                "before it does."
+            )
         return self.stream.view()
 
     # ------------------------------------------------------ what pymmcore-plus calls

@@ -216,7 +216,8 @@ def _is_visited(seq: useq.MDASequence, axis: str) -> bool:
 def _count(seq: useq.MDASequence, axis: str) -> int | None:
     """Return how long an axis of times, channels or z is; 0: it is not visited."""
     if axis == "t" and seq.time_plan:
-        return None if _is_endless(seq.time_plan) else seq.time_plan.num_timepoints()
+        # Counted: of phases, num_timepoints() tells one too few or too many.
+        return None if _is_endless(seq.time_plan) else sum(1 for _ in seq.time_plan)
     if axis == "c":
         return len(seq.channels)
     if axis == "z" and seq.z_plan:
