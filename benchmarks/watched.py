@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import subprocess
 import sys
 import tempfile
@@ -101,7 +102,8 @@ def viewer(stream: ScratchStream, folder: Path) -> Iterator[list[Path]]:
     def show() -> None:
         view = stream.view()
         while not is_over.wait(REDRAW_S):
-            np.array(view[-1])  # what a viewer would upload
+            if len(view):
+                np.array(view[-1])  # what a viewer would upload
 
     thread = threading.Thread(target=show)
     thread.start()
@@ -174,6 +176,7 @@ def appends(folder: Path, size: int, options: argparse.Namespace) -> list[str]:
     seen: list[npt.NDArray[np.int64]] = []
     for _ in range(options.repetitions):
         for name, watch in WATCHERS.items():
+            os.sync()  # the files of those before are none of its business
             wait_until_quiet(options.patience)
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 stream = open_stream(size, Path(made) / "data")
