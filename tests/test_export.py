@@ -382,6 +382,30 @@ def test_joining_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     assert tree(out) == tree(whole)
 
 
+def test_an_export_that_was_killed_after_it_appeared_can_be_made_anew(
+    tmp_path, monkeypatch
+):
+    dataset, out = (
+        record(tmp_path / "data", {"t": 30, **FRAME}, 30),
+        tmp_path / "o.ome.zarr",
+    )
+    remove = exporting.shutil.rmtree
+
+    def fail(path, **options):
+        if path.name == ".o.ome.zarr.partial":
+            raise OSError("killed")
+        remove(path, **options)
+
+    monkeypatch.setattr(exporting.shutil, "rmtree", fail)
+    with pytest.raises(OSError, match="killed"):
+        dataset.export(out)
+    before = tree(out)
+    monkeypatch.setattr(exporting.shutil, "rmtree", remove)
+    dataset.export(out, overwrite=True)
+    assert tree(out) == before
+    assert nothing_unfinished(tmp_path)
+
+
 def test_an_unfinished_export_of_another_recording_is_begun_anew(tmp_path):
     cancel = threading.Event()
     cancel.set()

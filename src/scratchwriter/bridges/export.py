@@ -29,7 +29,7 @@ from ome_writers._stream import AVAILABLE_BACKENDS
 from scratchwriter._region.system import lock_folder, unlock
 from scratchwriter.errors import DatasetError, ExportCancelledError
 from scratchwriter.metadata import where
-from scratchwriter.plan import skip_of
+from scratchwriter.plan import make_plan, skip_of
 from scratchwriter.reader import ScratchDataset, need_recording, open_scratch
 
 if TYPE_CHECKING:
@@ -163,11 +163,6 @@ class Job:
         return cls(*identity, name, settings, dataset.first_frame)
 
     @property
-    def counts(self) -> list[int | None]:
-        """Length of each dimension but a frame's."""
-        return [dim["count"] for dim in self.settings["dimensions"][:-2]]
-
-    @property
     def chunks(self) -> list[int]:
         """How many elements of each of them are written together."""
         return [
@@ -208,19 +203,6 @@ class Job:
             for future in getattr(stream._backend, "_futures", ()):
                 future.result()
 
-    def go_to(self, stream: ome_writers.OMEStream, frame: int) -> None:
-        """Have a stream go on with a frame, whatever came before.
-
-        `skip` takes time and memory for each frame.
-        """
-        indices: list[int] = []
-        number = frame - self.first
-        for count in reversed(self.counts):
-            number, index = divmod(number, count) if count is not None else (0, number)
-            indices.insert(0, index)
-        router: Any = stream._iterator
-        router._dim_indices[:] = indices
-
 
 class _Run:
     """One try of a job."""
@@ -235,27 +217,22 @@ class _Run:
     ) -> None:
         self.dataset, self.job, self.folder = dataset, job, folder
         self._progress, self._cancel = progress, cancel
-        self._planned = dataset.settings.num_frames
+        self.plan = make_plan(dataset.settings)
         self.look()
 
     def look(self) -> None:
         """Find out how many frames there are, and whether that is all."""
         self.is_over = self.dataset.state != "recording"  # first: more may come after
         self.stop = self.dataset.frames_written
-        self._total = self.stop - self.job.first if self.is_over else self._planned
+        total = self.stop - self.job.first
+        self._total = total if self.is_over else self.plan.num_frames
 
     @property
     def steps(self) -> int | None:
         """How many steps an unbounded dimension has, if that is known."""
         if not self.is_over:
             return None
-        step_frames = math.prod(count or 1 for count in self.job.counts)
-        return max(-(-(self.stop - self.job.first) // step_frames), 1)
-
-    @property
-    def num_planned(self) -> int:
-        """How many frames there will be, as far as that is known."""
-        return self.stop if self._planned is None else self._planned
+        return max(-(-(self.stop - self.job.first) // self.plan.step_frames), 1)
 
     def wait(self) -> None:
         """Sleep until more frames have come, but not for long."""
@@ -328,7 +305,9 @@ def _try_out(job: Job, folder: Path) -> None:
 def _keep_what_is_of(job: Job, folder: Path) -> None:
     """Keep what was done of the same job; remove what is of another."""
     told, path = json.dumps(asdict(job), sort_keys=True), folder / "export.json"
-    if path.is_file() and path.read_text() == told:
+    whole = folder / "whole"
+    has_appeared = whole.is_dir() and not any(whole.iterdir())  # killed just after
+    if path.is_file() and path.read_text() == told and not has_appeared:
         return
     for old in folder.iterdir():
         _remove(old)
@@ -448,8 +427,7 @@ def _write_whole(run: _Run) -> Path:
                     break
                 run.wait()
                 run.look()
-            step_frames = math.prod(count or 1 for count in run.job.counts)
-            rest = (run.steps or 1) * step_frames - (start - run.job.first)
+            rest = (run.steps or 1) * run.plan.step_frames - (start - run.job.first)
             if rest:
                 stream.skip(frames=rest)
     except BaseException:
@@ -514,7 +492,7 @@ def _missing_parts(run: _Run, parts: Path) -> Iterator[tuple[int, int]]:
             start = done[start]
             run.tell(start)
             continue
-        stop = _part_stop(run.job, start, run.num_planned)
+        stop = _part_stop(run, start)
         if run.is_over:
             stop = min(stop, run.stop)
         if start < stop <= run.stop:
@@ -526,12 +504,11 @@ def _missing_parts(run: _Run, parts: Path) -> Iterator[tuple[int, int]]:
             run.wait()
 
 
-def _part_stop(job: Job, start: int, total: int) -> int:
+def _part_stop(run: _Run, start: int) -> int:
     """Return where a part ends that begins at a frame: no chunk reaches across."""
-    height, width = (dim["count"] for dim in job.settings["dimensions"][-2:])
-    frame_nbytes = height * width * np.dtype(job.settings["dtype"]).itemsize
-    wanted = max(-(-_PART_NBYTES // frame_nbytes), -(-(total - job.first) // _MOST_PARTS))
-    counts, chunks = job.counts, job.chunks
+    job, counts, chunks = run.job, run.plan.counts, run.job.chunks
+    total = (run.plan.num_frames or run.stop) - job.first
+    wanted = max(-(-_PART_NBYTES // run.plan.frame_nbytes), -(-total // _MOST_PARTS))
     # The outermost dimension whose elements share chunks.
     axis = next((i for i, chunk in enumerate(chunks) if chunk > 1), len(chunks) - 1)
     if axis < 0:
@@ -569,7 +546,9 @@ def write_part(
     made = parts / f"{part.name}-{uuid.uuid4().hex}.tmp"
     made.mkdir()
     with job.stream(made, None) as stream:
-        job.go_to(stream, start)
+        # `skip` takes time and memory for each frame.
+        router: Any = stream._iterator
+        router._dim_indices[:] = make_plan(dataset.settings).indices(start - job.first)
         yield from _copy(dataset, stream, start, stop)
     if part.exists():
         shutil.rmtree(made)  # somebody else was faster
