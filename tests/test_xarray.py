@@ -1,6 +1,7 @@
 """Datasets as dask and xarray have them; exports by a cluster."""
 
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -84,23 +85,28 @@ def test_what_comes_later_is_not_in_an_array_that_was_taken_before(make_settings
             assert dataset.to_dask().compute()[:, 0, 0].tolist() == [1, 2]
 
 
+@contextmanager
+def local_cluster(**options):
+    distributed = pytest.importorskip("distributed")
+    options |= {"threads_per_worker": 1, "dashboard_address": None}
+    with (
+        warnings.catch_warnings(),
+        distributed.LocalCluster(**options) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        warnings.simplefilter("ignore")
+        yield client
+
+
 def test_a_cluster_computes_and_exports_what_one_process_does(tmp_path):
     pytest.importorskip("zarr")
-    distributed = pytest.importorskip("distributed")
     from test_export import CASES, record, tree
 
     sizes, frames, skipped, layout = CASES["positions"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     told = []
-    with (
-        warnings.catch_warnings(),
-        distributed.LocalCluster(
-            n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        warnings.simplefilter("ignore")
+    with local_cluster(n_workers=3, processes=True) as client:
         made = dataset.export(
             tmp_path / "out.ome.zarr", client=client, progress=lambda *n: told.append(n)
         )
@@ -114,7 +120,6 @@ def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
     tmp_path, monkeypatch
 ):
     pytest.importorskip("zarr")
-    distributed = pytest.importorskip("distributed")
     from scratchwriter.bridges import export as exporting
     from test_export import CASES, record, tree
 
@@ -123,14 +128,7 @@ def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     out = tmp_path / "out.ome.zarr"
-    with (
-        warnings.catch_warnings(),
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        warnings.simplefilter("ignore")
+    with local_cluster(n_workers=2, processes=False) as client:
         write = exporting.write_part
 
         def fail(dataset, job, parts, start, stop):
