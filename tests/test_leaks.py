@@ -91,4 +91,4 @@ def test_a_stream_gives_back_what_it_took(make_settings, tmp_path, place):
     assert nbytes < LIVES * 64 + kept * 128
     assert mappings < LIVES // 4
     assert descriptors == kept
-    assert threads == 0
+    assert threads <= 0  # other tests' may end meanwhile
