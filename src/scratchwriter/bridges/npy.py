@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scratchwriter._region.system import lock_file
 from scratchwriter.errors import ExportCancelledError
 from scratchwriter.reader import ScratchDataset
 
@@ -25,7 +25,7 @@ def save_npy(
     cancel: Any = None,
 ) -> Path:
     """Save the array of a position as it is now; see `ScratchDataset.export`."""
-    if os.path.lexists(out) and not overwrite:
+    if os.path.lexists(out) and (out.is_dir() or not overwrite):
         raise FileExistsError(f"{out} exists: choose another name, or overwrite=True.")
     arrays = dataset.arrays
     if position is None and len(arrays) > 1:
@@ -44,9 +44,12 @@ def save_npy(
         "shape": array.shape,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    with unfinished.open("xb") as file:
+    unfinished = out.with_name(f".{out.name}.partial")
+    with unfinished.open("ab") as file:
+        if lock_file(file.fileno()) is False:
+            raise BlockingIOError(f"{unfinished}: another process writes it now.")
         try:
+            file.truncate(0)  # what a killed process has left
             np.lib.format.write_array_header_1_0(file, header)
             total = math.prod(array.shape[:-2])
             for done, index in enumerate(np.ndindex(array.shape[:-2]), 1):
@@ -55,6 +58,8 @@ def save_npy(
                     progress(done, total)
                 if cancel is not None and cancel.is_set():
                     raise ExportCancelledError(f"{out.name}: cancelled, not written")
+            if os.path.lexists(out) and not overwrite:
+                raise FileExistsError(f"{out} has come to exist meanwhile.")
             file.close()
             unfinished.replace(out)
         except BaseException:
