@@ -164,6 +164,19 @@ def test_a_sequence_that_no_array_has_room_for_is_stored_frame_by_frame(core, ca
     assert len(frames) == 5
 
 
+def test_several_cameras_in_a_sequence_with_no_dimension_left_are_stored_frame_by_frame():
+    stack = {"time_plan": TIMES, "channels": ["DAPI", "FITC"], "z_plan": STACK}
+    handler, seq = MDAHandler(), useq.MDASequence(**stack)
+    info = {"height": 4, "width": 4, "dtype": "uint16", "num_camera_adapter_channels": 2}
+    meta = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
+    handler.sequenceStarted(seq, {"image_infos": [info]})
+    for i, event in enumerate(seq):
+        handler.frameReady(np.full((4, 4), i, "uint16"), event, meta)
+    handler.sequenceFinished(seq)
+    assert handler.error is None
+    assert np.asarray(handler.view())[:, 0, 0].tolist() == list(range(3 * 2 * 3))
+
+
 def test_events_without_a_sequence_are_stored_frame_by_frame(core):
     handler, frames = MDAHandler(), []
     core.mda.events.frameReady.connect(lambda image, *_: frames.append(image.copy()))

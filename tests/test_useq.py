@@ -252,6 +252,23 @@ def test_a_grid_that_is_not_in_the_order_is_not_visited():
     assert len(dim.coords) == len(list(seq)) == 2
 
 
+def test_what_is_no_sequence_is_refused():
+    with pytest.raises(ValueError, match="must be a useq"):
+        useq_to_acquisition_settings({}, 64, 64)
+
+
+def test_what_a_sequence_says_in_vain_is_told():
+    positions = [useq.Position(x=1, y=2, plate_row=3)]
+    seq = useq.MDASequence(stage_positions=positions)
+    with pytest.warns(UserWarning, match="one of plate_row=3 and plate_col=None only"):
+        asked = useq_to_acquisition_settings(seq, 64, 64)
+    assert asked["plate"] is None
+    seq = useq.MDASequence(time_plan={"interval": 0, "loops": 3})
+    with pytest.warns(UserWarning, match="pixel_size_um=-1 is no size"):
+        asked = useq_to_acquisition_settings(seq, 64, 64, pixel_size_um=-1)
+    assert asked["dimensions"][-1].scale is None
+
+
 def test_dims_from_useq_is_deprecated_and_works():
     seq = useq.MDASequence(time_plan=TIMES)
     with pytest.warns(DeprecationWarning, match="useq_to_acquisition_settings"):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scratchwriter.bridges.useq import EventNumbers, useq_to_acquisition_settings
-from scratchwriter.dimensions import Dimension
+from scratchwriter.dimensions import Dimension, check_dimensions
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stream import ScratchStream, create_stream
 from scratchwriter.views import StreamView
@@ -133,20 +133,21 @@ class MDAHandler:
         info = meta["image_infos"][0]
         height, width = info["height"], info["width"]
         pixel_size_um = info.get("pixel_size_um")
+        self._cameras = info.get("num_camera_adapter_channels", 1)
         try:
             asked = useq_to_acquisition_settings(
                 seq, width, height, pixel_size_um=pixel_size_um
             )
             dims, plate = asked["dimensions"], asked["plate"]
-            self._number = EventNumbers(seq)
-        except (NotImplementedError, AttributeError, ValueError) as error:
+            if self._cameras > 1:
+                dims.insert(-2, Dimension(name="cam", count=self._cameras, type="other"))
+            check_dimensions(tuple(dims))
+            self._number = EventNumbers(seq) if len(dims) > 2 else None
+        except (NotImplementedError, ValueError) as error:
             _log.warning("Frames are stored one after the other: %s", error)
-            dims, plate, self._number = _one_after_the_other(width, height), None, None
-        if len(dims) == 2 or (dims[0].count is not None and not _is_finite(dims)):
-            dims, self._number = _one_after_the_other(width, height), None
-        self._cameras = info.get("num_camera_adapter_channels", 1)
-        if self._cameras > 1:
-            dims.insert(-2, Dimension(name="cam", count=self._cameras, type="other"))
+            dims, plate, self._number = [], None, None
+        if self._number is None:
+            dims = _one_after_the_other(width, height)
         stream = create_stream(
             AcquisitionSettings.model_validate(
                 dict(self._settings)
@@ -176,10 +177,6 @@ def _one_after_the_other(width: int, height: int) -> list[Dimension]:
         Dimension(name="y", count=height, type="space"),
         Dimension(name="x", count=width, type="space"),
     ]
-
-
-def _is_finite(dims: list[Dimension]) -> bool:
-    return all(dim.count is not None for dim in dims)
 
 
 def _frame_metadata(event: useq.MDAEvent, meta: Mapping[str, Any]) -> dict[str, Any]:

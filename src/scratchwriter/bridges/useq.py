@@ -60,13 +60,22 @@ def useq_to_acquisition_settings(
 
     Raises
     ------
+    ValueError
+        If `seq` is none.
     NotImplementedError
         If the frames do not come in the order of an array: channels that leave out times
         or z-stacks, positions with a sequence of their own that is more than a grid, grids
         apart from the positions in `axis_order`, or grids that differ between positions
         while other axes are visited within them.
     """
+    _need_sequence(seq)
     _need_regular(seq)
+    if pixel_size_um is not None and pixel_size_um < 0:
+        warnings.warn(
+            f"pixel_size_um={pixel_size_um} is no size of a pixel and left out.",
+            stacklevel=2,
+        )
+        pixel_size_um = None
     dims: list[Dimension] = []
     positions = [position for _, _, position in _positions(seq)]
     for axis in map(str, seq.axis_order):
@@ -156,6 +165,13 @@ class EventNumbers:
 
 
 # ------------------------------------------------------------------- what can be stored
+
+
+def _need_sequence(seq: object) -> None:
+    import useq
+
+    if not isinstance(seq, useq.MDASequence):
+        raise ValueError(f"seq must be a useq.MDASequence, got {type(seq).__name__}.")
 
 
 def _need_regular(seq: useq.MDASequence) -> None:
@@ -304,6 +320,12 @@ def _at(pos: Any, number: str, g: int, point: Any, suffix: str = "") -> Position
     name, well = pos.name or number, {}
     if pos.plate_row is not None and pos.plate_col is not None:
         well = _well(pos.plate_row, pos.plate_col)
+    elif (pos.plate_row, pos.plate_col) != (None, None):
+        warnings.warn(
+            f"Position {name!r} has one of plate_row={pos.plate_row} and "
+            f"plate_col={pos.plate_col} only: it is taken to be on no plate.",
+            stacklevel=2,
+        )
     if point is None:
         grid = {"grid_row": pos.grid_row, "grid_column": pos.grid_col}
         return Position(
