@@ -47,6 +47,26 @@ def dataset(make_settings, tmp_path, frames):
 # ------------------------------------------------------------------ the program
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("first line\n  second line"),
+        json.JSONDecodeError("first line; second line", "{", 1),
+        UnicodeDecodeError("utf-8", b"first line; second line", 0, 1, "bad"),
+    ],
+)
+def test_any_error_of_an_export_is_one_line(dataset, tmp_path, monkeypatch, capsys, error):
+    pytest.importorskip("rich")
+
+    def fail(self, *args, **options):
+        raise error
+
+    monkeypatch.setattr("scratchwriter.reader.ScratchDataset.export", fail)
+    assert main(["export", str(dataset), str(tmp_path / "out.ome.zarr")]) == 1
+    told = one_line(capsys.readouterr().err)
+    assert "?" not in told
+
+
 @pytest.mark.parametrize("command", [["-m", "scratchwriter"], None])
 def test_it_is_a_script_and_a_module(command):
     script = Path(sys.executable).with_name("scratchwriter")

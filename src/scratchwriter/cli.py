@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return args.run(args) or 0
             finally:
                 for warning in caught:
-                    _print(f"scratchwriter: warning: {warning.message}", sys.stderr)
+                    _complain(f"warning: {warning.message}")
     except (OSError, ValueError, MemoryError, ImportError, RuntimeError) as error:
-        _print(f"scratchwriter: {error}", sys.stderr)
+        _complain(str(error))
         return 1
     except KeyboardInterrupt:
         print("scratchwriter: interrupted", file=sys.stderr)
@@ -428,6 +428,10 @@ def _export(args: argparse.Namespace) -> None:
         bar.start()
         bar.update(task, completed=done, total=total)
 
+    def stop() -> None:
+        if bar.live.is_started:  # else it prints an empty line
+            bar.stop()
+
     with open_scratch(args.path) as dataset:
         try:
             made = dataset.export(
@@ -435,15 +439,18 @@ def _export(args: argparse.Namespace) -> None:
             )
         except (ValueError, FileExistsError) as error:
             text = str(error).replace("overwrite=True", "--overwrite")
-            raise type(error)(text.replace("position=", "--position ")) from None
+            is_there = isinstance(error, FileExistsError)
+            kind = FileExistsError if is_there else ValueError
+            raise kind(text.replace("position=", "--position ")) from None
         except KeyboardInterrupt:
-            is_kept = args.out.suffix.lower() == ".zarr"
+            unfinished = args.out.with_name(f".{args.out.name}.partial")
+            is_kept = (unfinished / "parts").is_dir()
             how = "goes on where it was" if is_kept else "begins anew"
-            bar.stop()
+            stop()
             _print(f"The same command {how}.", sys.stderr)
             raise
         finally:
-            bar.stop()
+            stop()
     if args.json:
         _print_json({"exported": str(made)})
         return
@@ -515,6 +522,11 @@ def _clean(args: argparse.Namespace) -> None:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2))
+
+
+def _complain(text: str) -> None:
+    lines = [line.strip() for line in text.splitlines()]
+    _print(f"scratchwriter: {'; '.join(filter(None, lines))}", sys.stderr)
 
 
 def _print(text: str, file: TextIO | None = None) -> None:
