@@ -1,7 +1,9 @@
 """The way out: exports against what ome-writers writes itself, and as others read them."""
 
 import json
+import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from scratchwriter import (
     open_scratch,
 )
 from scratchwriter.bridges import export as exporting
+from scratchwriter.bridges.export import unfinished
 from scratchwriter.cli import main
 
 BACKENDS = ["zarr-python"]
@@ -63,13 +66,26 @@ CASES = {
         },
     ),
     "one frame": (FRAME, 1, (), {}),
+    "unbounded": ({"t": None, "c": 2, **FRAME}, 45, (7,), {}),
+    "unbounded chunks": (
+        {"t": None, "p": ["A", "B"], "c": 2, **FRAME},
+        74,
+        (30,),
+        {"chunk_shapes": CHUNKED},
+    ),
+    "unbounded, less than a chunk": (
+        {"t": None, "c": 2, **FRAME},
+        3,
+        (),
+        {"chunk_shapes": CHUNKED},
+    ),
 }
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """Parts of ten frames, so that there are many."""
-    monkeypatch.setattr(exporting, "_PART_NBYTES", 10 * SIZE * SIZE * 2)
+    monkeypatch.setattr(exporting.parts, "PART_NBYTES", 10 * SIZE * SIZE * 2)
 
 
 def frame(i):
@@ -107,7 +123,10 @@ def tree(path):
 
 
 def directly(path, sizes, frames, skipped, layout, backend):
-    """What ome-writers writes without us."""
+    """What ome-writers writes without us, and to a length that it knows."""
+    if sizes.get("t", 0) is None:
+        others = [n if isinstance(n, int) else len(n) for n in list(sizes.values())[1:-2]]
+        sizes = {**sizes, "t": -(-frames // math.prod(others))}
     settings = ome_writers.AcquisitionSettings(
         root_path=str(path),
         dimensions=ome_writers.dims_from_standard_axes(sizes, **layout),
@@ -183,32 +202,6 @@ def test_times_and_numbers_of_frames_are_carried_over(tmp_path):
         "delta_t": 21e-6,
         "storage_index": [21],
     }
-
-
-def test_a_tiff_has_pixels_and_planes(tmp_path):
-    ome_types = pytest.importorskip("ome_types")
-    dataset = record(tmp_path / "data", {"t": 10, "c": ["a", "b"], **FRAME}, 20)
-    made = dataset.export(tmp_path / "out.ome.tiff")
-    pixels = tifffile.imread(made)
-    np.testing.assert_array_equal(pixels, np.asarray(dataset.arrays[0]))
-    ome = ome_types.from_tiff(made)
-    image = ome.images[0].pixels
-    assert (image.size_t, image.size_c) == (10, 2)
-    assert [c.name for c in image.channels] == ["a", "b"]
-    assert [plane.delta_t for plane in image.planes] == [i / 2 for i in range(20) if i % 3]
-    assert any(note.namespace == "lab" for note in ome.structured_annotations)
-
-
-def test_a_tiff_of_positions_is_a_folder_of_files(tmp_path):
-    dataset = record(tmp_path / "data", {"p": ["A", "B"], "t": 5, **FRAME}, 10)
-    made = dataset.export(tmp_path / "out.ome.tiff")
-    assert made == tmp_path / "out"
-    files = sorted(made.rglob("*.tiff"))
-    for i, file in enumerate(files):
-        np.testing.assert_array_equal(
-            tifffile.imread(file, series=0), np.asarray(dataset.arrays[i])
-        )
-    assert len(files) == 2
 
 
 @pytest.mark.parametrize("end", ["zarr", "tiff"])
@@ -338,7 +331,7 @@ KILLED = """
 import sys
 from scratchwriter import open_scratch
 from scratchwriter.bridges import export
-export._PART_NBYTES = 1280
+export.parts.PART_NBYTES = 1280
 print("go", flush=True)
 open_scratch(sys.argv[1]).export(sys.argv[2], progress=lambda *_: print(".", flush=True))
 """
@@ -364,7 +357,7 @@ def test_joining_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     sizes, frames, skipped, layout = CASES["positions"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
-    move, calls = exporting._move_chunks, []
+    move, calls = exporting.parts._move_chunks, []
 
     def fail(source, goal):
         calls.append(source)
@@ -372,12 +365,12 @@ def test_joining_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
             raise OSError("no more")
         move(source, goal)
 
-    monkeypatch.setattr(exporting, "_move_chunks", fail)
+    monkeypatch.setattr(exporting.parts, "_move_chunks", fail)
     out = tmp_path / "out.ome.zarr"
     with pytest.raises(OSError, match="no more"):
         dataset.export(out)
     assert not out.exists()
-    monkeypatch.setattr(exporting, "_move_chunks", move)
+    monkeypatch.setattr(exporting.parts, "_move_chunks", move)
     dataset.export(out)
     assert tree(out) == tree(whole)
 
@@ -389,21 +382,93 @@ def test_an_export_that_was_killed_after_it_appeared_can_be_made_anew(
         record(tmp_path / "data", {"t": 30, **FRAME}, 30),
         tmp_path / "o.ome.zarr",
     )
-    remove = exporting.shutil.rmtree
 
-    def fail(path, **options):
+    def fail(path):
         if path.name == ".o.ome.zarr.partial":
             raise OSError("killed")
-        remove(path, **options)
+        clear(path)
 
-    monkeypatch.setattr(exporting.shutil, "rmtree", fail)
+    clear = exporting.clear
+    monkeypatch.setattr(exporting, "clear", fail)
     with pytest.raises(OSError, match="killed"):
         dataset.export(out)
     before = tree(out)
-    monkeypatch.setattr(exporting.shutil, "rmtree", remove)
+    monkeypatch.setattr(exporting, "clear", clear)
     dataset.export(out, overwrite=True)
     assert tree(out) == before
     assert nothing_unfinished(tmp_path)
+
+
+def test_parts_of_another_length_are_joined_with_those_that_are_there(
+    tmp_path, monkeypatch
+):
+    sizes, frames, skipped, layout = CASES["chunks"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    out, cancel, told = tmp_path / "out.ome.zarr", threading.Event(), []
+
+    def stop(done, total):
+        told.append(done)
+        if done == 50:
+            cancel.set()
+
+    with pytest.raises(ExportCancelledError):
+        dataset.export(out, progress=stop, cancel=cancel)
+    parts = sorted((tmp_path / ".out.ome.zarr.partial" / "parts").iterdir())
+    assert len(parts) > 3
+    shutil.rmtree(parts[1])  # as if a worker had not come to it
+    monkeypatch.setattr(exporting.parts, "PART_NBYTES", 1 << 20)
+    dataset.export(out)
+    assert tree(out) == tree(whole)
+
+
+@pytest.mark.parametrize("frames_done", [1, 9])
+def test_who_still_writes_for_an_earlier_try_writes_for_nobody(tmp_path, frames_done):
+    sizes, frames, skipped, layout = CASES["plain"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
+    cancel = threading.Event()
+    cancel.set()
+    out, folder = tmp_path / "out.ome.zarr", tmp_path / ".out.ome.zarr.partial"
+    with pytest.raises(ExportCancelledError):
+        dataset.export(out, progress=lambda *_: None, cancel=cancel)
+    job = exporting.Job(**json.loads((folder / "export.json").read_text()))
+    # A worker in the middle of a part, whose scheduler has died.
+    work = exporting.parts._Work(folder, "a")
+    work.begin()
+    old = work.write(dataset, job, 0, 10)
+    for _ in range(frames_done):
+        next(old)
+    steps = []
+
+    def go_on(done, total):
+        if not steps:
+            steps.append(done)
+            with pytest.raises(ExportCancelledError):
+                list(old)
+
+    dataset.export(out, progress=go_on)
+    assert steps
+    assert tree(out) == tree(whole)
+    assert nothing_unfinished(tmp_path)
+
+
+def test_a_lock_is_one_of_the_folder_that_is_there(tmp_path, monkeypatch):
+    folder, lock_file, calls = tmp_path / ".out.partial", unfinished.lock_file, []
+
+    def lock_late(fd):
+        if not calls:  # who had it before is done with it meanwhile
+            shutil.rmtree(folder)
+        calls.append(fd)
+        return lock_file(fd)
+
+    monkeypatch.setattr(unfinished, "lock_file", lock_late)
+    with unfinished.locked(folder):
+        monkeypatch.setattr(unfinished, "lock_file", lock_file)
+        with pytest.raises(BlockingIOError), unfinished.locked(folder):
+            pass
+    assert len(calls) == 2
+    assert not folder.exists()
 
 
 def test_an_unfinished_export_of_another_recording_is_begun_anew(tmp_path):
@@ -429,35 +494,51 @@ with create_stream(
 ) as stream:
     print("go", flush=True)
     for i in range(400):
+        if i == 200:
+            sys.stdin.readline()  # the export has come as far
         stream.append(np.full((8, 8), i + 1, "uint16"), frame_metadata={"n": i})
         time.sleep(0.002)
-    sys.stdin.read() if len(sys.argv) > 2 else None
+    stream.set_global_metadata("lab", {"who": "me"})
 """
+
+
+def start_recording(path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    process.stdout.readline()
+    return process
 
 
 @pytest.mark.parametrize("end", ["zarr", "tiff"])
 def test_a_recording_is_followed_to_its_end(tmp_path, end):
-    out, live = tmp_path / f"out.ome.{end}", []
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "data")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
+    out = tmp_path / f"out.ome.{end}"
+
+    def go_on(done, total):
+        if done == 200:
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+
+    with start_recording(tmp_path / "data") as process:
+        watchdog = threading.Timer(60, process.kill)  # it waits for ever if not followed
+        watchdog.start()
         dataset = open_scratch(tmp_path / "data")
-        made = dataset.export(out, progress=lambda *_: live.append(process.poll() is None))
+        made = dataset.export(out, progress=go_on)
         assert process.wait() == 0
-    assert sum(live) > 100  # most was done while it was recorded
+        watchdog.cancel()
     pixels = zarr.open(made)["0"][:] if end == "zarr" else tifffile.imread(made)
     assert pixels[..., 0, 0].ravel().tolist() == list(range(1, 401))
     if end == "zarr":
         again = dataset.export(tmp_path / "again" / "out.ome.zarr")
         assert tree(made) == tree(again)
+    else:  # also what was said at the end
+        assert 'Namespace="lab"' in tifffile.tiffcomment(made)
 
 
 def test_a_recording_whose_writer_is_killed_is_exported_as_far_as_it_came(tmp_path):
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "data"), "wait"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stdin=subprocess.PIPE
-    ) as process:
-        process.stdout.readline()
+    with start_recording(tmp_path / "data") as process:
         dataset = open_scratch(tmp_path / "data")
         killer = threading.Timer(0.4, process.kill)
         killer.start()
@@ -532,6 +613,45 @@ def test_what_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path):
         assert out.read_text() == "mine"
         dataset.export(out, overwrite=True)
         assert out.is_dir() == name.endswith("zarr")
+    assert nothing_unfinished(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["zarr", "tiff"])
+def test_a_folder_with_more_than_an_export_is_never_replaced(tmp_path, end):
+    dataset = record(tmp_path / "data", {"p": ["A", "B"], "t": 5, **FRAME}, 10)
+    out = tmp_path / f"out.ome.{end}"
+    goal = out if end == "zarr" else tmp_path / "out"
+    goal.mkdir()
+    (goal / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="more than an export"):
+        dataset.export(out, overwrite=True)
+    assert (goal / "thesis.txt").read_text() == "mine"
+    (goal / "thesis.txt").unlink()
+    for _ in range(2):
+        assert dataset.export(out, overwrite=True) == goal
+    assert nothing_unfinished(tmp_path)
+
+
+def test_a_folder_that_only_has_the_name_of_an_unfinished_export_is_left_alone(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 5, **FRAME}, 5)
+    folder = tmp_path / ".out.ome.zarr.partial"
+    folder.mkdir()
+    (folder / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="of no export"):
+        dataset.export(tmp_path / "out.ome.zarr")
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["../victim.ome.zarr", "{there}", "a/../..", "OME", "."])
+def test_no_name_of_a_position_leads_out_of_a_zarr(tmp_path, name):
+    victim = record(tmp_path / "first", {"t": 3, **FRAME}, 3)
+    there = victim.export(tmp_path / "victim.ome.zarr")
+    before = tree(there)
+    sizes = {"p": ["A", name.format(there=there)], "t": 3, **FRAME}
+    dataset = record(tmp_path / "data", sizes, 6)
+    with pytest.raises(ValueError, match="no name for one"):
+        dataset.export(tmp_path / "out.ome.zarr")
+    assert tree(there) == before
     assert nothing_unfinished(tmp_path)
 
 
@@ -621,6 +741,14 @@ def test_a_position_is_saved_as_npy(tmp_path):
     cancel.set()
     with pytest.raises(ExportCancelledError):
         dataset.export(tmp_path / "other.npy", position=1, cancel=cancel)
+    (tmp_path / ".other.npy.partial").write_bytes(bytes(10_000))  # of a killed process
+    dataset.export(tmp_path / "other.npy", position=1)
+    assert (tmp_path / "other.npy").read_bytes() == (tmp_path / "out.npy").read_bytes()
+    (tmp_path / "other.npy").unlink()
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(FileExistsError):
+        dataset.export(tmp_path / "folder.npy", position=1, overwrite=True)
+    (tmp_path / "folder.npy").rmdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.npy"]
 
 
@@ -635,15 +763,14 @@ def test_the_command_exports_and_tells(tmp_path, capsys):
 
 
 def test_an_interrupted_command_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "data"), "wait"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as writer:
-        writer.stdout.readline()
+    with start_recording(tmp_path / "data") as writer:
         out = tmp_path / "out.ome.zarr"
         command = [sys.executable, "-m", "scratchwriter", "export", tmp_path / "data", out]
         with subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         ) as export:
             while not (tmp_path / ".out.ome.zarr.partial" / "parts").exists():
+                assert export.poll() is None, export.communicate()[1]
                 time.sleep(0.05)
             export.send_signal(signal.SIGINT)
             told = export.communicate()[1]

@@ -1,5 +1,6 @@
 """Datasets as dask and xarray have them; exports by a cluster."""
 
+import threading
 import warnings
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from scratchwriter import (
     AcquisitionSettings,
     DatasetError,
     Dimension,
+    ExportCancelledError,
     create_stream,
     dims_from_standard_axes,
     open_scratch,
@@ -48,6 +50,23 @@ def test_a_dask_array_has_a_chunk_per_frame_and_the_views_values(dataset):
     np.testing.assert_array_equal(array.compute(), expected)
     np.testing.assert_array_equal(array[-2, :, ::2, 1].compute(), expected[-2, :, ::2, 1])
     assert array.max().compute() == expected.max()
+
+
+def test_a_list_of_indices_reads_no_more_than_its_frames(dataset, monkeypatch):
+    from scratchwriter.bridges import dask as bridge
+
+    take, nbytes = bridge._Frames.__getitem__, []
+
+    def taken(self, key):
+        chunk = take(self, key)
+        nbytes.append(chunk.nbytes)
+        return chunk
+
+    monkeypatch.setattr(bridge._Frames, "__getitem__", taken)
+    chosen = dataset.to_dask()[..., [0, 2, 4]][[0, 3]].compute()
+    expected = np.asarray(dataset.view())[..., [0, 2, 4]][[0, 3]]
+    np.testing.assert_array_equal(chosen, expected)
+    assert max(nbytes) <= 4 * 5 * 2
 
 
 def test_its_chunks_are_the_stored_memory_read_only(dataset):
@@ -88,7 +107,7 @@ def test_what_comes_later_is_not_in_an_array_that_was_taken_before(make_settings
 @contextmanager
 def local_cluster(**options):
     distributed = pytest.importorskip("distributed")
-    options |= {"threads_per_worker": 1, "dashboard_address": None}
+    options = {"threads_per_worker": 1, "dashboard_address": None} | options
     with (
         warnings.catch_warnings(),
         distributed.LocalCluster(**options) as cluster,
@@ -98,49 +117,100 @@ def local_cluster(**options):
         yield client
 
 
-def test_a_cluster_computes_and_exports_what_one_process_does(tmp_path):
+@pytest.fixture
+def exporting(monkeypatch):
+    """Exports in parts of ten frames."""
     pytest.importorskip("zarr")
+    from scratchwriter.bridges import export
+
+    monkeypatch.setattr(export.parts, "PART_NBYTES", 1280)
+    return export
+
+
+@pytest.mark.parametrize("name", ["plain", "positions", "chunks in positions"])
+def test_a_cluster_computes_and_exports_what_one_process_does(tmp_path, exporting, name):
     from test_export import CASES, record, tree
 
-    sizes, frames, skipped, layout = CASES["positions"]
+    sizes, frames, skipped, layout = CASES[name]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     told = []
-    with local_cluster(n_workers=3, processes=True) as client:
+    options = {"n_workers": 3, "threads_per_worker": 2, "processes": True}
+    with local_cluster(**options) as client:
         made = dataset.export(
             tmp_path / "out.ome.zarr", client=client, progress=lambda *n: told.append(n)
         )
         total = client.compute(dataset.to_dask().sum(), sync=True)
     assert tree(made) == tree(whole)
+    assert len(told) > 3  # a part each
+    assert told == sorted(told)
     assert told[-1] == (frames, frames)
     assert total == np.asarray(dataset.view()).sum()
 
 
+def test_a_cluster_follows_a_recording(tmp_path, exporting):
+    from test_export import start_recording, tree
+
+    told = []
+
+    def go_on(done, total):
+        told.append(done)
+        if done == 200:
+            writer.stdin.write(b"go\n")
+            writer.stdin.flush()
+
+    with (
+        start_recording(tmp_path / "data") as writer,
+        local_cluster(n_workers=2, processes=True) as client,
+    ):
+        watchdog = threading.Timer(120, writer.kill)  # it waits for ever if not followed
+        watchdog.start()
+        dataset = open_scratch(tmp_path / "data")
+        made = dataset.export(tmp_path / "out.ome.zarr", client=client, progress=go_on)
+        watchdog.cancel()
+    assert told[-1] == 400
+    assert tree(made) == tree(dataset.export(tmp_path / "whole" / "out.ome.zarr"))
+
+
+def test_cancelling_does_not_wait_for_workers_that_there_are_not(tmp_path, exporting):
+    from test_export import CASES, nothing_unfinished, record, tree
+
+    sizes, frames, skipped, layout = CASES["plain"]
+    dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
+    cancel, out = threading.Event(), tmp_path / "out.ome.zarr"
+    with local_cluster(n_workers=0, processes=True) as client:
+        timer = threading.Timer(0.5, cancel.set)
+        timer.start()
+        with pytest.raises(ExportCancelledError):
+            dataset.export(out, client=client, cancel=cancel)
+    assert not out.exists()
+    dataset.export(out)
+    assert tree(out) == tree(dataset.export(tmp_path / "whole" / "out.ome.zarr"))
+    assert nothing_unfinished(tmp_path)
+
+
 def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, exporting
 ):
-    pytest.importorskip("zarr")
-    from scratchwriter.bridges import export as exporting
     from test_export import CASES, record, tree
 
-    monkeypatch.setattr(exporting, "_PART_NBYTES", 1280)
     sizes, frames, skipped, layout = CASES["plain"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
     out = tmp_path / "out.ome.zarr"
     with local_cluster(n_workers=2, processes=False) as client:
-        write = exporting.write_part
+        write = exporting.parts._Work.write
 
-        def fail(dataset, job, parts, start, stop):
+        def fail(work, dataset, job, start, stop):
             if start == 40:
                 raise OSError("a bad disk")
-            return write(dataset, job, parts, start, stop)
+            return write(work, dataset, job, start, stop)
 
-        monkeypatch.setattr(exporting, "write_part", fail)
+        monkeypatch.setattr(exporting.parts._Work, "write", fail)
         with pytest.raises(OSError, match="a bad disk"):
             dataset.export(out, client=client)
         assert not out.exists()
-        monkeypatch.setattr(exporting, "write_part", write)
+        monkeypatch.setattr(exporting.parts._Work, "write", write)
         dataset.export(out, client=client)
     assert tree(out) == tree(whole)
 

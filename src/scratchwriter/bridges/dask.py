@@ -22,6 +22,7 @@ def to_dask(dataset: ScratchDataset) -> dask.array.Array:
         chunks=(1,) * (view.ndim - 2) + view.shape[-2:],
         name=f"scratch-{tokenize(frames, dataset.frames_written)}",
         asarray=False,
+        fancy=False,  # a list of indices would be taken of everything, for each chunk
         inline_array=True,
         meta=np.empty((0,) * view.ndim, view.dtype),
     )

@@ -27,8 +27,18 @@ if TYPE_CHECKING:
     from ome_writers._router import FrameRouter
 
 _FORMAT = "scratch"
-_SUPPORTED = re.compile(r"0\.3\.([2-9]|\d\d+)")  # what is used of it is not public
+_SUPPORTED = re.compile(r"0\.3\.([2-9]|\d\d+)")
 _theirs: list[BackendMetadata] = []
+
+
+def need_supported() -> None:
+    """Check the version of ome-writers, of which more is used than it makes public."""
+    version = ome_writers.__version__
+    if not _SUPPORTED.fullmatch(version):
+        raise RuntimeError(
+            f"ome-writers {version} is installed; the bridge supports 0.3.2 and later "
+            "versions of 0.3: pip install 'ome-writers>=0.3.2,<0.4'"
+        )
 
 
 def install() -> None:
@@ -39,12 +49,7 @@ def install() -> None:
     RuntimeError
         If this version of ome-writers is not supported.
     """
-    version = ome_writers.__version__
-    if not _SUPPORTED.fullmatch(version):
-        raise RuntimeError(
-            f"ome-writers {version} is installed; the bridge supports 0.3.2 and later "
-            "versions of 0.3: pip install 'ome-writers>=0.3.2,<0.4'"
-        )
+    need_supported()
     if not _theirs:
         _theirs.append(AVAILABLE_BACKENDS[_FORMAT])
         AVAILABLE_BACKENDS[_FORMAT] = replace(

@@ -1,0 +1,126 @@
+"""The way out: OME-Zarr and OME-TIFF, written by ome-writers.
+
+An export is made beside its goal, in a folder `.NAME.partial`, and appears when it is
+complete (`unfinished`). OME-Zarr is written in parts (`parts`), a TIFF in one go (`whole`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ome_writers
+from ome_writers._stream import AVAILABLE_BACKENDS
+
+from scratchwriter.bridges.export import parts, whole
+from scratchwriter.bridges.export.job import Flag, Job, Progress, Run, open_again
+from scratchwriter.bridges.export.streams import open_stream
+from scratchwriter.bridges.export.unfinished import (
+    appear,
+    clear,
+    keep_what_is_of,
+    locked,
+    need_apart,
+    need_free,
+    restore,
+)
+from scratchwriter.bridges.ome_writers import need_supported
+from scratchwriter.errors import DatasetError
+from scratchwriter.reader import ScratchDataset
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# These write the chunks of frames that they are given, and no others.
+_SPARSE_BACKENDS = ("tensorstore", "zarr-python", "zarrs-python")
+_FORMATS = {".zarr": "ome-zarr", ".tif": "ome-tiff", ".tiff": "ome-tiff"}
+
+
+def export(
+    dataset: ScratchDataset,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    format: Any = None,  # noqa: A002
+    progress: Progress | None = None,
+    cancel: Flag | None = None,
+    client: Client | None = None,
+) -> Path:
+    """Export a dataset; see `ScratchDataset.export`."""
+    need_supported()
+    theirs = _their_format(out, format)
+    positions = len(dataset.settings.positions)
+    goal, name = out, "data.ome.zarr"
+    if theirs.name == "ome-tiff":  # which tells its own name
+        goal = Path(theirs.get_output_path(str(out), num_positions=positions))
+        name = out.name
+    need_apart(goal, dataset.path)
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    with locked(goal.with_name(f".{goal.name}.partial")) as folder:
+        restore(goal)
+        need_free(goal, overwrite)
+        job = _choose(dataset, name, theirs, folder)
+        has_parts = job.settings["format"]["backend"] in _SPARSE_BACKENDS
+        if client is not None and not has_parts:
+            raise ValueError(
+                f"{theirs.name} by {job.settings['format']['backend']} is written by one "
+                "process: leave out client, or export to .ome.zarr by tensorstore or "
+                "zarr-python"
+            )
+        keep_what_is_of(job, folder)
+        run = Run(dataset, job, folder, progress or (lambda done, total: None), cancel)
+        try:
+            made = parts.write(run, client) if has_parts else whole.write(run)
+        except DatasetError:
+            with open_again(job):  # that it was replaced says more
+                raise
+        with open_again(job):
+            appear(made, goal, overwrite)
+        clear(folder)
+    return goal
+
+
+def _their_format(out: Path, asked: Any) -> Any:
+    """Return the format of ome-writers that is asked for, or that the name tells."""
+    asked = _FORMATS.get(out.suffix.lower()) if asked is None else asked
+    if asked is None:
+        raise ValueError(
+            f"{out.name}: in what format? Let it end in .ome.zarr, .ome.tiff or .npy"
+        )
+    made = ome_writers.AcquisitionSettings(root_path=str(out), format=asked).format
+    if made.name == "scratch":
+        raise ValueError("It is a scratch dataset already: copy its folder.")
+    return made
+
+
+def _backends(theirs: Any) -> Iterator[str]:
+    """Yield what may write a format: first what can go on where it was."""
+    able = [name for name, b in AVAILABLE_BACKENDS.items() if b.format == theirs.name]
+    if theirs.backend != "auto":
+        able = [name for name in able if name == theirs.backend]
+    if not able:
+        raise ImportError(
+            f"ome-writers lacks what it writes {theirs.name} with: "
+            "pip install 'scratchwriter[export]'"
+        )
+    yield from sorted(able, key=lambda name: name not in _SPARSE_BACKENDS)
+
+
+def _choose(dataset: ScratchDataset, name: str, theirs: Any, folder: Path) -> Job:
+    """Return the job for the first backend that can do it, before the first frame."""
+    refused: list[Exception] = []
+    for backend in _backends(theirs):
+        job = Job.of(dataset, name, theirs.model_copy(update={"backend": backend}))
+        trial = folder / "trial"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with open_stream(job.settings, trial / name, steps=1):
+                    return job
+        except (ValueError, NotImplementedError, TypeError) as error:
+            refused.append(error)
+        finally:
+            clear(trial)
+    raise ValueError(f"ome-writers cannot write this: {refused[0]}") from refused[0]

@@ -1,0 +1,263 @@
+"""What is exported, one try of it, and the frames of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from scratchwriter.errors import ExportCancelledError
+from scratchwriter.metadata import where
+from scratchwriter.plan import make_plan, skip_of
+from scratchwriter.reader import ScratchDataset, need_recording, open_scratch
+
+if TYPE_CHECKING:
+    import ome_writers
+
+_WAIT_S = 0.2
+_LINES = 1000  # of metadata, read together
+_COMPRESSIONS = {
+    "ome-zarr": ("blosc-zstd", "blosc-lz4", "zstd", "none", None),
+    "ome-tiff": ("lzw", "none", None),
+}
+
+Progress = Callable[[int, int | None], object]
+
+
+class Flag(Protocol):
+    """What tells whether to stop, as a `threading.Event` does."""
+
+    def is_set(self) -> bool:
+        """Tell it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is exported: the same for every part, and for who goes on with it later.
+
+    Attributes
+    ----------
+    source : str
+        Folder of the dataset.
+    recording_id : str
+        Of which recording; another may take its place.
+    name : str
+        File name of the output while it is made.
+    settings : dict
+        Of `ome_writers.AcquisitionSettings`, as JSON has it, but for the path.
+    first : int
+        Number of the first frame; those before are not kept any more.
+    """
+
+    source: str
+    recording_id: str
+    name: str
+    settings: dict[str, Any]
+    first: int
+
+    @classmethod
+    def of(cls, dataset: ScratchDataset, name: str, theirs: Any) -> Job:
+        """Describe the export of a dataset.
+
+        Raises
+        ------
+        ValueError
+            If the name of a position would lead out of an OME-Zarr.
+        """
+        ours = dataset.settings
+        settings = ours.model_dump(
+            mode="json", include={"dimensions", "dtype", "plate", "compression"}
+        )
+        order = ours.storage_order
+        # Other orders are none of OME's.
+        settings["storage_order"] = order if isinstance(order, str) else "ome"
+        settings["format"] = theirs.model_dump(mode="json")
+        if theirs.name == "ome-zarr":
+            settings["format"]["suffix"] = ".ome.zarr"
+            _need_names(ours.positions)
+        if settings["compression"] not in _COMPRESSIONS[theirs.name]:
+            warnings.warn(
+                f"{theirs.name} has no compression {settings['compression']!r}: it is "
+                "written with the one of ome-writers' choice.",
+                stacklevel=5,
+            )
+            settings["compression"] = None
+        for dim in settings["dimensions"]:
+            if dim["count"] is not None and dim["chunk_size"] is not None:
+                dim["chunk_size"] = min(dim["chunk_size"], dim["count"])
+            # Limits of contrast go with names, which ome-writers has for integers only.
+            if dim["type"] == "channel" and np.dtype(ours.dtype).kind not in "iu":
+                dim["coords"] = None
+        identity = str(dataset.path), dataset.recording_id
+        return cls(*identity, name, settings, dataset.first_frame)
+
+    @property
+    def chunks(self) -> list[int]:
+        """How many elements of each of them are written together."""
+        return [
+            (dim["chunk_size"] or 1) * (dim["shard_size_chunks"] or 1)
+            if dim["type"] != "position"
+            else 1
+            for dim in self.settings["dimensions"][:-2]
+        ]
+
+    @property
+    def is_tiff(self) -> bool:
+        """Whether its metadata become OME-XML."""
+        return bool(self.settings["format"]["name"] == "ome-tiff")
+
+
+def _need_names(positions: Any) -> None:
+    for position in positions:
+        for name in (position.name, position.plate_row, position.plate_column):
+            if name is not None and not _is_inside(name):
+                raise ValueError(
+                    f"In an OME-Zarr a position is a folder, and {name!r} is no name for "
+                    "one: export to .ome.tiff, or each position as .npy"
+                )
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads into a store, and not to what is kept there of the whole."""
+    parts = re.split(r"[/\\]", name)
+    leads_out = any(part in ("", ".", "..", "zarr.json") for part in parts)
+    return not leads_out and parts[0] != "OME" and not Path(name).drive
+
+
+class Run:
+    """One try of a job."""
+
+    def __init__(
+        self,
+        dataset: ScratchDataset,
+        job: Job,
+        folder: Path,
+        progress: Progress,
+        cancel: Flag | None,
+    ) -> None:
+        self.dataset, self.job, self.folder = dataset, job, folder
+        self._progress, self._cancel, self._done = progress, cancel, 0
+        self.plan = make_plan(dataset.settings)
+        self.look()
+
+    def look(self) -> None:
+        """Find out how many frames there are, and whether that is all."""
+        self.is_over = self.dataset.state != "recording"  # first: more may come after
+        self.stop = self.dataset.frames_written
+        total = self.stop - self.job.first
+        self._total = total if self.is_over else self.plan.num_frames
+
+    def steps_until(self, stop: int) -> int:
+        """How many steps of the first dimension frames before a number are of."""
+        return max(-(-(stop - self.job.first) // self.plan.step_frames), 1)
+
+    def wait(self) -> None:
+        """Sleep until more frames have come, but not for long."""
+        self.dataset.wait(frames=self.stop + 1, timeout_s=_WAIT_S)
+        self.check()
+
+    def tell(self, frames: int) -> None:
+        """Tell that so many more are done; stop if that is asked for."""
+        self._done += frames
+        self._progress(self._done, self._total)
+        self.check()
+
+    def check(self) -> None:
+        """Stop if that is asked for."""
+        if self._cancel is not None and self._cancel.is_set():
+            raise ExportCancelledError("cancelled: it goes on, or begins anew")
+
+
+@contextmanager
+def open_again(job: Job) -> Iterator[ScratchDataset]:
+    """Open the dataset of a job, whose faults somebody has been warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        dataset = open_scratch(job.source)
+    with dataset:
+        need_recording(dataset, job.recording_id)
+        yield dataset
+
+
+# ------------------------------------------------------------------------------- frames
+
+
+def copy_frames(
+    dataset: ScratchDataset, job: Job, stream: ome_writers.OMEStream, start: int, stop: int
+) -> Iterator[int]:
+    """Hand frames on with their metadata; yield how many each time."""
+    view, skips = dataset.view(), dataset.skipped
+    lines = _lines(dataset, start)
+    line = next(lines, None)
+    records = dataset.frame_records(start, stop)
+    first = job.first
+    began_ns = dataset.frame_records(first, first + 1).get(first, {}).get("timestamp_ns")
+    number = start
+    while number < stop:
+        count = 1
+        if (skip := skip_of(number, skips)) is not None:
+            count = min(skip.stop, stop) - number
+            stream.skip(frames=count)
+        else:
+            record = records.get(number, {})
+            metadata: dict[str, Any] = dict(record)
+            if began_ns is not None and "timestamp_ns" in record:
+                metadata["delta_t"] = (record["timestamp_ns"] - began_ns) / 1e9
+            if line is not None and line[0] == number:
+                metadata |= line[1]
+                line = next(lines, None)
+            if job.is_tiff:
+                metadata = dict(map(_as_xml_has_it, metadata.items()))
+            stream.append(view.frame(number), frame_metadata=metadata or None)
+        number += count
+        yield count
+
+
+def _lines(dataset: ScratchDataset, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the metadata of frames from a number on, each with its frame's number."""
+    lines = dataset.frame_metadata
+
+    def number(i: int) -> int:
+        return dataset.frame_number(*where(lines[i]))
+
+    count = len(lines)
+    for i in range(bisect_left(range(count), start, key=number), count, _LINES):
+        for line in lines[i : i + _LINES]:
+            metadata = {k: v for k, v in line.items() if k not in ("_pos", "_idx")}
+            yield dataset.frame_number(*where(line)), metadata
+
+
+# What ome-writers makes attributes of a plane, which are numbers.
+_OF_PLANES = ("delta_t", "exposure_time", "position_x", "position_y", "position_z")
+
+
+def _as_xml_has_it(item: tuple[str, Any]) -> tuple[str, Any]:
+    """Return metadata as OME-XML has it: numbers, and text, which may be JSON."""
+    key, value = item
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if key in _OF_PLANES and not is_number:
+        key = f"{key}_as_told"
+    return key, value if is_number or isinstance(value, str) else json.dumps(value)
+
+
+def hand_on_global_metadata(run: Run, stream: ome_writers.OMEStream) -> None:
+    """Hand on what is told of the whole, and the coordinates that no format has."""
+    for namespace, metadata in run.dataset.global_metadata.items():
+        stream.set_global_metadata(namespace, metadata)
+    dims = run.dataset.settings.dimensions
+    told = {dim["name"]: dim["coords"] for dim in run.job.settings["dimensions"]}
+    lost = {
+        dim.name: dim.model_dump(mode="json")["coords"]
+        for dim in dims
+        if dim.coords and not told[dim.name]
+    }
+    if lost:
+        stream.set_global_metadata("scratchwriter", {"coords": lost})

@@ -1,0 +1,158 @@
+"""Streams of ome-writers, and what its version 0.3 leaves to those who use them.
+
+Much of what is touched here is not public: `bridges.ome_writers` checks the version.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import ome_writers
+
+_PAUSE_S = 0.002
+_JOIN_S = 0.2
+
+
+@contextmanager
+def open_stream(
+    settings: dict[str, Any], path: Path, *, steps: int | None = None
+) -> Iterator[ome_writers.OMEStream]:
+    """Make a stream of ome-writers, and close it.
+
+    Parameters
+    ----------
+    settings : dict
+        Of `ome_writers.AcquisitionSettings`, as JSON has it, but for the path.
+    path : pathlib.Path
+        Where; what is there is replaced.
+    steps : int or None
+        Length of the unbounded dimension, if there is one and it is known.
+    """
+    settings = json.loads(json.dumps(settings))
+    first = settings["dimensions"][0]
+    if first["count"] is None and steps is not None:
+        first["count"] = steps
+        first["chunk_size"] = first["chunk_size"] and min(first["chunk_size"], steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the dataset's own were told
+        stream = ome_writers.create_stream(
+            ome_writers.AcquisitionSettings(root_path=str(path), overwrite=True, **settings)
+        )
+    try:
+        yield stream
+    finally:
+        _give_up_backlog(stream)
+        stream.close()
+        # It does not wait for chunks that it begins to write while it closes: those that
+        # tensorstore is to write, and in which frames are missing.
+        for future in getattr(stream._backend, "_futures", ()):
+            future.result()
+
+
+def start_at(stream: ome_writers.OMEStream, indices: Sequence[int]) -> None:
+    """Let the next frame be the one with these indices; `skip` takes time for each."""
+    router: Any = stream._iterator
+    router._dim_indices[:] = indices
+
+
+# ----------------------------------------------------------------------- threads of TIFF
+#
+# Each file has a thread that takes frames from a queue without an end, tells its errors
+# as warnings only, and is left alone after five seconds when its stream is closed.
+
+
+def _threads(stream: ome_writers.OMEStream) -> list[Any]:
+    managers = getattr(stream._backend, "_position_managers", {}).values()
+    return [manager for manager in managers if manager.thread is not None]
+
+
+def wait_for_room(
+    stream: ome_writers.OMEStream, most_frames: int, check: Callable[[], None]
+) -> None:
+    """Wait until no file has more frames that it is still to write.
+
+    Raises
+    ------
+    OSError
+        If one is not written any more.
+    """
+    for manager in _threads(stream):
+        while manager.queue.qsize() > most_frames:
+            if not manager.thread.is_alive():
+                raise _not_written(manager)
+            check()
+            time.sleep(_PAUSE_S)
+
+
+def wait_until_written(
+    stream: ome_writers.OMEStream, frames: int, check: Callable[[], None]
+) -> None:
+    """Wait until each file has so many frames, all that were handed over.
+
+    Raises
+    ------
+    OSError
+        If one has not.
+    """
+    for manager in _threads(stream):
+        manager.signal_stop()
+    for manager in _threads(stream):
+        while manager.thread.is_alive():
+            check()
+            manager.thread.join(_JOIN_S)
+        if manager.thread.frames_written != frames:
+            raise _not_written(manager)
+
+
+def _not_written(manager: Any) -> OSError:
+    path = Path(manager.file_path)
+    return OSError(
+        f"{path.name}: ome-writers stopped to write it after "
+        f"{manager.thread.frames_written} frames; its warning says why. "
+        f"{shutil.disk_usage(path.parent).free} bytes are free there."
+    )
+
+
+def _give_up_backlog(stream: ome_writers.OMEStream) -> None:
+    """End the threads: at once if frames wait, which then nobody wants any more."""
+    for manager in _threads(stream):
+        with suppress(Empty):
+            while True:
+                manager.queue.get_nowait()
+        manager.signal_stop()
+    for manager in _threads(stream):
+        manager.thread.join()
+
+
+def correct_files(stream: ome_writers.OMEStream, steps: int | None, frames: int) -> None:
+    """Tell in all files of a closed TIFF how long they are, and where each other are.
+
+    ome-writers corrects the first image only, and names files by where they were made.
+
+    Parameters
+    ----------
+    steps : int or None
+        Length of the unbounded dimension, if there is one.
+    frames : int
+        In each file.
+    """
+    backend: Any = stream._backend
+    metadata = stream.get_metadata()
+    for model in metadata.values():
+        if model.binary_only is not None:
+            model.binary_only.metadata_file = Path(model.binary_only.metadata_file).name
+        for image in model.images:
+            if steps is not None:
+                name = backend._storage_dims[0].name.lower()
+                setattr(image.pixels, f"size_{name}", steps)
+            for block in image.pixels.tiff_data_blocks:
+                block.plane_count = frames
+    stream.update_metadata(metadata)

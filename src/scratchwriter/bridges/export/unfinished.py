@@ -1,0 +1,145 @@
+"""The folder of an unfinished export beside its goal, and how the goal appears."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from scratchwriter._region.system import hold, lock_file, unlock
+from scratchwriter.bridges.export.job import Job
+
+_JOB, _LOCK = "export.json", "lock"
+_REPLACED = ".{name}.replaced"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Have the folder of an unfinished export to oneself.
+
+    Where a file system has no locks, several could; what a part is made of is told apart
+    there too (see `parts`).
+    """
+    fd = _lock(folder)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            if [path.name for path in folder.iterdir()] == [_LOCK]:  # nothing was begun
+                (folder / _LOCK).unlink()
+                folder.rmdir()
+        unlock(fd)
+
+
+def _lock(folder: Path) -> int:
+    while True:
+        folder.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # who had it was done, and removed it
+            return _try_lock(folder)
+
+
+def _try_lock(folder: Path) -> int:
+    path = folder / _LOCK
+    if not path.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is of no export: remove it, or rename it.")
+    # Open for writing: NFS locks no other files.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    hold(fd)
+    try:
+        if lock_file(fd) is False:
+            raise BlockingIOError(f"{folder}: another process makes this export now.")
+        if not os.path.samestat(os.fstat(fd), path.stat()):
+            raise FileNotFoundError(path)
+    except BaseException:
+        unlock(fd)
+        raise
+    return fd
+
+
+def keep_what_is_of(job: Job, folder: Path) -> None:
+    """Keep what was done of the same job; remove what is of another."""
+    told, path = json.dumps(asdict(job), sort_keys=True), folder / _JOB
+    whole = folder / "whole"
+    has_appeared = whole.is_dir() and not any(whole.iterdir())  # killed just after
+    if path.is_file() and path.read_text() == told and not has_appeared:
+        return
+    for old in list(folder.iterdir()):
+        if old.name != _LOCK:
+            clear(old)
+    path.write_text(told)
+
+
+def clear(path: Path) -> None:
+    """Remove a file or a folder, of which nothing is to be seen any more at once.
+
+    Somebody who was given up may still write into a folder: what is left of it then is in
+    nobody's way.
+    """
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
+    gone = path.with_name(f".{path.name}.{uuid.uuid4().hex}.gone")
+    shutil.rmtree(path.rename(gone), ignore_errors=True)
+
+
+def need_apart(goal: Path, source: Path) -> None:
+    """Check that the dataset is not in the way."""
+    goal, source = goal.resolve(), source.resolve()
+    if goal == source or goal in source.parents or source in goal.parents:
+        raise ValueError(
+            f"{goal} is, has or is in the dataset {source}: choose another place."
+        )
+
+
+def need_free(path: Path, overwrite: bool) -> None:
+    """Check that nothing is there, or what may be replaced."""
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} exists: choose another name, or overwrite=True.")
+    if not _may_be_replaced(path):
+        raise FileExistsError(
+            f"{path} is a folder with more than an export: choose another name."
+        )
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Tell whether a path is a file, or a folder with nothing but what exports make."""
+    if not path.is_dir() or path.is_symlink():
+        return True
+    if (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
+        return True
+    return all(
+        file.suffix == ".ome" or file.name.startswith(f"{path.name}_p")
+        for file in path.iterdir()
+    )
+
+
+def restore(goal: Path) -> None:
+    """Put back what was to be replaced by somebody who was killed on the way."""
+    replaced = goal.with_name(_REPLACED.format(name=goal.name))
+    if os.path.lexists(replaced):
+        if os.path.lexists(goal):
+            clear(replaced)
+        else:
+            replaced.rename(goal)
+
+
+def appear(made: Path, goal: Path, overwrite: bool) -> None:
+    """Move what is complete to where it belongs, at once."""
+    (whole,) = made.iterdir()
+    need_free(goal, overwrite)
+    replaced = goal.with_name(_REPLACED.format(name=goal.name))
+    if os.path.lexists(goal):
+        goal.rename(replaced)  # quick, where to remove it is not
+    try:
+        whole.rename(goal)
+    except BaseException:
+        restore(goal)
+        raise
+    restore(goal)

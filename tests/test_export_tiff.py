@@ -1,0 +1,122 @@
+"""Exports that one stream writes: OME-TIFF, as others read it."""
+
+import time
+
+import numpy as np
+import pytest
+
+ome_writers = pytest.importorskip("ome_writers")
+tifffile = pytest.importorskip("tifffile")
+ome_types = pytest.importorskip("ome_types")
+
+from scratchwriter import (
+    AcquisitionSettings,
+    create_stream,
+    dims_from_standard_axes,
+    open_scratch,
+)
+from scratchwriter.bridges import export as exporting
+from test_export import FRAME, SIZE, frame, nothing_unfinished, record
+
+
+def test_it_has_pixels_and_planes(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 10, "c": ["a", "b"], **FRAME}, 20)
+    made = dataset.export(tmp_path / "out.ome.tiff")
+    pixels = tifffile.imread(made)
+    np.testing.assert_array_equal(pixels, np.asarray(dataset.arrays[0]))
+    ome = ome_types.from_tiff(made)
+    image = ome.images[0].pixels
+    assert (image.size_t, image.size_c) == (10, 2)
+    assert [c.name for c in image.channels] == ["a", "b"]
+    assert [plane.delta_t for plane in image.planes] == [i / 2 for i in range(20) if i % 3]
+    assert any(note.namespace == "lab" for note in ome.structured_annotations)
+
+
+MODES = ["redundant", "master-tiff", "companion-file"]
+
+
+@pytest.mark.parametrize("length", [5, None])
+@pytest.mark.parametrize("mode", MODES)
+def test_positions_are_a_folder_of_files_that_know_each_other(tmp_path, mode, length):
+    sizes = {"t": length, "p": ["A", "B"], "c": 2, **FRAME}
+    dataset = record(tmp_path / "data", sizes, 20)
+    made = dataset.export(
+        tmp_path / "out.ome.tiff",
+        format=ome_writers.OmeTiffFormat(multi_file_metadata=mode),
+    )
+    assert made == tmp_path / "out"
+    files = sorted(made.glob("*.tiff"))
+    models = []
+    for i, file in enumerate(files):
+        with tifffile.TiffFile(file) as tiff:
+            pixels = np.array([page.asarray() for page in tiff.pages])
+        stored = np.asarray(dataset.arrays[i]).reshape(-1, SIZE, SIZE)
+        np.testing.assert_array_equal(pixels, stored)
+        models.append(ome_types.from_tiff(file))
+    assert len(files) == 2
+    models += [ome_types.from_xml(file) for file in made.glob("*.ome")]
+    for model in models:
+        if model.binary_only is not None:
+            assert (made / model.binary_only.metadata_file).is_file()
+            assert "/" not in model.binary_only.metadata_file
+            continue
+        for image in model.images:
+            assert (image.pixels.size_t, image.pixels.size_c) == (5, 2)
+            assert image.pixels.tiff_data_blocks[0].plane_count == 10
+    assert any(model.images for model in models)
+
+
+def test_metadata_of_any_kind_are_carried_over(tmp_path):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=dims_from_standard_axes({"t": 2, **FRAME}),
+        dtype="uint16",
+    )
+    told = {"a": {"b": [1, None]}, "c": True, "d": None, "e": "text", "f": 1.5}
+    with create_stream(settings) as stream:
+        stream.append(frame(0), frame_metadata=told | {"exposure_time": "5 ms"})
+        stream.append(frame(1), frame_metadata=told | {"exposure_time": 0.005})
+    made = open_scratch(tmp_path / "data").export(tmp_path / "out.ome.tiff")
+    ome = ome_types.from_tiff(made)
+    found = [dict(note.value) for note in ome.structured_annotations.map_annotations]
+    as_text = {"a": '{"b": [1, null]}', "c": "true", "d": "null", "e": "text", "f": "1.5"}
+    assert found == [as_text | {"exposure_time_as_told": "5 ms"}, as_text]
+    planes = ome.images[0].pixels.planes
+    assert [plane.exposure_time for plane in planes] == [None, 0.005]
+
+
+def test_it_is_whole_also_if_it_takes_longer_than_ome_writers_waits(tmp_path, monkeypatch):
+    dataset = record(tmp_path / "data", {"t": 130, **FRAME}, 130)
+    write, written, ahead = tifffile.TiffWriter.write, [], []
+
+    def write_slowly(self, *args, **options):
+        time.sleep(0.05)
+        written.append(1)
+        return write(self, *args, **options)
+
+    monkeypatch.setattr(tifffile.TiffWriter, "write", write_slowly)
+    monkeypatch.setattr(exporting.whole, "_BACKLOG_NBYTES", 5 * SIZE * SIZE * 2)
+    made = dataset.export(
+        tmp_path / "out.ome.tiff",
+        progress=lambda done, total: ahead.append(done - len(written)),
+    )
+    np.testing.assert_array_equal(tifffile.imread(made), np.asarray(dataset.arrays[0]))
+    assert ome_types.from_tiff(made).images[0].pixels.size_t == 130
+    assert max(ahead) < 20  # it tells what is done, and little more
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected error during TIFF write:RuntimeWarning")
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, small_disk):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=dims_from_standard_axes({"t": 60, "y": 256, "x": 256}),
+        dtype="uint16",
+    )
+    with create_stream(settings) as stream:
+        for _ in range(60):
+            stream.append(np.ones((256, 256), "uint16"))
+    with pytest.raises(OSError, match="bytes are free there"):
+        open_scratch(tmp_path / "data").export(small_disk / "out.ome.tiff")
+    assert not (small_disk / "out.ome.tiff").exists()
+    open_scratch(tmp_path / "data").export(tmp_path / "out.ome.tiff")
+    assert nothing_unfinished(tmp_path)
