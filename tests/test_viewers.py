@@ -14,6 +14,7 @@ from scratchwriter import (
     Dimension,
     create_stream,
     dims_from_standard_axes,
+    open_scratch,
 )
 
 WIDTH = 64
@@ -243,6 +244,63 @@ def test_napari_opens_a_folder_as_a_layer(tmp_path):
             stream.append(frame)
     picture, said = show(NAPARI, tmp_path)
     assert said.startswith("data (2, 2, 64, 64) ('t', 'c', 'y', 'x') [1.0, 1.0, 0.5, 0.5]")
+    assert bright_columns(picture) == pytest.approx(49 + 1, abs=1)
+
+
+NAPARI_EXPORTS = """
+import napari
+from scratchwriter.bridges.napari import get_reader  # not asked for what is exported
+
+viewer = napari.Viewer()
+dataset = open_scratch(path)
+(tiff,) = viewer.open(path + ".ome.tiff", plugin="napari")
+zarrs = viewer.open(path + ".ome.zarr", plugin="napari-ome-zarr")
+expected = np.asarray(dataset.view())
+assert get_reader(path + ".ome.zarr") is None
+np.testing.assert_array_equal(np.asarray(tiff.data), expected)
+print([layer.name for layer in zarrs], [layer.scale.tolist() for layer in zarrs])
+for c, layer in enumerate(zarrs):  # a layer per channel
+    data = layer.data[0] if layer.multiscale else layer.data
+    np.testing.assert_array_equal(np.asarray(data), expected[:, c])
+for layer in (tiff, zarrs[0]):
+    viewer.layers.remove(layer)
+zarrs[1].contrast_limits = 0, 1000  # those of the file are of all that uint16 has
+zarrs[1].colormap = "gray"
+viewer.dims.set_current_step(0, 1)
+viewer.reset_view()
+wait(1)
+from PIL import Image
+Image.fromarray(viewer.screenshot(canvas_only=True, flash=False)).save(picture)
+viewer.close()
+"""
+
+
+@NEEDS_SCREEN
+@needs("napari")
+@needs("napari_ome_zarr")
+@needs("ome_writers")
+def test_napari_opens_what_was_exported(tmp_path):
+    y, x = dims_from_standard_axes({"y": 64, "x": 64})
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=[
+            Dimension(name="t", count=2, type="time"),
+            Dimension(name="c", count=2, type="channel", coords=["DAPI", "FITC"]),
+            y.model_copy(update={"scale": 0.5}),
+            x.model_copy(update={"scale": 0.5}),
+        ],
+        dtype="uint16",
+    )
+    with create_stream(settings) as stream:
+        for i in range(4):
+            frame = np.zeros((64, 64), "uint16")
+            frame[:, : 16 * i + 1] = frame[:, -1] = 1000
+            stream.append(frame)
+    with open_scratch(tmp_path / "data") as dataset:
+        for end in ("zarr", "tiff"):
+            dataset.export(tmp_path / f"data.ome.{end}")
+    picture, said = show(NAPARI_EXPORTS, tmp_path)
+    assert "['DAPI', 'FITC'] [[1.0, 0.5, 0.5], [1.0, 0.5, 0.5]]\n" in said
     assert bright_columns(picture) == pytest.approx(49 + 1, abs=1)
 
 
