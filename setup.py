@@ -61,6 +61,7 @@ setup(
             "auto_pickle": False,
             "autotestdict": False,
             "binding": False,
+            "freethreading_compatible": True,
         },
     )
 )

@@ -179,10 +179,18 @@ def test_cancelling_does_not_wait_for_workers_that_there_are_not(tmp_path, expor
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     cancel, out = threading.Event(), tmp_path / "out.ome.zarr"
     with local_cluster(n_workers=0, processes=True) as client:
-        timer = threading.Timer(0.5, cancel.set)
-        timer.start()
+        submit, tasks = client.submit, []
+
+        def submit_and_cancel(*args, **options):
+            tasks.append(submit(*args, **options))
+            if len(tasks) == 5:
+                cancel.set()
+            return tasks[-1]
+
+        client.submit = submit_and_cancel
         with pytest.raises(ExportCancelledError):
             dataset.export(out, client=client, cancel=cancel)
+        assert len(tasks) == 5
     assert not out.exists()
     dataset.export(out)
     assert tree(out) == tree(dataset.export(tmp_path / "whole" / "out.ome.zarr"))

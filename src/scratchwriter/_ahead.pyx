@@ -13,13 +13,12 @@ other thread wants to (with two cores it took them from the writer, measured). S
 not hold what others need: the lock of the address space is for the first one, which
 unmaps what the second is to write back.
 
-Gate: in a file whose slots come in order, the bytes ahead may be overwritten with zeros,
-and their blocks are allocated bit by bit. The writer therefore goes no further than
-`writable_nbytes`, which this thread stores when it has done a piece. A writer that arrives
-there prepares the slot itself, by `prepare_now`. Where no bytes are overwritten (see
-`populates`) blocks are allocated farther ahead, so that a writer that is faster than this
-thread populates pages beside it, by its stores. Slots that come in another order are
-populated, and have no gate.
+Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
+writer therefore goes no further than `writable_nbytes`, which this thread stores when it
+has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
+An array of known length whose file `populates` has a gate that is open: no bytes are
+overwritten, all blocks are there, and a writer that is faster than this thread populates
+pages beside it, by its stores. Slots that come in another order are populated, which changes no bytes, and have no gate.
 
 Records: what is known of frames besides their pixels is one more array, the last one, with
 a record for each frame in acquisition order. It may come later than the others.
@@ -98,7 +97,6 @@ cdef struct Walk:
     int64_t visit_frames
     bint in_order                     # slots of a position come in the order of its bytes
     int64_t window_nbytes
-    int64_t allocate_nbytes           # of a file, beyond what is prepared
     int64_t piece_nbytes
     int64_t backlog_nbytes            # behind the cursor, that may wait for the disk
     int64_t cached_nbytes             # behind that, that stay in memory too
@@ -114,7 +112,6 @@ cdef struct Walk:
     int64_t ahead                     # frames ready, the next one's number; atomic
     Odometer next                     # its slot
     int64_t* prepared_nbytes          # per position: ready to here
-    int64_t* allocated_nbytes         # per position: and safe to store to, to here
     bint* in_file                     # per position: as noticed by `_notice_file`
     int code                          # errno of what failed last
 
@@ -150,50 +147,31 @@ cdef int64_t _position(Walk* walk) noexcept nogil:
     return walk.next.index[walk.position_axis] if walk.position_axis >= 0 else 0
 
 
+cdef bint _is_allocated(Walk* walk, int64_t position) noexcept nogil:
+    """Tell whether all blocks of an array were there from the beginning."""
+    return walk.num_frames >= 0 and position < walk.num_positions
+
+
 cdef void _open_gate(Walk* walk, int64_t position) noexcept nogil:
     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
-    cdef int64_t stop = max(
-        walk.prepared_nbytes[position], walk.allocated_nbytes[position]
-    )
+    cdef int64_t stop = walk.prepared_nbytes[position]
+    if _is_allocated(walk, position) and populates(walk.mappings[position]):
+        stop = walk.step_nbytes
     if walk.in_file[position] and sw_load_acquire(gate) < stop:
         sw_store_release(gate, stop)
 
 
-cdef int _show_steps(
-    Walk* walk, Mapping* mapping, int64_t stop, int64_t step_nbytes
-) noexcept nogil:
-    """Make a file as long as the steps that its bytes up to `stop` are of.
-
-    An array is shown in whole steps.
-    """
-    cdef int64_t steps = (stop + step_nbytes - 1) // step_nbytes
-    if walk.num_frames >= 0 or not _in_file(mapping):
-        return 0
-    return make_readable(mapping, steps * step_nbytes)
-
-
 cdef int _prepare_piece(
-    Walk* walk, Mapping* mapping, int64_t start, int64_t stop, int64_t step_nbytes
+    Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t step_nbytes
 ) noexcept nogil:
-    cdef int code = _show_steps(walk, mapping, stop, step_nbytes)
-    return code if code else prepare(mapping, start, stop)
-
-
-cdef void _allocate_ahead(
-    Walk* walk, int64_t position, int64_t limit, int64_t step_nbytes
-) noexcept nogil:
-    """Allocate blocks beyond what is prepared. A disk that is full is told in its time."""
     cdef Mapping* mapping = walk.mappings[position]
-    cdef int64_t prepared = walk.prepared_nbytes[position]
-    cdef int64_t start = max(prepared, walk.allocated_nbytes[position])
-    cdef int64_t stop = min(limit, prepared + walk.allocate_nbytes)
-    if stop <= start or start - prepared > walk.allocate_nbytes // 2:
-        return
-    if (
-        _show_steps(walk, mapping, stop, step_nbytes) == 0
-        and reserve_blocks(mapping, start, stop) == 0
-    ):
-        walk.allocated_nbytes[position] = stop
+    cdef int64_t steps
+    cdef int code = 0
+    if walk.num_frames < 0 and _in_file(mapping):
+        # An array is shown in whole steps.
+        steps = (stop + step_nbytes - 1) // step_nbytes
+        code = make_readable(mapping, steps * step_nbytes)
+    return code if code else prepare(mapping, start, stop, _is_allocated(walk, position))
 
 
 cdef int _prepare_in_order(
@@ -201,7 +179,6 @@ cdef int _prepare_in_order(
     int64_t step_nbytes,
 ) noexcept nogil:
     """Prepare what is not, to `stop` at least, and as far after it as a piece goes."""
-    cdef Mapping* mapping = walk.mappings[position]
     cdef int64_t piece_stop
     cdef int code
     if stop > walk.prepared_nbytes[position]:
@@ -209,15 +186,13 @@ cdef int _prepare_in_order(
         # Whole pieces, so that a file in order has huge pages (see _mapped.pyx).
         piece_stop = (stop + walk.piece_nbytes - 1) // walk.piece_nbytes * walk.piece_nbytes
         piece_stop = max(stop, min(piece_stop, limit))
-        code = _prepare_piece(walk, mapping, start, piece_stop, step_nbytes)
+        code = _prepare_piece(walk, position, start, piece_stop, step_nbytes)
         if code and piece_stop > stop:
             piece_stop = stop  # a disk that is nearly full may have room for one more
-            code = _prepare_piece(walk, mapping, start, stop, step_nbytes)
+            code = _prepare_piece(walk, position, start, stop, step_nbytes)
         if code:
             return code
         walk.prepared_nbytes[position] = piece_stop
-    if walk.in_file[position] and populates(mapping):
-        _allocate_ahead(walk, position, limit, step_nbytes)
     _open_gate(walk, position)
     return 0
 
@@ -496,7 +471,6 @@ cdef class AheadThread:
         walk.step_nbytes = plan.step_nbytes
         walk.visit_frames = plan.visit_frames
         walk.in_order = plan.is_in_order
-        walk.allocate_nbytes = window_nbytes // 4 // n
         walk.window_nbytes = window_nbytes
         walk.piece_nbytes = min(
             <int64_t>PIECE_NBYTES, max(walk.window_nbytes // (2 * n), walk.frame_nbytes)
@@ -510,12 +484,10 @@ cdef class AheadThread:
         walk.mappings = <Mapping**>calloc(n + 1, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
-        walk.allocated_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
         walk.in_file = <bint*>calloc(n + 1, sizeof(bint))
         if (
             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
-            or walk.prepared_nbytes == NULL or walk.allocated_nbytes == NULL
-            or walk.in_file == NULL
+            or walk.prepared_nbytes == NULL or walk.in_file == NULL
         ):
             raise MemoryError(f"tables of {n} positions")
         for position in range(n):
@@ -539,7 +511,6 @@ cdef class AheadThread:
         free(self.walk.mappings)
         free(self.walk.memory_stop_nbytes)
         free(self.walk.prepared_nbytes)
-        free(self.walk.allocated_nbytes)
         free(self.walk.in_file)
 
     @property

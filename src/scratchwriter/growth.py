@@ -169,7 +169,6 @@ class Growth:
         window_nbytes = _MEMORY_WINDOW_NBYTES
         if path is not None:
             window_nbytes = policy.file_window_nbytes(path.parent, _FILE_WINDOW_NBYTES)
-            window_nbytes -= window_nbytes // 5  # blocks are allocated farther ahead
         memory_stops = [0] * plan.num_positions
         if plan.is_unbounded and path is None:
             reserved_nbytes = policy.reserve_nbytes() // plan.num_positions

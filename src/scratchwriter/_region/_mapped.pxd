@@ -15,7 +15,9 @@ cdef struct Mapping:
     sw_mutex growing          # guards the length of the file and what is mapped
 
 # Each returns 0 or an errno.
-cdef int prepare(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
+cdef int prepare(
+    Mapping* mapping, int64_t start, int64_t stop, bint is_allocated
+) noexcept nogil
 cdef bint populates(Mapping* mapping) noexcept nogil
 cdef int make_readable(Mapping* mapping, int64_t nbytes) noexcept nogil
 cdef int reserve_blocks(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil

@@ -17,12 +17,13 @@ has to write one back while it is mapped, it tells the other cores once, and not
 that they may no longer store to it (measured: appends of 20 ms instead of 0.7). What this
 library has written back is unmapped before (see `unmap`).
 
-New kernels make a huge page of a file in one fault, if asked (ext4 since Linux 6.16): that
-is the fastest (measured: 8 GB/s, and 14 by two cores), and as it changes no bytes, the
-writer need not wait for it. Where a fault makes small pages, zeros are written first: for a
-`write` of a whole huge page many kernels make one, which is then mapped at once (measured:
-7 GB/s, and no more by two cores, because a file has one lock for `write`). The first huge
-page tells which it is.
+Zeros are written there first: for a `write` of a whole huge page many kernels make one,
+which is then mapped at once (measured: 7 GB/s, and no more by two cores, because a file has
+one lock for `write`). New kernels make one in a fault, too, if asked (ext4 since Linux
+6.16): that is faster (8 GB/s, and 14 by two cores), and as it changes no bytes, the writer
+need not wait for it. But such a fault allocates what its page lacks of blocks, and kills
+the process if the disk is full. So it is for files that are allocated as a whole before;
+the first huge page tells whether it is one.
 """
 
 import os
@@ -297,10 +298,6 @@ cdef class MappedRegion:
             ) == MAP_FAILED:
                 code = errno
             if code == 0:
-                madvise(
-                    mapping.base + page_start, mapping.reserved_nbytes - page_start,
-                    MADV_HUGEPAGE,
-                )  # fails where there are none: all the same
                 mapping.path = c_path
                 mapping.device, mapping.inode = status.st_dev, status.st_ino
                 sw_store_release(&mapping.file_start, page_start)
@@ -332,19 +329,24 @@ cdef class MappedRegion:
 
 # ------------------------------------------------------- without the GIL: 0 or an errno
 
-cdef int prepare(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
-    """Make bytes that were never written ready for stores that take no fault."""
+cdef int prepare(
+    Mapping* mapping, int64_t start, int64_t stop, bint is_allocated
+) noexcept nogil:
+    """Make bytes that were never written ready for stores that take no fault.
+
+    Of a file that is allocated as a whole they may have been written, if it `populates`.
+    """
     cdef int64_t file_start = max(start, sw_load_acquire(&mapping.file_start))
     cdef int fd
     cdef int code = 0
-    if file_start < stop:
+    if file_start < stop and is_allocated and mapping.huge_faults == UNKNOWN:
+        _try_a_fault(mapping, file_start, stop)
+    if file_start < stop and not (is_allocated and populates(mapping)):
         fd = _open(mapping)
         if fd < 0:
             return errno
         code = _allocate_blocks(mapping, fd, file_start, stop)
-        if mapping.huge_faults == UNKNOWN and code == 0:
-            _try_a_fault(mapping, file_start, stop)
-        if code == 0 and not populates(mapping):
+        if code == 0:
             code = _write_zeros(fd, file_start, stop)
         close(fd)
     if code == 0:
@@ -353,7 +355,7 @@ cdef int prepare(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
 
 
 cdef bint populates(Mapping* mapping) noexcept nogil:
-    """Tell whether `prepare` changes no bytes of the file, now and from now on."""
+    """Tell whether `prepare` changes no bytes of an allocated file, from now on."""
     return mapping.huge_faults == HUGE
 
 
@@ -365,6 +367,7 @@ cdef void _try_a_fault(Mapping* mapping, int64_t start, int64_t stop) noexcept n
     if mapping.no_fallocate:
         mapping.huge_faults = SMALL  # zeros are what allocates there
         return
+    madvise(mapping.base, mapping.reserved_nbytes, MADV_HUGEPAGE)
     populate(mapping, start, start + HUGE_PAGE_NBYTES)
     mapping.huge_faults = HUGE if sw_is_mapped_huge(mapping.base + start) else SMALL
 

@@ -18,6 +18,7 @@ try:
     import resource
 except ImportError:  # Windows
     fcntl = resource = None  # type: ignore[assignment]
+HAS_LOCKS = fcntl is not None
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scratchwriter._region.system import lock_file
 from scratchwriter.errors import ExportCancelledError
 from scratchwriter.reader import ScratchDataset
 
@@ -44,12 +44,9 @@ def save_npy(
         "shape": array.shape,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.partial")
-    with unfinished.open("ab") as file:
-        if lock_file(file.fileno()) is False:
-            raise BlockingIOError(f"{unfinished}: another process writes it now.")
+    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    with unfinished.open("xb") as file:
         try:
-            file.truncate(0)  # what a killed process has left
             np.lib.format.write_array_header_1_0(file, header)
             total = math.prod(array.shape[:-2])
             for done, index in enumerate(np.ndindex(array.shape[:-2]), 1):
@@ -63,6 +60,6 @@ def save_npy(
             file.close()
             unfinished.replace(out)
         except BaseException:
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)
             raise
     return out

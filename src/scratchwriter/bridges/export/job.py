@@ -83,6 +83,13 @@ class Job:
         if theirs.name == "ome-zarr":
             settings["format"]["suffix"] = ".ome.zarr"
             _need_names(ours.positions)
+        has_full_xml = settings["format"].get("multi_file_metadata", "redundant")
+        if has_full_xml != "redundant" and len(ours.positions) > 1:
+            warnings.warn(
+                "Frame metadata are kept with multi_file_metadata='redundant' only: not "
+                f"here, with {has_full_xml!r}.",
+                stacklevel=5,
+            )
         if settings["compression"] not in _COMPRESSIONS[theirs.name]:
             warnings.warn(
                 f"{theirs.name} has no compression {settings['compression']!r}: it is "

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 PART_NBYTES = 256 << 20  # at least, if there is more
 MOST_PARTS = 1000
 _WAIT_S = 0.2
-_END_S = 10.0  # for workers to end
 _one_at_a_time = threading.Lock()  # ome-writers' settings of zarr are of a whole process
 
 
@@ -107,14 +106,11 @@ class _Work:
                 self.need()
                 yield count
         self.need()
-        with suppress(FileExistsError):  # another worker was given the same, and faster
-            _rename(made, self.parts / name)
-
-
-def _rename(part: Path, to: Path) -> None:
-    if to.exists():
-        raise FileExistsError(to)
-    part.rename(to)
+        try:
+            made.rename(self.parts / name)
+        except OSError:
+            if not (self.parts / name).exists():
+                raise  # else another worker was given the same, and faster
 
 
 def _write_here(run: Run, work: _Work) -> None:

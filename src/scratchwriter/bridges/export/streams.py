@@ -48,7 +48,12 @@ def open_stream(
         )
     try:
         yield stream
-    finally:
+    except BaseException:
+        _give_up_backlog(stream)
+        with suppress(Exception):  # a TIFF without a frame, say
+            stream.close()
+        raise
+    else:
         _give_up_backlog(stream)
         stream.close()
         # It does not wait for chunks that it begins to write while it closes: those that
@@ -85,11 +90,11 @@ def wait_for_room(
         If one is not written any more.
     """
     for manager in _threads(stream):
-        while manager.queue.qsize() > most_frames:
-            if not manager.thread.is_alive():
-                raise _not_written(manager)
+        while manager.queue.qsize() > most_frames and manager.thread.is_alive():
             check()
             time.sleep(_PAUSE_S)
+        if not manager.thread.is_alive():
+            raise _not_written(manager)
 
 
 def wait_until_written(

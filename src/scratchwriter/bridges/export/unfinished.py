@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -11,11 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from scratchwriter._region.system import hold, lock_file, unlock
+from scratchwriter._region.system import HAS_LOCKS, hold, lock_file, unlock
 from scratchwriter.bridges.export.job import Job
 
 _JOB, _LOCK = "export.json", "lock"
 _REPLACED = ".{name}.replaced"
+_OF_ZARR = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 
 
 @contextmanager
@@ -30,8 +33,9 @@ def locked(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         with suppress(OSError):
-            if [path.name for path in folder.iterdir()] == [_LOCK]:  # nothing was begun
-                (folder / _LOCK).unlink()
+            is_ours = fd == -1 or _is_locked_by(fd, folder)  # it may be gone, and anew
+            if is_ours and {path.name for path in folder.iterdir()} <= {_LOCK}:
+                (folder / _LOCK).unlink(missing_ok=True)  # nothing was begun
                 folder.rmdir()
         unlock(fd)
 
@@ -43,17 +47,24 @@ def _lock(folder: Path) -> int:
             return _try_lock(folder)
 
 
+def _is_locked_by(fd: int, folder: Path) -> bool:
+    return os.path.samestat(os.fstat(fd), (folder / _LOCK).stat())
+
+
 def _try_lock(folder: Path) -> int:
     path = folder / _LOCK
-    if not path.exists() and any(folder.iterdir()):
+    is_of_an_export = path.exists() or (folder / _JOB).exists()
+    if not is_of_an_export and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is of no export: remove it, or rename it.")
+    if not HAS_LOCKS:
+        return -1
     # Open for writing: NFS locks no other files.
     fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     hold(fd)
     try:
         if lock_file(fd) is False:
             raise BlockingIOError(f"{folder}: another process makes this export now.")
-        if not os.path.samestat(os.fstat(fd), path.stat()):
+        if not _is_locked_by(fd, folder):
             raise FileNotFoundError(path)
     except BaseException:
         unlock(fd)
@@ -112,16 +123,21 @@ def _may_be_replaced(path: Path) -> bool:
     """Tell whether a path is a file, or a folder with nothing but what exports make."""
     if not path.is_dir() or path.is_symlink():
         return True
-    if (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
-        return True
-    return all(
-        file.suffix == ".ome" or file.name.startswith(f"{path.name}_p")
-        for file in path.iterdir()
-    )
+    tiff = re.compile(rf"{re.escape(path.name)}_p\d+\..*|.*\.ome")
+    is_zarr = any((path / name).is_file() for name in _OF_ZARR)
+
+    def is_of_it(child: Path) -> bool:
+        if not child.is_dir():
+            return child.name in _OF_ZARR if is_zarr else bool(tiff.fullmatch(child.name))
+        return is_zarr and any((child / name).is_file() for name in _OF_ZARR)
+
+    return all(map(is_of_it, path.iterdir()))
 
 
 def restore(goal: Path) -> None:
     """Put back what was to be replaced by somebody who was killed on the way."""
+    for gone in goal.parent.glob(f"..{glob.escape(goal.name)}.*.gone"):
+        shutil.rmtree(gone, ignore_errors=True)
     replaced = goal.with_name(_REPLACED.format(name=goal.name))
     if os.path.lexists(replaced):
         if os.path.lexists(goal):

@@ -31,7 +31,8 @@ def write(run: Run) -> Path:
 
 def _write(run: Run, made: Path) -> None:
     job, start, handed = run.job, run.job.first, 0
-    most_frames = _BACKLOG_NBYTES // run.plan.frame_nbytes + 1
+    files = len(run.dataset.settings.positions)
+    most_frames = _BACKLOG_NBYTES // run.plan.frame_nbytes // files + 1
     steps = run.steps_until(run.stop) if run.is_over else None
     with open_stream(job.settings, made / job.name, steps=steps) as stream:
         while True:
@@ -51,7 +52,7 @@ def _write(run: Run, made: Path) -> None:
         if rest := frames - (start - job.first):
             stream.skip(frames=rest)
         hand_on_global_metadata(run, stream)
-        per_file = frames // len(run.dataset.settings.positions)
+        per_file = frames // files
         wait_until_written(stream, per_file, run.check)
     if job.is_tiff and frames != per_file:  # there are several
         correct_files(stream, None if run.plan.num_frames else steps, per_file)
