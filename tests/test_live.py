@@ -435,6 +435,7 @@ def test_frames_of_a_ring_that_are_followed_do_not_change(make_settings, tmp_pat
             frame[:] = i % 60_000 + 1
             stream.append(frame)
             time.sleep(1e-5)
+        stream.close()  # who is slow is given few
 
     with create_stream(settings) as stream, open_scratch(tmp_path / "d") as dataset:
         thread = threading.Thread(target=record, args=[stream])
@@ -448,6 +449,7 @@ def test_frames_of_a_ring_that_are_followed_do_not_change(make_settings, tmp_pat
             newest, given = first, given + 1
             if given == 200:
                 break
+        assert given
         is_over.set()
         thread.join()
 
