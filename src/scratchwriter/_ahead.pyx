@@ -18,7 +18,8 @@ writer therefore goes no further than `writable_nbytes`, which this thread store
 has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
 An array of known length whose file `populates` has a gate that is open: no bytes are
 overwritten, all blocks are there, and a writer that is faster than this thread populates
-pages beside it, by its stores. Slots that come in another order are populated, which changes no bytes, and have no gate.
+pages beside it, by its stores. Slots that come in another order are populated, which
+changes no bytes, and have no gate.
 
 Records: what is known of frames besides their pixels is one more array, the last one, with
 a record for each frame in acquisition order. It may come later than the others.

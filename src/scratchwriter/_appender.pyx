@@ -239,7 +239,7 @@ cdef class Slot:
             cnp.NPY_ARRAY_CARRAY, NULL,
         )
         cnp.set_array_base(
-            self._array, writer._array_owners[writer._position(&writer._next)]
+            self._array, writer._array_owner(writer._position(&writer._next))
         )
         return self._array
 

@@ -192,6 +192,7 @@ cdef class FrameWriter:
     cdef void _count_append(self, int64_t start_ns) noexcept nogil
     cdef bint _is_exclusive(self) noexcept nogil
     cdef Status _acquire(self) noexcept
+    cdef object _array_owner(self, int64_t position)
     cdef int64_t _position(self, Odometer* slot) noexcept nogil
     cdef void _advance(self, Odometer* slot) noexcept nogil
     cdef void _clear(self, int64_t steps) noexcept nogil

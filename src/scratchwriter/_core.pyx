@@ -485,9 +485,10 @@ cdef class FrameWriter:
             self._arrays[position].shape_digits = NULL
             self._arrays[position].new_digits = NULL
         sw_mutex_unlock(&self._mutex)
-        self._digits_owner = self._new_digits_owner = self._file_owner = None
-        self._make_room = self._make_steps = None
-        self._array_owners = []
+        with cython.critical_section(self):  # without a GIL others may be about to use them
+            self._digits_owner = self._new_digits_owner = self._file_owner = None
+            self._make_room = self._make_steps = None
+            self._array_owners = []
 
     def disown(self):
         """In a forked child: all this is the parent's."""
@@ -683,7 +684,8 @@ cdef class FrameWriter:
         self, Status status, str what, object frames, Request* request
     ) except -1:
         """See to what a call lacks, so that it can be tried again, or raise."""
-        make_room, make_steps = self._make_room, self._make_steps
+        with cython.critical_section(self):
+            make_room, make_steps = self._make_room, self._make_steps
         if status == NEED_ROOM:
             if make_room is not None:  # else it has been closed: the next try says so
                 make_room(request.position, request.stop_nbytes)
@@ -693,6 +695,12 @@ cdef class FrameWriter:
         else:
             self._raise(status, what, frames, request)
         return 0
+
+    cdef object _array_owner(self, int64_t position):
+        """Return what keeps the memory of an array, None after `close`."""
+        with cython.critical_section(self):
+            owners = self._array_owners
+        return owners[position] if owners else None
 
     cdef int64_t _position(self, Odometer* slot) noexcept nogil:
         return slot.index[self._position_axis] if self._position_axis >= 0 else 0
