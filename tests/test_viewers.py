@@ -258,7 +258,8 @@ zarrs = viewer.open(path + ".ome.zarr", plugin="napari-ome-zarr")
 expected = np.asarray(dataset.view())
 assert get_reader(path + ".ome.zarr") is None
 np.testing.assert_array_equal(np.asarray(tiff.data), expected)
-print([layer.name for layer in zarrs], [layer.scale.tolist() for layer in zarrs])
+names = [layer.name.split(": ")[-1] for layer in zarrs]  # some versions say "image: "
+print(names, [layer.scale.tolist() for layer in zarrs])
 for c, layer in enumerate(zarrs):  # a layer per channel
     data = layer.data[0] if layer.multiscale else layer.data
     np.testing.assert_array_equal(np.asarray(data), expected[:, c])
