@@ -205,6 +205,26 @@ def test_watching_a_ring_shows_the_newest_when_it_is_full(tmp_path):
     assert bright_columns(picture) == pytest.approx(40 + 1, abs=1)
 
 
+def record_widening_frames(path):
+    """Record four frames, each brighter at the left than the one before."""
+    y, x = dims_from_standard_axes({"y": 64, "x": 64})
+    settings = AcquisitionSettings(
+        root_path=str(path),
+        dimensions=[
+            Dimension(name="t", count=2, type="time"),
+            Dimension(name="c", count=2, type="channel", coords=["DAPI", "FITC"]),
+            y.model_copy(update={"scale": 0.5}),
+            x.model_copy(update={"scale": 0.5}),
+        ],
+        dtype="uint16",
+    )
+    with create_stream(settings) as stream:
+        for i in range(4):
+            frame = np.zeros((64, 64), "uint16")
+            frame[:, : 16 * i + 1] = frame[:, -1] = 1000
+            stream.append(frame)
+
+
 NAPARI = """
 import napari
 
@@ -226,22 +246,7 @@ viewer.close()
 @NEEDS_SCREEN
 @needs("napari")
 def test_napari_opens_a_folder_as_a_layer(tmp_path):
-    y, x = dims_from_standard_axes({"y": 64, "x": 64})
-    settings = AcquisitionSettings(
-        root_path=str(tmp_path / "data"),
-        dimensions=[
-            Dimension(name="t", count=2, type="time"),
-            Dimension(name="c", count=2, type="channel", coords=["DAPI", "FITC"]),
-            y.model_copy(update={"scale": 0.5}),
-            x.model_copy(update={"scale": 0.5}),
-        ],
-        dtype="uint16",
-    )
-    with create_stream(settings) as stream:
-        for i in range(4):
-            frame = np.zeros((64, 64), "uint16")
-            frame[:, : 16 * i + 1] = frame[:, -1] = 1000
-            stream.append(frame)
+    record_widening_frames(tmp_path / "data")
     picture, said = show(NAPARI, tmp_path)
     assert said.startswith("data (2, 2, 64, 64) ('t', 'c', 'y', 'x') [1.0, 1.0, 0.5, 0.5]")
     assert bright_columns(picture) == pytest.approx(49 + 1, abs=1)
@@ -281,22 +286,7 @@ viewer.close()
 @needs("napari_ome_zarr")
 @needs("ome_writers")
 def test_napari_opens_what_was_exported(tmp_path):
-    y, x = dims_from_standard_axes({"y": 64, "x": 64})
-    settings = AcquisitionSettings(
-        root_path=str(tmp_path / "data"),
-        dimensions=[
-            Dimension(name="t", count=2, type="time"),
-            Dimension(name="c", count=2, type="channel", coords=["DAPI", "FITC"]),
-            y.model_copy(update={"scale": 0.5}),
-            x.model_copy(update={"scale": 0.5}),
-        ],
-        dtype="uint16",
-    )
-    with create_stream(settings) as stream:
-        for i in range(4):
-            frame = np.zeros((64, 64), "uint16")
-            frame[:, : 16 * i + 1] = frame[:, -1] = 1000
-            stream.append(frame)
+    record_widening_frames(tmp_path / "data")
     with open_scratch(tmp_path / "data") as dataset:
         for end in ("zarr", "tiff"):
             dataset.export(tmp_path / f"data.ome.{end}")
