@@ -63,26 +63,29 @@ def make_settings(folder, what):
 lost = []  # what a device did not take, in a run
 
 
-def flush(stream):
-    """Bring the data to the device; what it has not taken once is told for ever."""
+def loss_of(action):
+    """Do something; return the error, if it tells that a device has not taken all."""
     try:
-        stream.flush()
+        action()
     except OSError as error:
         if "device has not taken" not in str(error):
             raise
+        return error
+    return None
+
+
+def flush(stream):
+    """Bring the data to the device; what it has not taken once is told for ever."""
+    if (error := loss_of(stream.flush)) is not None:
         lost.append(error)
     else:
         assert not lost, "a loss was forgotten"
 
 
 def close(stream):
-    """Close the stream; what a device has not taken is told then, too, and ends nothing."""
-    try:
-        stream.close()
-    except OSError as error:
-        if "device has not taken" not in str(error):
-            raise
-        assert stream.closed
+    """Close the stream; a loss is told then, too, and ends nothing."""
+    loss_of(stream.close)
+    assert stream.closed
 
 
 def attempt(action, unchanged=lambda: None):

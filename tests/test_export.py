@@ -627,7 +627,7 @@ def test_what_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path):
 
 @pytest.mark.parametrize("end", ["zarr", "tiff"])
 def test_a_folder_with_more_than_an_export_is_never_replaced(tmp_path, end):
-    dataset = record(tmp_path / "data", {"p": ["A", "B"], "t": 5, **FRAME}, 10)
+    dataset = record(tmp_path / "data", {"p": ["A", "b/c"], "t": 5, **FRAME}, 10)
     out = tmp_path / f"out.ome.{end}"
     goal = out if end == "zarr" else tmp_path / "out"
     goal.mkdir()

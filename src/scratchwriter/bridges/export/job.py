@@ -83,11 +83,11 @@ class Job:
         if theirs.name == "ome-zarr":
             settings["format"]["suffix"] = ".ome.zarr"
             _need_names(ours.positions)
-        has_full_xml = settings["format"].get("multi_file_metadata", "redundant")
-        if has_full_xml != "redundant" and len(ours.positions) > 1:
+        where_xml_is = settings["format"].get("multi_file_metadata", "redundant")
+        if where_xml_is != "redundant" and len(ours.positions) > 1:
             warnings.warn(
                 "Frame metadata are kept with multi_file_metadata='redundant' only: not "
-                f"here, with {has_full_xml!r}.",
+                f"here, with {where_xml_is!r}.",
                 stacklevel=5,
             )
         if settings["compression"] not in _COMPRESSIONS[theirs.name]:

@@ -129,7 +129,9 @@ def _may_be_replaced(path: Path) -> bool:
     def is_of_it(child: Path) -> bool:
         if not child.is_dir():
             return child.name in _OF_ZARR if is_zarr else bool(tiff.fullmatch(child.name))
-        return is_zarr and any((child / name).is_file() for name in _OF_ZARR)
+        if any((child / name).is_file() for name in _OF_ZARR):
+            return is_zarr
+        return is_zarr and all(map(is_of_it, child.iterdir()))  # of a position "a/b"
 
     return all(map(is_of_it, path.iterdir()))
 
