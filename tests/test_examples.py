@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 
 from reference import read_plain
 from scratchwriter import open_scratch
+from waiting import wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -73,7 +73,7 @@ def aravis(tmp_path):
         camera = subprocess.Popen(
             [FAKE_CAMERA, "-i", "127.0.0.1"], stdout=subprocess.DEVNULL
         )
-        time.sleep(0.5)
+        wait_until(lambda: ":0F74 " in Path("/proc/net/udp").read_text())  # GVCP's port
         yield packages
         camera.kill()
         camera.wait()

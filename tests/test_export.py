@@ -772,7 +772,15 @@ def test_the_command_exports_and_tells(tmp_path, capsys):
     assert "overwrite" in capsys.readouterr().err
 
 
-def test_an_interrupted_command_says_how_to_go_on(tmp_path):
+@pytest.fixture
+def interruptible():
+    """Have what is begun take interrupts, which a shell's background jobs do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path, interruptible):
     with start_recording(tmp_path / "data") as writer:
         out = tmp_path / "out.ome.zarr"
         command = [sys.executable, "-m", "scratchwriter", "export", tmp_path / "data", out]

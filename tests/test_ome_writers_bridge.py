@@ -1,7 +1,6 @@
 """ome-writers' own scratch format on this library."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ ome_writers = pytest.importorskip("ome_writers")
 
 from scratchwriter import open_scratch
 from scratchwriter.bridges import ome_writers as bridge
+from waiting import wait_until
 
 
 @pytest.fixture
@@ -102,10 +102,7 @@ def test_events_and_global_metadata_go_on_working(installed, tmp_path, frames):
         for frame in frames[:5]:
             stream.append(frame)
         # ome-writers tells in any order, and not what is pending when it is closed.
-        end_s = time.monotonic() + 10
-        while all(update.max_coords["t"] != range(5) for update in tuple(told)):
-            assert time.monotonic() < end_s
-            time.sleep(0.01)
+        wait_until(lambda: any(u.max_coords["t"] == range(5) for u in tuple(told)))
         stream.set_global_metadata("lab", {"who": "me"})
     assert open_scratch(tmp_path / "d").global_metadata == {"lab": {"who": "me"}}
 

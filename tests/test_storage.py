@@ -21,6 +21,7 @@ from reference import Model, read_lines, read_plain
 from scratchwriter import ScratchFormat, create_stream, open_scratch
 from scratchwriter._region import PortableRegion, make_region
 from scratchwriter.repair import find_faults
+from waiting import wait_until
 
 PORTABLE = type(make_region(1)) is PortableRegion
 FILES = {
@@ -384,12 +385,8 @@ def test_frames_behind_a_spill_for_lack_of_memory_have_their_place_on_the_disk(
     with create_stream(settings) as stream:
         for number in range(20):
             stream.append(np.full((128, 256), number + 1, "uint16"))
-        deadline_s = time.monotonic() + 30
-        while (
-            stream.stats().populated_ahead_nbytes < window_nbytes // 2
-            and time.monotonic() < deadline_s
-        ):
-            time.sleep(0.001)
+        half_nbytes = window_nbytes // 2
+        wait_until(lambda: stream.stats().populated_ahead_nbytes >= half_nbytes)
         available_nbytes = window_nbytes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -1044,11 +1041,10 @@ def test_a_child_forked_while_a_stream_is_being_made_does_not_keep_its_lock(tmp_
         ended.wait(timeout=30)
         try:
             # The child gives the lock back as soon as it runs, which may be after the kill.
-            end_s = time.monotonic() + 10
-            state = "recording"
-            while state == "recording" and time.monotonic() < end_s:
+            def is_killed():
                 with open_scratch(tmp_path / "d") as dataset:
-                    state = dataset.state
-            assert state == "killed"
+                    return dataset.state == "killed"
+
+            wait_until(is_killed)
         finally:
             os.kill(pid, 9)

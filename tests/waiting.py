@@ -1,0 +1,10 @@
+"""Waiting for what another thread or process does: as long as it takes, up to a limit."""
+
+import time
+
+
+def wait_until(condition, timeout_s=60):
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s, "it never came"
+        time.sleep(0.002)
