@@ -10,11 +10,17 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reference import read_lines
 from scratchwriter import create_stream
-from scratchwriter._convert import is_plain
-from scratchwriter.metadata import encode_frame_metadata, encode_global_metadata
+from scratchwriter._convert import plain_text
+from scratchwriter.metadata import (
+    RESERVED_KEYS,
+    encode_frame_metadata,
+    encode_global_metadata,
+)
 
 
 class Color(enum.Enum):
@@ -62,20 +68,38 @@ class Name(str):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "plain"),
+    ("metadata", "text"),
     [
-        ({"a": 1, "b": 2.5, "c": "d", "e": True, "f": None}, True),
-        ({}, True),
-        ({1: 1}, False),
-        ({Name("a"): 1}, False),
-        ({"a": Name("b")}, False),
-        ({"a": np.float64(1)}, False),  # derives from float
-        ({"a": [1]}, False),
-        ({"a": 1, "b": b""}, False),
+        ({"a": 1, "b": 2.5, "c": "d", "e": True, "f": None}, "ascii"),
+        ({}, "ascii"),
+        ({"a": "\x7f\n"}, "ascii"),
+        ({"µm": 1, "b": "c"}, "unicode"),
+        ({"a": "µm", "b": "c"}, "unicode"),
+        ({1: 1}, None),
+        ({Name("a"): 1}, None),
+        ({"a": Name("b")}, None),
+        ({"a": np.float64(1)}, None),  # derives from float
+        ({"a": [1]}, None),
+        ({"a": 1, "b": b""}, None),
+        ({"a": 1 << 63}, None),
     ],
 )
-def test_plain_values_are_told_by_their_exact_types(metadata, plain):
-    assert is_plain(metadata) == plain
+def test_plain_values_are_told_by_their_exact_types(metadata, text):
+    assert plain_text(metadata) == text
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="ascii")).filter(lambda key: key not in RESERVED_KEYS),
+        st.text(st.characters(codec="ascii")) | st.floats() | st.integers() | st.booleans(),
+    )
+)
+def test_ascii_is_written_as_json_has_it(metadata):
+    body = encode_frame_metadata(metadata)
+    expected = json.dumps(metadata)
+    assert body.isascii()
+    assert b"\n" not in body
+    assert json.dumps(json.loads(body or b"{}")) == expected
 
 
 def test_nan_stays_nan():

@@ -1,11 +1,11 @@
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 __pyx_capi__: Final[dict[str, object]]  # for the other compiled modules
 
-def is_plain(metadata: dict[Any, Any], /) -> bool:
-    """Tell whether all keys are text and all values text, numbers, bools or None.
+def plain_text(metadata: dict[Any, Any], /) -> Literal["ascii", "unicode"] | None:
+    """Tell what text there is in metadata that are plain; of others, None.
 
-    Integers are plain that fit in 64 bits.
-
-    Exactly those types: what derives from them may not be what it looks like.
+    Plain are those whose keys are text and whose values are text, numbers, bools or None,
+    of exactly those types: what derives from them may not be what it looks like. Integers
+    are plain that fit in 64 bits.
     """

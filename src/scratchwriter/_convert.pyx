@@ -15,6 +15,9 @@ from libc.stdint cimport int64_t
 
 import numpy as np
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
+
 cnp.import_array()
 
 
@@ -128,19 +131,22 @@ cdef inline bint fits_in_64_bits(object number) except -1:
     return not overflow
 
 
-def is_plain(dict metadata not None):
+def plain_text(dict metadata not None):
     cdef PyObject* key
     cdef PyObject* value
     cdef Py_ssize_t at = 0
+    cdef bint is_ascii = True
     while PyDict_Next(metadata, &at, &key, &value):
         if not PyUnicode_CheckExact(<object>key):
-            return False
-        if not (
-            PyUnicode_CheckExact(<object>value)
-            or PyLong_CheckExact(<object>value) and fits_in_64_bits(<object>value)
+            return None
+        is_ascii &= PyUnicode_IS_ASCII(<object>key)
+        if PyUnicode_CheckExact(<object>value):
+            is_ascii &= PyUnicode_IS_ASCII(<object>value)
+        elif not (
+            PyLong_CheckExact(<object>value) and fits_in_64_bits(<object>value)
             or PyFloat_CheckExact(<object>value)
             or PyBool_Check(<object>value)
             or <object>value is None
         ):
-            return False
-    return True
+            return None
+    return "ascii" if is_ascii else "unicode"
