@@ -16,10 +16,10 @@ unmaps what the second is to write back.
 Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
 writer therefore goes no further than `writable_nbytes`, which this thread stores when it
 has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
-An array of known length whose file `populates` has a gate that is open: no bytes are
-overwritten, all blocks are there, and a writer that is faster than this thread populates
-pages beside it, by its stores. Slots that come in another order are populated, which
-changes no bytes, and have no gate.
+In a file that `populates` no bytes are overwritten: the gate is open as far as blocks are
+allocated, which is some way ahead of the pages, and a writer that is faster than this
+thread populates pages beside it, by its stores. Slots that come in another order are
+populated, which changes no bytes, and have no gate.
 
 Records: what is known of frames besides their pixels is one more array, the last one, with
 a record for each frame in acquisition order. It may come later than the others.
@@ -113,7 +113,10 @@ cdef struct Walk:
     int64_t ahead                     # frames ready, the next one's number; atomic
     Odometer next                     # its slot
     int64_t* prepared_nbytes          # per position: ready to here
+    int64_t* allocated_nbytes         # per position: of a file that `populates`
     bint* in_file                     # per position: as noticed by `_notice_file`
+    bint is_busy                      # it has not been far enough ahead for a while
+    int64_t left_nbytes               # for the writer to populate, which is there already
     int code                          # errno of what failed last
 
     # How long appends took: the writer's, and where others see it; guarded by `working`
@@ -148,31 +151,60 @@ cdef int64_t _position(Walk* walk) noexcept nogil:
     return walk.next.index[walk.position_axis] if walk.position_axis >= 0 else 0
 
 
-cdef bint _is_allocated(Walk* walk, int64_t position) noexcept nogil:
-    """Tell whether all blocks of an array were there from the beginning."""
-    return walk.num_frames >= 0 and position < walk.num_positions
-
-
 cdef void _open_gate(Walk* walk, int64_t position) noexcept nogil:
     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
     cdef int64_t stop = walk.prepared_nbytes[position]
-    if _is_allocated(walk, position) and populates(walk.mappings[position]):
-        stop = walk.step_nbytes
+    if populates(walk.mappings[position]):
+        stop = max(stop, walk.allocated_nbytes[position])
     if walk.in_file[position] and sw_load_acquire(gate) < stop:
         sw_store_release(gate, stop)
+
+
+cdef int _show_steps(
+    Walk* walk, int64_t position, int64_t stop, int64_t step_nbytes
+) noexcept nogil:
+    """Let a file be as long as whole steps are, as which an array is shown."""
+    cdef Mapping* mapping = walk.mappings[position]
+    if walk.num_frames >= 0 or not _in_file(mapping):
+        return 0
+    return make_readable(mapping, (stop + step_nbytes - 1) // step_nbytes * step_nbytes)
+
+
+cdef void _allocate_ahead(
+    Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t limit,
+    int64_t step_nbytes,
+) noexcept nogil:
+    """Allocate more than a piece, where the writer may go on before it is populated."""
+    cdef Mapping* mapping = walk.mappings[position]
+    cdef int64_t chunk_nbytes = walk.window_nbytes // (8 * walk.num_positions)
+    cdef int64_t chunk_stop
+    if stop <= walk.allocated_nbytes[position] or not populates(mapping):
+        return
+    # Whole huge pages: their blocks are all there, or none.
+    start = max(start // PIECE_NBYTES * PIECE_NBYTES, walk.allocated_nbytes[position])
+    chunk_stop = min(stop + chunk_nbytes, limit) // PIECE_NBYTES * PIECE_NBYTES
+    if (
+        chunk_stop >= stop
+        and _show_steps(walk, position, chunk_stop, step_nbytes) == 0
+        and reserve_blocks(mapping, start, chunk_stop) == 0
+    ):
+        walk.allocated_nbytes[position] = chunk_stop
 
 
 cdef int _prepare_piece(
     Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t step_nbytes
 ) noexcept nogil:
     cdef Mapping* mapping = walk.mappings[position]
-    cdef int64_t steps
-    cdef int code = 0
-    if walk.num_frames < 0 and _in_file(mapping):
-        # An array is shown in whole steps.
-        steps = (stop + step_nbytes - 1) // step_nbytes
-        code = make_readable(mapping, steps * step_nbytes)
-    return code if code else prepare(mapping, start, stop, _is_allocated(walk, position))
+    cdef int64_t allocated_nbytes = walk.allocated_nbytes[position]
+    cdef int64_t left_nbytes
+    cdef int code = _show_steps(walk, position, stop, step_nbytes)
+    if code:
+        return code
+    if walk.left_nbytes and stop <= allocated_nbytes and populates(mapping):
+        left_nbytes = min(walk.left_nbytes, stop - start)
+        walk.left_nbytes -= left_nbytes
+        start += left_nbytes
+    return prepare(mapping, start, stop, allocated_nbytes)
 
 
 cdef int _prepare_in_order(
@@ -187,6 +219,7 @@ cdef int _prepare_in_order(
         # Whole pieces, so that a file in order has huge pages (see _mapped.pyx).
         piece_stop = (stop + walk.piece_nbytes - 1) // walk.piece_nbytes * walk.piece_nbytes
         piece_stop = max(stop, min(piece_stop, limit))
+        _allocate_ahead(walk, position, start, piece_stop, limit, step_nbytes)
         code = _prepare_piece(walk, position, start, piece_stop, step_nbytes)
         if code and piece_stop > stop:
             piece_stop = stop  # a disk that is nearly full may have room for one more
@@ -278,6 +311,10 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
     if cursor > walk.ahead:
         jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
         sw_store_release(&walk.ahead, cursor)
+        if walk.is_busy:
+            # The writer is faster: better to do the next page than the one it is at.
+            walk.left_nbytes = PIECE_NBYTES
+    walk.is_busy = False
     while done_nbytes < walk.piece_nbytes:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
             return False
@@ -289,6 +326,7 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
         advance(&walk.next, walk.counts, walk.strides_nbytes, walk.num_axes)
         sw_store_release(&walk.ahead, walk.ahead + 1)
         done_nbytes += walk.frame_nbytes
+    walk.is_busy = True
     return True
 
 
@@ -485,18 +523,22 @@ cdef class AheadThread:
         walk.mappings = <Mapping**>calloc(n + 1, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
+        walk.allocated_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
         walk.in_file = <bint*>calloc(n + 1, sizeof(bint))
         if (
             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
-            or walk.prepared_nbytes == NULL or walk.in_file == NULL
+            or walk.prepared_nbytes == NULL or walk.allocated_nbytes == NULL
+            or walk.in_file == NULL
         ):
             raise MemoryError(f"tables of {n} positions")
         for position in range(n):
             walk.mappings[position] = &(<MappedRegion?>regions[position]).mapping
             walk.memory_stop_nbytes[position] = memory_stop_nbytes[position]
             walk.in_file[position] = _in_file(walk.mappings[position])
-            if walk.num_frames >= 0 and not walk.in_order:
-                walk.prepared_nbytes[position] = walk.step_nbytes  # allocated, and open
+            if walk.num_frames >= 0:
+                walk.allocated_nbytes[position] = walk.step_nbytes
+                if not walk.in_order:
+                    walk.prepared_nbytes[position] = walk.step_nbytes  # it is open
         self.pid = getpid()
         writer._ahead = walk
         writer._prepare = prepare_from_c
@@ -512,6 +554,7 @@ cdef class AheadThread:
         free(self.walk.mappings)
         free(self.walk.memory_stop_nbytes)
         free(self.walk.prepared_nbytes)
+        free(self.walk.allocated_nbytes)
         free(self.walk.in_file)
 
     @property

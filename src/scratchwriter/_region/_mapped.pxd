@@ -16,7 +16,7 @@ cdef struct Mapping:
 
 # Each returns 0 or an errno.
 cdef int prepare(
-    Mapping* mapping, int64_t start, int64_t stop, bint is_allocated
+    Mapping* mapping, int64_t start, int64_t stop, int64_t allocated_nbytes
 ) noexcept nogil
 cdef bint populates(Mapping* mapping) noexcept nogil
 cdef int make_readable(Mapping* mapping, int64_t nbytes) noexcept nogil

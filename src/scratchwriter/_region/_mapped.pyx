@@ -21,9 +21,11 @@ Zeros are written there first: for a `write` of a whole huge page many kernels m
 which is then mapped at once (measured: 7 GB/s, and no more by two cores, because a file has
 one lock for `write`). New kernels make one in a fault, too, if asked (ext4 since Linux
 6.16): that is faster (8 GB/s, and 14 by two cores), and as it changes no bytes, the writer
-need not wait for it. But such a fault allocates what its page lacks of blocks, and kills
-the process if the disk is full. So it is for files that are allocated as a whole before;
-the first huge page tells whether it is one.
+need not wait for it. The first huge page of a file tells whether it is one. But such a
+fault allocates what its page lacks of blocks, wherever in the page it is, and kills the
+process if the disk is full. So all blocks of a page are allocated before its fault; and at
+the end of a disk, where there are none for a whole page, `madvise` is asked to make the
+fault, which fails where a store would be killed.
 """
 
 import os
@@ -32,6 +34,8 @@ cimport cython
 cimport libc.errno
 from posix.mman cimport (
     MADV_DONTNEED,
+    MADV_NORMAL,
+    MADV_RANDOM,
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_FIXED,
@@ -49,7 +53,7 @@ from posix.mman cimport (
 from posix.unistd cimport close, ftruncate
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
-from libc.errno cimport EINTR, EINVAL, ENOMEM, EOPNOTSUPP, ESTALE, errno
+from libc.errno cimport EFAULT, EINTR, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, ESTALE, errno
 from libc.stdint cimport uint64_t, uintptr_t
 
 from scratchwriter._platform cimport (
@@ -330,32 +334,47 @@ cdef class MappedRegion:
 # ------------------------------------------------------- without the GIL: 0 or an errno
 
 cdef int prepare(
-    Mapping* mapping, int64_t start, int64_t stop, bint is_allocated
+    Mapping* mapping, int64_t start, int64_t stop, int64_t allocated_nbytes
 ) noexcept nogil:
     """Make bytes that were never written ready for stores that take no fault.
 
-    Of a file that is allocated as a whole they may have been written, if it `populates`.
+    Those of a file that are allocated may have been written, if it `populates`.
     """
-    cdef int64_t file_start = max(start, sw_load_acquire(&mapping.file_start))
-    cdef int fd
+    cdef int64_t first = max(start, sw_load_acquire(&mapping.file_start))
     cdef int code = 0
-    if file_start < stop and is_allocated and mapping.huge_faults == UNKNOWN:
-        _try_a_fault(mapping, file_start, stop)
-    if file_start < stop and not (is_allocated and populates(mapping)):
-        fd = _open(mapping)
-        if fd < 0:
-            return errno
-        code = _allocate_blocks(mapping, fd, file_start, stop)
-        if code == 0:
-            code = _write_zeros(fd, file_start, stop)
-        close(fd)
-    if code == 0:
-        populate(mapping, start, stop)  # no more than advice
+    if populates(mapping):
+        first = max(first, allocated_nbytes)
+    if first < stop:
+        code = _prepare_file(mapping, first, stop, stop <= allocated_nbytes)
+    if code == 0 and populate(mapping, start, stop) == EFAULT:
+        code = ENOSPC  # what a store would kill the process for; else it is only advice
+    return code
+
+
+cdef int _prepare_file(
+    Mapping* mapping, int64_t start, int64_t stop, bint is_allocated
+) noexcept nogil:
+    """Give a file blocks, and pages: zeros, or, if `populate` may make them, none."""
+    cdef bint may_fault = is_allocated or stop % HUGE_PAGE_NBYTES == 0
+    cdef int64_t first = start
+    cdef int code
+    cdef int fd = _open(mapping)
+    if fd < 0:
+        return errno
+    if may_fault and mapping.huge_faults != SMALL:
+        # A huge page may begin in what was skipped, which has no blocks.
+        first = start // HUGE_PAGE_NBYTES * HUGE_PAGE_NBYTES
+    code = _allocate_blocks(mapping, fd, first, stop)
+    if code == 0 and may_fault and mapping.huge_faults == UNKNOWN:
+        _try_a_fault(mapping, start, stop)
+    if code == 0 and not (may_fault and populates(mapping)):
+        code = _write_zeros(fd, start, stop)
+    close(fd)
     return code
 
 
 cdef bint populates(Mapping* mapping) noexcept nogil:
-    """Tell whether `prepare` changes no bytes of an allocated file, from now on."""
+    """Tell whether `prepare` changes no bytes that are allocated, from now on."""
     return mapping.huge_faults == HUGE
 
 
@@ -368,7 +387,10 @@ cdef void _try_a_fault(Mapping* mapping, int64_t start, int64_t stop) noexcept n
         mapping.huge_faults = SMALL  # zeros are what allocates there
         return
     madvise(mapping.base, mapping.reserved_nbytes, MADV_HUGEPAGE)
+    # Now only this one: the kernel makes two at a time, and the file may end in the next.
+    madvise(mapping.base, mapping.reserved_nbytes, MADV_RANDOM)
     populate(mapping, start, start + HUGE_PAGE_NBYTES)
+    madvise(mapping.base, mapping.reserved_nbytes, MADV_NORMAL)
     mapping.huge_faults = HUGE if sw_is_mapped_huge(mapping.base + start) else SMALL
 
 
@@ -508,6 +530,7 @@ cdef int _reserve(Mapping* mapping, int64_t nbytes, bint huge_pages) noexcept no
 cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
     """Make the first `nbytes` readable. With `growing` held."""
     cdef int64_t memory_nbytes = min(_whole_pages(nbytes), mapping.file_start)
+    cdef int64_t unit = HUGE_PAGE_NBYTES if populates(mapping) else PAGE_NBYTES
     cdef int fd
     cdef int code = 0
     if nbytes <= mapping.nbytes:
@@ -523,7 +546,7 @@ cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
         if fd < 0:
             return errno
         # Whole pages: one cut by the end of the file stands in the way of a huge one.
-        if ftruncate(fd, _whole_pages(nbytes)) != 0:
+        if ftruncate(fd, _whole(nbytes, unit)) != 0:
             code = errno
         close(fd)
     if code == 0:
@@ -585,8 +608,12 @@ cdef int _open(Mapping* mapping) noexcept nogil:
     return fd
 
 
+cdef int64_t _whole(int64_t nbytes, int64_t unit) noexcept nogil:
+    return (nbytes + unit - 1) // unit * unit
+
+
 cdef int64_t _whole_pages(int64_t nbytes) noexcept nogil:
-    return (nbytes + PAGE_NBYTES - 1) // PAGE_NBYTES * PAGE_NBYTES
+    return _whole(nbytes, PAGE_NBYTES)
 
 
 cdef char* _map_twice(int fd, int64_t nbytes, int access) noexcept nogil:
