@@ -23,8 +23,8 @@ from scratchwriter import (
     ScratchFormat,
     create_stream,
     dims_from_standard_axes,
-    growth,
     open_scratch,
+    policy,
 )
 
 # Looks at the files near their ends, where there may be no blocks yet.
@@ -66,9 +66,9 @@ def settings_of(rng, path):
     sizes = {"t": None, "p": rng.choice([1, 1, 2, 3]), "y": y, "x": x}
     fields = {}
     if rng.random() < 0.3:
-        sizes |= {"c": 2}
-        fields["storage_order"] = ["p", "c", "t", "y", "x"]
-    order = ("t", "p", "c", "y", "x")
+        sizes |= {"c": 2, "z": 3}
+        fields["storage_order"] = ["t", "p", "z", "c", "y", "x"]
+    order = ("t", "p", "c", "z", "y", "x")
     return AcquisitionSettings(
         root_path=str(path),
         dimensions=dims_from_standard_axes({k: sizes[k] for k in order if k in sizes}),
@@ -121,7 +121,8 @@ def check(dataset, stored):
 
 def main(folder, seed):
     rng = random.Random(seed)
-    growth._FILE_WINDOW_NBYTES = rng.choice([4, 16, 256]) << 20
+    window_nbytes = rng.choice([4, 16, 64, 256]) << 20  # also more than there is
+    policy.file_window_nbytes = lambda folder, most_nbytes: window_nbytes
     ballast = Ballast(folder / "ballast")
     ballast.add(rng.randrange(40 << 20))
     with contextlib.ExitStack() as stack:
@@ -134,8 +135,11 @@ def main(folder, seed):
             command = [sys.executable, "-c", OTHER_PROCESS, str(folder / "data")]
             other = stack.enter_context(subprocess.Popen(command))
             stack.callback(other.kill)
+        else:
+            other = None
         try:
             stored = record(stream, rng, ballast)
+            assert other is None or other.poll() is None
         finally:
             is_over.set()
         assert stored

@@ -16,8 +16,8 @@ unmaps what the second is to write back.
 Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
 writer therefore goes no further than `writable_nbytes`, which this thread stores when it
 has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
-In a file that `populates` no bytes are overwritten: the gate is open as far as blocks are
-allocated, which is some way ahead of the pages, and a writer that is faster than this
+In a file that `populates` no allocated bytes are overwritten: the gate is open as far as
+they go, which is some way ahead of the pages, and a writer that is faster than this
 thread populates pages beside it, by its stores. Slots that come in another order are
 populated, which changes no bytes, and have no gate.
 
@@ -112,9 +112,10 @@ cdef struct Walk:
     int64_t waiting                   # writers that want `working`; atomic
     int64_t ahead                     # frames ready, the next one's number; atomic
     Odometer next                     # its slot
-    int64_t* prepared_nbytes          # per position: ready to here
-    int64_t* allocated_nbytes         # per position: of a file that `populates`
+    int64_t* prepared_nbytes          # per position: ready to here, or left to the writer
+    int64_t* allocated_nbytes         # per position: to here, of whole huge pages or all
     bint* in_file                     # per position: as noticed by `_notice_file`
+    bint is_disk_full                 # as far as more than a piece is asked for
     bint is_busy                      # it has not been far enough ahead for a while
     int64_t left_nbytes               # for the writer to populate, which is there already
     int code                          # errno of what failed last
@@ -178,17 +179,24 @@ cdef void _allocate_ahead(
     cdef Mapping* mapping = walk.mappings[position]
     cdef int64_t chunk_nbytes = walk.window_nbytes // (8 * walk.num_positions)
     cdef int64_t chunk_stop
-    if stop <= walk.allocated_nbytes[position] or not populates(mapping):
+    if (
+        stop <= walk.allocated_nbytes[position]
+        or not populates(mapping)
+        or walk.is_disk_full
+    ):
         return
-    # Whole huge pages: their blocks are all there, or none.
+    # Whole huge pages, so that no fault of the writer's lacks blocks.
     start = max(start // PIECE_NBYTES * PIECE_NBYTES, walk.allocated_nbytes[position])
     chunk_stop = min(stop + chunk_nbytes, limit) // PIECE_NBYTES * PIECE_NBYTES
+    if chunk_stop < stop:
+        return
     if (
-        chunk_stop >= stop
-        and _show_steps(walk, position, chunk_stop, step_nbytes) == 0
+        _show_steps(walk, position, chunk_stop, step_nbytes) == 0
         and reserve_blocks(mapping, start, chunk_stop) == 0
     ):
         walk.allocated_nbytes[position] = chunk_stop
+    else:
+        walk.is_disk_full = True  # what is left is for who needs it first
 
 
 cdef int _prepare_piece(
@@ -197,10 +205,20 @@ cdef int _prepare_piece(
     cdef Mapping* mapping = walk.mappings[position]
     cdef int64_t allocated_nbytes = walk.allocated_nbytes[position]
     cdef int64_t left_nbytes
-    cdef int code = _show_steps(walk, position, stop, step_nbytes)
+    cdef int code
+    if not walk.in_file[position]:
+        # As it was noticed: a file that came since may have frames here.
+        populate(mapping, start, stop)
+        return 0
+    code = _show_steps(walk, position, stop, step_nbytes)
     if code:
         return code
-    if walk.left_nbytes and stop <= allocated_nbytes and populates(mapping):
+    if (
+        walk.left_nbytes
+        and position < walk.num_positions
+        and stop <= allocated_nbytes
+        and populates(mapping)
+    ):
         left_nbytes = min(walk.left_nbytes, stop - start)
         walk.left_nbytes -= left_nbytes
         start += left_nbytes
@@ -261,16 +279,43 @@ cdef void _notice_file(Walk* walk, int64_t position) noexcept nogil:
     The walk was ahead of them in memory that is no more.
     """
     cdef Mapping* mapping = walk.mappings[position]
-    cdef int64_t cursor
+    cdef int64_t cursor, start
     if walk.in_file[position] or not _in_file(mapping):
         return
     walk.in_file[position] = True
-    walk.prepared_nbytes[position] = min(
-        walk.prepared_nbytes[position], sw_load_acquire(&mapping.file_start)
-    )
+    start = sw_load_acquire(&mapping.file_start)
+    if position < walk.num_positions:
+        # The frames that memory has room for may be stored, also those in the file's first
+        # page.
+        start = max(start, sw_load_acquire(&walk.arrays[position].writable_nbytes))
+    walk.prepared_nbytes[position] = min(walk.prepared_nbytes[position], start)
     cursor = _cursor(walk)
     jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
     sw_store_release(&walk.ahead, cursor)
+
+
+cdef int _reserve_step(
+    Walk* walk, int64_t position, int64_t step, int64_t limit
+) noexcept nogil:
+    """Give a step blocks, with the rest of the huge pages that it is in.
+
+    The kernel may have made such pages for who looked there; a store needs all blocks.
+    """
+    cdef Mapping* mapping = walk.mappings[position]
+    cdef int64_t start = step * walk.step_nbytes
+    cdef int64_t stop = start + walk.step_nbytes
+    cdef int code
+    if walk.num_positions * PIECE_NBYTES <= walk.window_nbytes:  # else it is too much
+        start = start // PIECE_NBYTES * PIECE_NBYTES
+        stop = min((stop + PIECE_NBYTES - 1) // PIECE_NBYTES * PIECE_NBYTES, limit)
+    # What was reserved before may have frames, and be overwritten with zeros.
+    start = max(start, walk.prepared_nbytes[position])
+    code = _show_steps(walk, position, stop, walk.step_nbytes)
+    if code == 0:
+        code = reserve_blocks(mapping, start, stop)
+    if code == 0:
+        walk.prepared_nbytes[position] = stop
+    return code
 
 
 cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nogil:
@@ -279,7 +324,7 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
     # As it was noticed, with what follows from it for the walk, and not as it is by now.
     cdef bint in_file = walk.in_file[position]
     cdef int64_t stop = start + walk.frame_nbytes
-    cdef int64_t limit, step_stop
+    cdef int64_t limit
     cdef int code
     if walk.num_frames >= 0:
         limit = walk.step_nbytes
@@ -292,11 +337,9 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
         return -1  # not ours to decide
     if not walk.in_order:
         if in_file and stop > walk.prepared_nbytes[position]:
-            step_stop = (start // walk.step_nbytes + 1) * walk.step_nbytes
-            code = reserve_blocks(mapping, step_stop - walk.step_nbytes, step_stop)
+            code = _reserve_step(walk, position, start // walk.step_nbytes, limit)
             if code:
                 return code
-            walk.prepared_nbytes[position] = step_stop
         _open_gate(walk, position)
         populate(mapping, start, stop)
         return 0
@@ -311,9 +354,8 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
     if cursor > walk.ahead:
         jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
         sw_store_release(&walk.ahead, cursor)
-        if walk.is_busy:
-            # The writer is faster: better to do the next page than the one it is at.
-            walk.left_nbytes = PIECE_NBYTES
+        # If the writer is faster: better to do the next page than the one it is at.
+        walk.left_nbytes = PIECE_NBYTES if walk.is_busy else 0
     walk.is_busy = False
     while done_nbytes < walk.piece_nbytes:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:

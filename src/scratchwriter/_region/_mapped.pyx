@@ -383,8 +383,9 @@ cdef void _try_a_fault(Mapping* mapping, int64_t start, int64_t stop) noexcept n
     start = (start + HUGE_PAGE_NBYTES - 1) // HUGE_PAGE_NBYTES * HUGE_PAGE_NBYTES
     if start + HUGE_PAGE_NBYTES > stop:
         return
-    if mapping.no_fallocate:
-        mapping.huge_faults = SMALL  # zeros are what allocates there
+    if mapping.no_fallocate or PAGE_NBYTES != 4096:
+        # Zeros are what allocates there; or huge pages are of another size.
+        mapping.huge_faults = SMALL
         return
     madvise(mapping.base, mapping.reserved_nbytes, MADV_HUGEPAGE)
     # Now only this one: the kernel makes two at a time, and the file may end in the next.
@@ -546,7 +547,10 @@ cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
         if fd < 0:
             return errno
         # Whole pages: one cut by the end of the file stands in the way of a huge one.
-        if ftruncate(fd, _whole(nbytes, unit)) != 0:
+        if (
+            ftruncate(fd, _whole(nbytes, unit)) != 0
+            and ftruncate(fd, _whole_pages(nbytes)) != 0
+        ):
             code = errno
         close(fd)
     if code == 0:
@@ -561,7 +565,8 @@ cdef int _allocate_blocks(
     cdef int code = 0
     sw_mutex_lock(&mapping.growing)
     while fallocate(fd, 0, start, stop - start) != 0:
-        if errno == EOPNOTSUPP:  # this file system allocates when it is written
+        # This file system allocates when it is written.
+        if errno == EOPNOTSUPP and not populates(mapping):
             mapping.no_fallocate = True
             code = _extend(mapping, stop)
             break
