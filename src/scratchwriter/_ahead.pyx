@@ -279,16 +279,17 @@ cdef void _notice_file(Walk* walk, int64_t position) noexcept nogil:
     The walk was ahead of them in memory that is no more.
     """
     cdef Mapping* mapping = walk.mappings[position]
-    cdef int64_t cursor, start
+    cdef int64_t cursor, gate, start
     if walk.in_file[position] or not _in_file(mapping):
         return
     walk.in_file[position] = True
     start = sw_load_acquire(&mapping.file_start)
     if position < walk.num_positions:
-        # The frames that memory has room for may be stored, also those in the file's first
-        # page.
-        start = max(start, sw_load_acquire(&walk.arrays[position].writable_nbytes))
-    walk.prepared_nbytes[position] = min(walk.prepared_nbytes[position], start)
+        # Up to its gate the writer may be at any time, also in the file's first page.
+        gate = sw_load_acquire(&walk.arrays[position].writable_nbytes)
+        walk.prepared_nbytes[position] = max(start, gate)
+    else:
+        walk.prepared_nbytes[position] = min(walk.prepared_nbytes[position], start)
     cursor = _cursor(walk)
     jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
     sw_store_release(&walk.ahead, cursor)
