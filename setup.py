@@ -33,7 +33,7 @@ def extension(name: str) -> Extension:
         f"scratchwriter.{name}",
         [f"src/scratchwriter/{name.replace('.', '/')}.pyx"],
         include_dirs=[
-            "src/scratchwriter",
+            "src/scratchwriter/_native",
             "src/scratchwriter/_region",
             "src/scratchwriter/include",
             np.get_include(),
@@ -42,16 +42,19 @@ def extension(name: str) -> Extension:
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         depends=[
-            "src/scratchwriter/copy.h",
+            "src/scratchwriter/_native/copy.h",
             "src/scratchwriter/_region/platform.h",
             "src/scratchwriter/include/scratchwriter.h",
         ],
     )
 
 
-names = ["_convert", "_core", "_c_api", "_appender", "_watch"]
+names = [
+    "_core",
+    *(f"_native.{name}" for name in ("appender", "c_api", "convert", "watch")),
+]
 if sys.platform == "linux":
-    names += ["_region._mapped", "_ahead"]
+    names += ["_native.ahead", "_region.mapped"]
 
 setup(
     ext_modules=cythonize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratchwriter import demo
+from scratchwriter._showing import demo
 
 
 @pytest.fixture(scope="module")

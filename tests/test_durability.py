@@ -569,9 +569,9 @@ class Interrupter:
 def test_an_interrupt_at_any_line_while_arrays_grow_costs_nothing(
     make_settings, tmp_path, place, monkeypatch
 ):
-    monkeypatch.setattr("scratchwriter.growth._GRANT_NBYTES", 4 * 8192)
-    monkeypatch.setattr("scratchwriter.growth._MEMORY_WINDOW_NBYTES", 4 * 8192)
-    monkeypatch.setattr("scratchwriter.growth._FILE_WINDOW_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter._writing.growth._GRANT_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter._writing.growth._MEMORY_WINDOW_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter._writing.growth._FILE_WINDOW_NBYTES", 4 * 8192)
     fmt = ScratchFormat(
         spill_dir=str(tmp_path),
         max_memory_bytes=10 * 8192 if place == "leaving memory" else 1 << 30,
@@ -581,14 +581,16 @@ def test_an_interrupt_at_any_line_while_arrays_grow_costs_nothing(
         root_path = str(tmp_path / str(at)) if place == "disk" else ""
         with monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            patch.setattr("scratchwriter.policy.available_nbytes", lambda: 12 * 8192)
+            patch.setattr(
+                "scratchwriter._writing.policy.available_nbytes", lambda: 12 * 8192
+            )
             if "machine" not in place:
                 patch.undo()
             settings = make_settings(SIZES, root_path=root_path, format=fmt)
             stream = create_stream(settings)
             if "machine" in place:
                 patch.setattr(
-                    "scratchwriter.policy.available_nbytes",
+                    "scratchwriter._writing.policy.available_nbytes",
                     lambda stream=stream: 0 if stream.frames_written > 20 else 12 * 8192,
                 )
             interrupter = Interrupter(at)

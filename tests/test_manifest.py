@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from scratchwriter import AcquisitionSettings, ScratchFormat, __version__, create_stream
+from scratchwriter._files.manifest import read_manifest
+from scratchwriter._files.progress import ProgressView
 from scratchwriter.errors import DatasetError
-from scratchwriter.manifest import ProgressView, read_manifest
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from reference import read_lines
 from scratchwriter import create_stream
-from scratchwriter._convert import plain_text
-from scratchwriter.metadata import (
+from scratchwriter._files.metadata import (
     RESERVED_KEYS,
     encode_frame_metadata,
     encode_global_metadata,
 )
+from scratchwriter._native.convert import plain_text
 
 
 class Color(enum.Enum):

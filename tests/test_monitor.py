@@ -33,7 +33,7 @@ def append(stream, n):
 
 
 def test_the_page_tells_how_a_recording_is_doing(stream):
-    from scratchwriter.monitor import Monitor
+    from scratchwriter._showing.monitor import Monitor
 
     now_s = [0.0]
     with open_scratch(stream.path) as dataset:

@@ -14,8 +14,10 @@ from scratchwriter import (
     ScratchFormat,
     create_stream,
     dims_from_standard_axes,
-    policy,
 )
+from scratchwriter._files import folders
+from scratchwriter._writing import policy
+from scratchwriter.errors import size_text
 from scratchwriter.plan import make_plan
 
 FRAME_NBYTES = 40  # 4 x 5 uint16
@@ -154,23 +156,23 @@ def test_the_spill_folder_is_chosen_by_setting_then_environment(monkeypatch, tmp
     monkeypatch.setenv("TMPDIR", str(tmp_path / "env"))
     (tmp_path / "env").mkdir()
     tempfile.gettempdir()  # which remembers what it found
-    assert policy.spill_parent(ScratchFormat(spill_dir="/a/b")) == Path("/a/b")
-    assert policy.spill_parent(ScratchFormat(spill_dir=Path("/a/b"))) == Path("/a/b")
-    assert policy.spill_parent(ScratchFormat(spill_dir="~/b")) == Path.home() / "b"
-    assert policy.spill_parent(ScratchFormat()) == tmp_path / "env"
+    assert folders.spill_parent(ScratchFormat(spill_dir="/a/b")) == Path("/a/b")
+    assert folders.spill_parent(ScratchFormat(spill_dir=Path("/a/b"))) == Path("/a/b")
+    assert folders.spill_parent(ScratchFormat(spill_dir="~/b")) == Path.home() / "b"
+    assert folders.spill_parent(ScratchFormat()) == tmp_path / "env"
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
-    assert policy.spill_parent(ScratchFormat()) != tmp_path / "nowhere"
+    assert folders.spill_parent(ScratchFormat()) != tmp_path / "nowhere"
 
 
 def test_without_a_choice_a_folder_in_memory_is_avoided(monkeypatch, tmp_path):
     for name in ("TMPDIR", "TEMP", "TMP"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert policy.spill_parent(ScratchFormat()) == tmp_path
-    monkeypatch.setattr(policy, "is_ram_backed", lambda folder: folder == tmp_path)
-    assert policy.spill_parent(ScratchFormat()) != tmp_path
-    monkeypatch.setattr(policy, "is_ram_backed", lambda folder: True)
-    assert policy.spill_parent(ScratchFormat()) == tmp_path  # better than nowhere
+    assert folders.spill_parent(ScratchFormat()) == tmp_path
+    monkeypatch.setattr(folders, "is_ram_backed", lambda folder: folder == tmp_path)
+    assert folders.spill_parent(ScratchFormat()) != tmp_path
+    monkeypatch.setattr(folders, "is_ram_backed", lambda folder: True)
+    assert folders.spill_parent(ScratchFormat()) == tmp_path  # better than nowhere
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_without_a_choice_a_folder_in_memory_is_avoided(monkeypatch, tmp_path):
     ],
 )
 def test_sizes_are_said_for_people(nbytes, text):
-    assert policy.size(nbytes) == text
+    assert size_text(nbytes) == text
 
 
 @pytest.mark.parametrize(

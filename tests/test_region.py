@@ -16,7 +16,7 @@ from scratchwriter._region.portable import PortableRegion
 
 KINDS = ["portable"]
 if sys.platform == "linux":
-    from scratchwriter._region._mapped import MappedRegion
+    from scratchwriter._region.mapped import MappedRegion
 
     KINDS.append("mapped")
 U8 = np.dtype("uint8")

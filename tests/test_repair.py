@@ -15,9 +15,9 @@ import pytest
 
 from reference import read_plain
 from scratchwriter import DatasetError, create_stream, open_scratch
+from scratchwriter._files.folders import reclaim_spill_folders
+from scratchwriter._files.manifest import replace_shapes
 from scratchwriter.cli import main
-from scratchwriter.folders import reclaim_spill_folders
-from scratchwriter.manifest import replace_shapes
 from scratchwriter.repair import find_faults, recover
 
 FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
@@ -276,7 +276,7 @@ def test_without_locks_recover_leaves_a_dataset_alone_whose_writer_lives(
     make_settings, folder, monkeypatch
 ):
     sizes = {"t": None, "y": 4, "x": 5}
-    monkeypatch.setattr("scratchwriter.manifest.lock_file", lambda fd, **_: None)
+    monkeypatch.setattr("scratchwriter._files.manifest.lock_file", lambda fd, **_: None)
     with pytest.warns(UserWarning, match="cannot be locked"):
         stream = create_stream(make_settings(sizes, root_path=str(folder)))
     stream.append(FRAME)

@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(make_settings):
 
 
 def test_what_fails_half_way_leaves_no_folder(make_settings, tmp_path, monkeypatch):
-    import scratchwriter.storage as storage
+    import scratchwriter._writing.storage as storage
 
     def fail(*_, **__):
         raise OSError(errno.EIO, "broken")
@@ -228,7 +228,7 @@ def test_files_are_exactly_as_long_as_their_shapes(make_settings, tmp_path, fram
 
 def test_growth_in_small_windows_is_seamless(make_settings, place, frames, monkeypatch):
     for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
-        monkeypatch.setattr(f"scratchwriter.growth.{name}", 1)
+        monkeypatch.setattr(f"scratchwriter._writing.growth.{name}", 1)
     settings = make_settings(UNBOUNDED, **place)
     model = Model(settings)
     with create_stream(settings) as stream:
@@ -339,11 +339,15 @@ def test_too_little_memory_left_in_the_machine_spills(
     fmt = ScratchFormat(spill_dir=str(tmp_path))
     settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
     for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
-        monkeypatch.setattr(f"scratchwriter.growth.{name}", 1)
-    monkeypatch.setattr("scratchwriter.policy.available_memory_nbytes", lambda: 2 * 40)
+        monkeypatch.setattr(f"scratchwriter._writing.growth.{name}", 1)
+    monkeypatch.setattr(
+        "scratchwriter._writing.policy.available_memory_nbytes", lambda: 2 * 40
+    )
     with create_stream(settings) as stream:
         stream.append(frames[0])  # half of that, and then the machine is asked again
-        monkeypatch.setattr("scratchwriter.policy.available_memory_nbytes", lambda: 39)
+        monkeypatch.setattr(
+            "scratchwriter._writing.policy.available_memory_nbytes", lambda: 39
+        )
         with pytest.warns(UserWarning, match="available"):
             stream.append(frames[1])
     np.testing.assert_array_equal(stream.arrays[0], frames[:2])
@@ -372,12 +376,14 @@ def test_frames_behind_a_spill_for_lack_of_memory_have_their_place_on_the_disk(
     # The thread ahead is far ahead in memory when the array goes on in a file.
     nbytes = 64 << 10
     window_nbytes = 64 * nbytes
-    monkeypatch.setattr("scratchwriter.growth._MEMORY_WINDOW_NBYTES", window_nbytes)
-    monkeypatch.setattr("scratchwriter.growth._FILE_WINDOW_NBYTES", 4 * nbytes)
-    monkeypatch.setattr("scratchwriter.growth._GRANT_NBYTES", 20 * nbytes)
+    monkeypatch.setattr(
+        "scratchwriter._writing.growth._MEMORY_WINDOW_NBYTES", window_nbytes
+    )
+    monkeypatch.setattr("scratchwriter._writing.growth._FILE_WINDOW_NBYTES", 4 * nbytes)
+    monkeypatch.setattr("scratchwriter._writing.growth._GRANT_NBYTES", 20 * nbytes)
     available_nbytes = window_nbytes + 20 * nbytes
     monkeypatch.setattr(
-        "scratchwriter.policy.available_memory_nbytes", lambda: available_nbytes
+        "scratchwriter._writing.policy.available_memory_nbytes", lambda: available_nbytes
     )
     fmt = ScratchFormat(spill_dir=str(small_disk))
     sizes = {"t": None, "c": 2, "y": 128, "x": 256}
@@ -762,7 +768,7 @@ def test_many_threads_may_close(make_settings, tmp_path):
 def test_an_interrupt_behind_the_renaming_of_a_manifest_leaves_its_lengths_exact(
     make_settings, tmp_path, monkeypatch
 ):
-    from scratchwriter.manifest import ManifestDraft
+    from scratchwriter._files.manifest import ManifestDraft
 
     settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
     replace = ManifestDraft.replace
@@ -789,11 +795,11 @@ def test_an_interrupt_behind_the_renaming_of_a_manifest_leaves_its_lengths_exact
 def test_a_saver_that_fails_says_so_and_close_does_it_again(
     make_settings, tmp_path, monkeypatch, frames
 ):
-    region = "scratchwriter.storage.Storage._save"
+    region = "scratchwriter._writing.storage.Storage._save"
     fmt = ScratchFormat(max_memory_bytes=100, spill_dir=str(tmp_path))
     stream = create_stream(make_settings({"t": None, "y": 4, "x": 5}, format=fmt))
     told = []
-    monkeypatch.setattr("scratchwriter.storage.warn_in_thread", told.append)
+    monkeypatch.setattr("scratchwriter._writing.storage.warn_in_thread", told.append)
 
     def fail(storage):
         raise OSError(errno.EIO, "no", "pos_0.dat")
@@ -1003,7 +1009,7 @@ def test_a_forked_child_leaves_temporary_folders_to_its_parent(
         pid = os.fork()
     if pid == 0:
         try:
-            from scratchwriter.folders import _remove_spill_folders
+            from scratchwriter._files.folders import _remove_spill_folders
 
             _remove_spill_folders()
         finally:
@@ -1018,7 +1024,8 @@ def test_a_child_forked_while_a_stream_is_being_made_does_not_keep_its_lock(tmp_
     program = f"""
     import os, signal, sys
     from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
-    from scratchwriter import manifest, storage
+    from scratchwriter._files import manifest
+    from scratchwriter._writing import storage
     made = manifest.ManifestDraft
     def fork_and_make(*args, **kwargs):
         pid = os.fork()

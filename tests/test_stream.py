@@ -28,8 +28,8 @@ from scratchwriter import (
     ScratchStream,
     create_stream,
 )
+from scratchwriter._writing.storage import Storage
 from scratchwriter.plan import make_plan
-from scratchwriter.storage import Storage
 
 SIZES = {"t": 3, "y": 4, "x": 5}
 

@@ -237,9 +237,9 @@ def test_an_array_of_a_recording_is_none_of_a_later_one(dataset, frames):
 
 
 def test_what_is_missing_is_named_with_the_extra_that_has_it(dataset, monkeypatch):
-    from scratchwriter import neighbours
+    from scratchwriter import _integrations
 
-    monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
+    monkeypatch.setattr(_integrations, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"xarray, dask.*scratchwriter\[xarray\]"):
         dataset.to_xarray()
     with pytest.raises(ImportError, match=r"ome_writers.*scratchwriter\[export\]"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scratchwriter._version import __version__
 
 if TYPE_CHECKING:
+    from scratchwriter._native import get_include
     from scratchwriter.bridges.useq import dims_from_useq, useq_to_acquisition_settings
     from scratchwriter.coords import CoordUpdate
     from scratchwriter.dimensions import (
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
         dims_from_standard_axes,
     )
     from scratchwriter.errors import DatasetError, ExportCancelledError
-    from scratchwriter.native import get_include
     from scratchwriter.reader import ScratchDataset, open_scratch
     from scratchwriter.settings import AcquisitionSettings, ScratchFormat
     from scratchwriter.stream import OMEStream, ScratchStream, create_stream
@@ -54,8 +54,8 @@ __all__ = [
 ]
 
 # From the bottom.
-_ROOMS = (
-    "native",
+_MODULES = (
+    "_native",
     "dimensions",
     "settings",
     "coords",
@@ -68,7 +68,7 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> object:
-    for room in _ROOMS if name in __all__ else ():
+    for room in _MODULES if name in __all__ else ():
         module = import_module(f"scratchwriter.{room}")
         if hasattr(module, name):
             globals()[name] = value = getattr(module, name)

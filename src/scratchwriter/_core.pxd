@@ -2,8 +2,8 @@ cimport numpy as cnp
 from libc.stdint cimport int64_t, uintptr_t
 
 from scratchwriter cimport scratchwriter_stream
-from scratchwriter._odometer cimport MAX_AXES, Odometer
-from scratchwriter._platform cimport sw_mutex
+from scratchwriter._native.odometer cimport MAX_AXES, Odometer
+from scratchwriter._region.platform cimport sw_mutex
 
 cdef extern from "copy.h" nogil:
     void sw_copy(char* to, const char* data, int64_t nbytes)

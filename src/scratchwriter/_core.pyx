@@ -35,9 +35,9 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from scratchwriter._convert cimport as_array, as_stamp
-from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
-from scratchwriter._platform cimport (
+from scratchwriter._native.convert cimport as_array, as_stamp
+from scratchwriter._native.odometer cimport MAX_AXES, Odometer, advance, jump
+from scratchwriter._region.platform cimport (
     SW_NO_THREAD,
     sw_add,
     sw_load_acquire,

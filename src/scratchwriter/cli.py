@@ -17,10 +17,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from scratchwriter._files.folders import reclaim_spill_folders, spill_parent
 from scratchwriter._version import __version__
-from scratchwriter.errors import DatasetError
-from scratchwriter.folders import reclaim_spill_folders
-from scratchwriter.policy import size, spill_parent
+from scratchwriter.errors import DatasetError, size_text
 from scratchwriter.reader import NOT_COUNTED, ScratchDataset, open_scratch
 from scratchwriter.repair import find_faults, recover
 from scratchwriter.settings import ScratchFormat
@@ -282,7 +281,7 @@ def _demo(args: argparse.Namespace) -> None:
         TimeRemainingColumn,
     )
 
-    from scratchwriter.demo import run_demo
+    from scratchwriter._showing.demo import run_demo
 
     out: Path | None = args.out
     if out is not None and out.exists() and not args.memory:
@@ -332,7 +331,7 @@ def _info(args: argparse.Namespace) -> None:
             "dataset": str(dataset.path),
             "written by": f"{_writer(dataset)} {dataset.version}",
             "state": _STATES[dataset.state],
-            "pixels": f"{settings.dtype}, {size(nbytes)}",
+            "pixels": f"{settings.dtype}, {size_text(nbytes)}",
             "frames": _frames(dataset)
             + (f", {skipped} of them skipped" if skipped else ""),
         }
@@ -390,7 +389,7 @@ def _watch(args: argparse.Namespace) -> None:
 
 def _monitor(args: argparse.Namespace) -> None:
     _need("demo", "rich")
-    from scratchwriter.monitor import monitor
+    from scratchwriter._showing.monitor import monitor
 
     with open_scratch(args.path) as dataset:
         monitor(dataset, once=args.once)
@@ -398,7 +397,7 @@ def _monitor(args: argparse.Namespace) -> None:
 
 def _preview(args: argparse.Namespace) -> None:
     _need("demo", "PIL")
-    from scratchwriter.pictures import contact_sheet, save_new
+    from scratchwriter._showing.pictures import contact_sheet, save_new
 
     with open_scratch(args.path) as dataset:
         save_new(contact_sheet(dataset.view()), args.output)
@@ -407,7 +406,7 @@ def _preview(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     _need("report", "matplotlib", "PIL")
-    from scratchwriter.report import make_report
+    from scratchwriter._showing.report import make_report
 
     with open_scratch(args.path) as dataset:
         page = make_report(dataset)

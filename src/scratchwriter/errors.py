@@ -1,4 +1,12 @@
-"""The exception that this library has of its own."""
+"""The exceptions of this library, and the words for a disk that is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
 
 
 class DatasetError(ValueError):
@@ -10,3 +18,45 @@ class DatasetError(ValueError):
 
 class ExportCancelledError(Exception):
     """An export was cancelled; the same call goes on where it was."""
+
+
+class DeviceError(OSError):
+    """A device has not taken what was written. The system tells that once only."""
+
+
+def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
+    """Return an OSError that names the path and, if there is no room, how much there is."""
+    text = os.strerror(code)
+    if needed_nbytes > 0 and code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        with suppress(OSError):
+            free_nbytes = shutil.disk_usage(path.parent).free
+            text += (
+                f": {needed_nbytes:,} bytes more are needed, {free_nbytes:,} are "
+                "free. Free some space and go on; what was stored is safe"
+            )
+    elif needed_nbytes > 0 and code == errno.EFBIG:
+        text += f": {needed_nbytes:,} bytes more are past the limit (ulimit -f)"
+    elif code == errno.ESTALE:
+        text = "The file was replaced by another, which is left as it is"
+    return OSError(code, text, str(path))
+
+
+def too_small_disk_error(needed_nbytes: int, free_nbytes: int, folder: Path) -> OSError:
+    """Return the refusal of an acquisition that does not fit on a disk."""
+    return OSError(
+        errno.ENOSPC,
+        f"The arrays need {size_text(needed_nbytes)}, the disk has "
+        f"{size_text(free_nbytes)} free. Free some space, choose another folder "
+        "(root_path; for temporary files ScratchFormat.spill_dir or TMPDIR), or record "
+        "less",
+        str(folder),
+    )
+
+
+def size_text(nbytes: int) -> str:
+    """Return a number of bytes for people; exact integers, however large."""
+    if nbytes < 1_000_000:
+        return f"{nbytes:,} bytes"
+    unit, name = (10**9, "GB") if nbytes >= 10**9 else (10**6, "MB")
+    tenths = nbytes * 10 // unit
+    return f"{tenths // 10:,}.{tenths % 10} {name}"

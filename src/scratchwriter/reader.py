@@ -16,28 +16,29 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._region import view_file, view_ring
-from scratchwriter.append_times import read_append_times
-from scratchwriter.coords import CoordSystem, newest_steps
-from scratchwriter.errors import DatasetError
-from scratchwriter.events import Callback, EventName, Events, Frames, Listener
-from scratchwriter.live import FixedProgress, LiveProgress
-from scratchwriter.manifest import (
+from scratchwriter._files.append_times import read_append_times
+from scratchwriter._files.faults import faults_of
+from scratchwriter._files.layout import (
     FRAME_METADATA,
     MANIFEST,
     PROGRESS,
+    RECORD,
     RECORDS,
-    Manifest,
-    ProgressView,
+    UNKNOWN,
     array_name,
-    faults_of,
-    read_manifest,
-    read_skips,
 )
-from scratchwriter.metadata import FrameMetadata
-from scratchwriter.neighbours import bridge, greet
+from scratchwriter._files.live import FixedProgress, LiveProgress
+from scratchwriter._files.manifest import Manifest, read_manifest
+from scratchwriter._files.metadata import FrameMetadata
+from scratchwriter._files.progress import ProgressView
+from scratchwriter._files.records import arrange, count_dropped, known
+from scratchwriter._files.skips import read_skips
+from scratchwriter._integrations import bridge, greet
+from scratchwriter._region import view_file, view_ring
+from scratchwriter.coords import CoordSystem, newest_steps
+from scratchwriter.errors import DatasetError
+from scratchwriter.events import Callback, EventName, Events, Frames, Listener
 from scratchwriter.plan import make_plan, skip_of
-from scratchwriter.records import RECORD, UNKNOWN, arrange, count_dropped, known
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import AppendTimes
 from scratchwriter.views import ArrayView, StreamView
@@ -518,7 +519,11 @@ class ScratchDataset:
         return f"<ScratchDataset {self.state}, {self.frames_written} frames, {self._path}>"
 
     def _repr_html_(self) -> str | None:
-        from scratchwriter.html import card, rate_text, shape_text  # for notebooks only
+        from scratchwriter._showing.html import (  # for notebooks only
+            card,
+            rate_text,
+            shape_text,
+        )
 
         if self._closed:
             return None  # the other repr is shown

@@ -9,23 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchwriter._region.system import open_regular
-from scratchwriter.errors import DatasetError
-from scratchwriter.folders import keep_spill_folder
-from scratchwriter.manifest import (
+from scratchwriter._files.faults import faults_of
+from scratchwriter._files.folders import dataset_files, keep_spill_folder
+from scratchwriter._files.layout import (
     FRAME_METADATA,
     MANIFEST,
     RECORDS,
     SKIPS,
     array_name,
-    dataset_files,
-    faults_of,
     is_draft_name,
-    locked,
-    mark_closed,
-    replace_shapes,
 )
-from scratchwriter.metadata import where
+from scratchwriter._files.manifest import replace_shapes
+from scratchwriter._files.metadata import where
+from scratchwriter._files.progress import locked, mark_closed
+from scratchwriter._region.system import open_regular
+from scratchwriter.errors import DatasetError
 from scratchwriter.reader import NOT_COUNTED, ScratchDataset
 
 _RESTARTED = "the machine was started anew, there may be more frames than are counted"

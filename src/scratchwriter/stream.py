@@ -14,18 +14,18 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._appender import Appender, Slot
-from scratchwriter._c_api import c_append_of
 from scratchwriter._core import FrameWriter
-from scratchwriter._watch import wait_for_writer
+from scratchwriter._files.records import arrange
+from scratchwriter._integrations import greet
+from scratchwriter._native.appender import Appender, Slot
+from scratchwriter._native.c_api import c_append_of
+from scratchwriter._native.watch import wait_for_writer
+from scratchwriter._writing.storage import Storage
 from scratchwriter.coords import CoordSystem
 from scratchwriter.events import Callback, EventName, Events, Listener
-from scratchwriter.neighbours import greet
 from scratchwriter.plan import Skips, make_plan
-from scratchwriter.records import arrange
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import StreamStats, make_stats
-from scratchwriter.storage import Storage
 from scratchwriter.views import ArrayView, StreamView
 
 _TELL_S = 5.0  # how long `close` waits for callbacks
@@ -438,7 +438,11 @@ class ScratchStream:
         return f"<ScratchStream {state}, {self.frames_written} frames, in {where}>"
 
     def _repr_html_(self) -> str:
-        from scratchwriter.html import card, rate_text, shape_text  # for notebooks only
+        from scratchwriter._showing.html import (  # for notebooks only
+            card,
+            rate_text,
+            shape_text,
+        )
 
         view, stats = self.view(), self.stats()
         facts: dict[str, object] = {

@@ -123,7 +123,7 @@ def make_region(
     """
     if _use_portable():
         return PortableRegion(path)
-    from scratchwriter._region._mapped import MappedRegion
+    from scratchwriter._region.mapped import MappedRegion
 
     while True:
         try:
@@ -184,7 +184,7 @@ def make_ring(nbytes: int, path: Path | None = None) -> Region:
     """
     if _use_portable():
         return PortableRing(nbytes, path)
-    from scratchwriter._region._mapped import MappedRing
+    from scratchwriter._region.mapped import MappedRing
 
     return MappedRing(nbytes, path)
 
@@ -194,7 +194,7 @@ def view_ring(path: Path, nbytes: int) -> memoryview:
     if _use_portable():
         data = portable.map_file(path)[:nbytes]
         return memoryview(bytes(data) * 2)  # as they are now: a copy
-    from scratchwriter._region._mapped import map_ring
+    from scratchwriter._region.mapped import map_ring
 
     return map_ring(path, nbytes)
 
@@ -211,6 +211,6 @@ def view_file(path: Path) -> memoryview:
     """
     if _use_portable():
         return portable.map_file(path)
-    from scratchwriter._region._mapped import map_file
+    from scratchwriter._region.mapped import map_file
 
     return map_file(path)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+
+from scratchwriter.errors import DeviceError, disk_error
 
 try:
     import fcntl
@@ -141,23 +142,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
-    """Return an OSError that names the path and, if there is no room, how much there is."""
-    text = os.strerror(code)
-    if needed_nbytes > 0 and code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        with suppress(OSError):
-            free_nbytes = shutil.disk_usage(path.parent).free
-            text += (
-                f": {needed_nbytes:,} bytes more are needed, {free_nbytes:,} are "
-                "free. Free some space and go on; what was stored is safe"
-            )
-    elif needed_nbytes > 0 and code == errno.EFBIG:
-        text += f": {needed_nbytes:,} bytes more are past the limit (ulimit -f)"
-    elif code == errno.ESTALE:
-        text = "The file was replaced by another, which is left as it is"
-    return OSError(code, text, str(path))
-
-
 @contextmanager
 def errors_name(path: Path, needed_nbytes: int = 0) -> Iterator[None]:
     """Have every OSError name a path, and the room that is missing (see `disk_error`)."""
@@ -184,10 +168,6 @@ def open_regular(path: Path, *, writable: bool = False) -> FileIO:
         os.close(fd)
         raise ValueError("not a regular file")
     return FileIO(fd, "r+b" if writable else "rb")
-
-
-class DeviceError(OSError):
-    """A device has not taken what was written. The system tells that once only."""
 
 
 def sync_file(path: Path) -> None:

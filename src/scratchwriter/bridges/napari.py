@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchwriter.manifest import is_dataset
+from scratchwriter._files.folders import is_dataset
 from scratchwriter.reader import open_scratch
 from scratchwriter.views import StreamView
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from scratchwriter._files.metadata import where
 from scratchwriter.errors import ExportCancelledError
-from scratchwriter.metadata import where
 from scratchwriter.plan import make_plan, skip_of
 from scratchwriter.reader import ScratchDataset, need_recording, open_scratch
 

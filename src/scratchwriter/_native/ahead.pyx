@@ -41,8 +41,8 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from scratchwriter._core cimport NUM_BUCKETS, Array, FrameWriter, Record
-from scratchwriter._odometer cimport MAX_AXES, Odometer, advance, jump
-from scratchwriter._platform cimport (
+from scratchwriter._native.odometer cimport MAX_AXES, Odometer, advance, jump
+from scratchwriter._region.platform cimport (
     sw_add,
     sw_alarm,
     sw_alarm_destroy,
@@ -64,7 +64,7 @@ from scratchwriter._platform cimport (
     sw_thread_yields_to_others,
     sw_yield,
 )
-from scratchwriter._region._mapped cimport (
+from scratchwriter._region.mapped cimport (
     MappedRegion,
     Mapping,
     drop_cached,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from scratchwriter.pictures import contact_sheet, data_uri
-from scratchwriter.policy import size
+from scratchwriter._showing.pictures import contact_sheet, data_uri
+from scratchwriter.errors import size_text
 from scratchwriter.reader import ScratchDataset
 from scratchwriter.stats import AppendTimes
 
@@ -61,7 +61,7 @@ def _facts(dataset: ScratchDataset) -> dict[str, object]:
         "state": dataset.state,
         "frames": f"{dataset.frames_written}" + (f" of {expected}" if expected else ""),
         "shape": ", ".join(f"{d} {n}" for d, n in zip(view.dims, view.shape, strict=True)),
-        "pixels": f"{view.dtype}, {size(nbytes)}",
+        "pixels": f"{view.dtype}, {size_text(nbytes)}",
         "skipped": sum(map(len, dataset.skipped)),
         "dropped": dataset.dropped,
         "written by": (

@@ -43,7 +43,7 @@ def _picture(view: StreamView) -> str:
     newest = view.newest
     if newest is None or find_spec("PIL") is None:
         return ""
-    from scratchwriter.pictures import contrast, data_uri, thumbnail
+    from scratchwriter._showing.pictures import contrast, data_uri, thumbnail
 
     frame = view[newest]
     picture = thumbnail(frame, *contrast([frame]))

@@ -12,16 +12,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from scratchwriter import policy
-from scratchwriter._region.system import lock_folder, unlock
-from scratchwriter.errors import DatasetError
-from scratchwriter.manifest import (
-    dataset_files,
-    is_beginning,
-    is_dataset,
-    is_dataset_name,
-    locked,
-)
+from scratchwriter._files.layout import MANIFEST, is_dataset_name
+from scratchwriter._files.manifest import read_manifest
+from scratchwriter._files.progress import ProgressView, locked
+from scratchwriter._region.system import is_ram_backed, lock_folder, unlock
+from scratchwriter.errors import DatasetError, too_small_disk_error
 from scratchwriter.settings import ScratchFormat
 
 _SPILL_PREFIX = "scratchwriter_"
@@ -58,7 +53,7 @@ def claimed(
             raise _refusal("root_path is not a folder. Use another root_path", folder)
         parent = next((p for p in folder.parents if p.is_dir()), None)
         if parent is not None:
-            policy.require_disk(needed_nbytes, parent)
+            require_disk(needed_nbytes, parent)
         with suppress(FileExistsError):  # somebody else has just made it: see below
             folder.mkdir(parents=True)
             is_new = True
@@ -119,9 +114,7 @@ def _empty(folder: Path, needed_nbytes: int) -> None:
         )
     _refuse_if_recorded(folder)
     old_files = dataset_files(folder)
-    policy.require_disk(
-        needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files))
-    )
+    require_disk(needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files)))
     if others := [path.name for path in old_files if _is_folder(path)]:
         raise _refusal(
             f"{others} in it are folders, not files of a dataset: nothing is deleted. Use "
@@ -147,14 +140,64 @@ def remove_files(folder: Path) -> None:
         path.unlink()
 
 
+def is_dataset(folder: Path) -> bool:
+    """Tell whether a folder is a scratch dataset, of this library or of ome-writers."""
+    try:
+        read_manifest(folder)
+    except (OSError, DatasetError):
+        return False
+    return True
+
+
+def is_beginning(folder: Path) -> bool:
+    """Tell whether a folder has no more than what a writer left that died as it began."""
+    if not all(is_dataset_name(path.name) for path in folder.iterdir()):
+        return False
+    try:
+        return ProgressView(folder).cursor == 0 and not (folder / MANIFEST).exists()
+    except DatasetError:
+        return False
+
+
+def dataset_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that belong to a scratch dataset, by their names."""
+    return [path for path in folder.iterdir() if is_dataset_name(path.name)]
+
+
+def require_disk(needed_nbytes: int, folder: Path, *, freed_nbytes: int = 0) -> None:
+    """Raise OSError(ENOSPC) if a folder's file system has fewer bytes free than needed."""
+    free_nbytes = shutil.disk_usage(folder).free + freed_nbytes
+    if needed_nbytes > free_nbytes:
+        raise too_small_disk_error(needed_nbytes, free_nbytes, folder)
+
+
+def spill_parent(fmt: ScratchFormat) -> Path:
+    """Return the folder in which temporary datasets are made.
+
+    `spill_dir`, else the environment's (TMPDIR), else the first temporary folder that
+    is not kept in memory, where the data would be as much in the way as before.
+    """
+    if fmt.spill_dir is not None:
+        return Path(fmt.spill_dir).expanduser()
+    for name in ("TMPDIR", "TEMP", "TMP"):  # tempfile reads them only once
+        folder = Path(os.environ.get(name) or os.devnull)
+        if folder.is_dir() and os.access(folder, os.W_OK):
+            return folder
+    default = Path(tempfile.gettempdir())
+    for folder in (default, Path("/var/tmp"), Path.cwd()):  # noqa: S108
+        if folder.is_dir() and os.access(folder, os.W_OK) and not is_ram_backed(folder):
+            return folder
+    return default
+
+
 _spill_folders: dict[Path, int] = {}  # of this process; the descriptor holds the lock
 
 
 def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
     """Make a temporary folder that only this user can enter (mode 0700), and lock it."""
-    parent = policy.spill_parent(fmt)
+    parent = spill_parent(fmt)
     parent.mkdir(parents=True, exist_ok=True)
-    policy.require_disk(needed_nbytes, parent)
+    require_disk(needed_nbytes, parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
         # Somebody who reclaims may find it before it is locked.

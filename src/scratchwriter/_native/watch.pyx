@@ -7,7 +7,7 @@ frame cursor again and again, and naps in between.
 from libc.stdint cimport int64_t
 
 from scratchwriter._core cimport FrameWriter
-from scratchwriter._platform cimport sw_load_acquire, sw_nap, sw_now_ns
+from scratchwriter._region.platform cimport sw_load_acquire, sw_nap, sw_now_ns
 
 
 cdef int64_t _wait_past(

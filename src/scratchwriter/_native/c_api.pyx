@@ -43,7 +43,7 @@ from scratchwriter._core cimport (
     Request,
     Status,
 )
-from scratchwriter._platform cimport (
+from scratchwriter._region.platform cimport (
     sw_load_acquire,
     sw_mutex_unlock,
     sw_now_ns,

@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from scratchwriter import policy
 from scratchwriter._core import FrameWriter
+from scratchwriter._files.layout import array_name
+from scratchwriter._files.metadata import encode_frame_metadata
 from scratchwriter._region import (
     Region,
     allocate_most,
@@ -24,16 +25,15 @@ from scratchwriter._region import (
     make_ring,
     moves_when_it_grows,
 )
-from scratchwriter._region.system import disk_error
-from scratchwriter.manifest import array_name
-from scratchwriter.metadata import encode_frame_metadata
+from scratchwriter._writing import policy
+from scratchwriter._writing.record_array import RecordArray
+from scratchwriter.errors import disk_error
 from scratchwriter.plan import FramePlan
-from scratchwriter.record_array import RecordArray
 from scratchwriter.settings import ScratchFormat
 
 if TYPE_CHECKING:
-    from scratchwriter._ahead import AheadThread
-    from scratchwriter._region._mapped import MappedRegion
+    from scratchwriter._native.ahead import AheadThread
+    from scratchwriter._region.mapped import MappedRegion
 
 # How far ahead of the frames memory and files are made ready, over all positions.
 _MEMORY_WINDOW_NBYTES = 64 << 20
@@ -163,7 +163,7 @@ class Growth:
             return  # all is ready
         if any(map(moves_when_it_grows, self.regions)):
             return
-        from scratchwriter._ahead import AheadThread  # is not built everywhere
+        from scratchwriter._native.ahead import AheadThread  # is not built everywhere
 
         path = self.regions[0].path
         window_nbytes = _MEMORY_WINDOW_NBYTES

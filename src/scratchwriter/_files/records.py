@@ -11,14 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from scratchwriter._files.layout import KNOWS_ID, KNOWS_TIME, UNKNOWN
 from scratchwriter.plan import FramePlan
 
-# As `Record` in _core.pxd. `known` has the bits 1: a time, 2: a frame number, 4: the time
-# is of the monotonic clock of the machine that recorded.
-RECORD = np.dtype([("timestamp_ns", "i8"), ("frame_id", "i8"), ("known", "i8")])
-UNKNOWN = -1
-
-_KNOWN = {"timestamp_ns": 1, "frame_id": 2}
+_KNOWN = {"timestamp_ns": KNOWS_TIME, "frame_id": KNOWS_ID}
 
 
 def arrange(

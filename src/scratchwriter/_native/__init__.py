@@ -7,4 +7,4 @@ from pathlib import Path
 
 def get_include() -> str:
     """Return the folder of scratchwriter.h, for the `include_dirs` of an extension."""
-    return str(Path(__file__).parent / "include")
+    return str(Path(__file__).parent.parent / "include")

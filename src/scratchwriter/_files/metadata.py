@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import PydanticSerializationError, to_json
 
-from scratchwriter._convert import plain_text
+from scratchwriter._native.convert import plain_text
 from scratchwriter._region.system import open_regular
 from scratchwriter.errors import DatasetError
 

@@ -18,35 +18,36 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from scratchwriter import policy
 from scratchwriter._core import FrameWriter
-from scratchwriter._region import Region
-from scratchwriter._region.system import DeviceError, sync_file
-from scratchwriter.append_times import AppendTimesFile
-from scratchwriter.folders import (
+from scratchwriter._files.append_times import AppendTimesFile
+from scratchwriter._files.folders import (
     claimed,
     make_spill_folder,
     reclaim_spill_folders,
     remove_files,
     remove_spill_folder,
+    spill_parent,
 )
-from scratchwriter.growth import Growth
-from scratchwriter.manifest import (
+from scratchwriter._files.layout import (
     APPEND_TIMES,
     FRAME_METADATA,
     MANIFEST,
     PROGRESS,
     RECORDS,
     SKIPS,
-    ManifestDraft,
-    Progress,
     array_name,
-    dump_settings,
 )
-from scratchwriter.metadata import encode_global_metadata
+from scratchwriter._files.manifest import ManifestDraft, dump_settings
+from scratchwriter._files.metadata import encode_global_metadata
+from scratchwriter._files.progress import Progress
+from scratchwriter._region import Region
+from scratchwriter._region.system import sync_file
+from scratchwriter._writing import policy
+from scratchwriter._writing.growth import Growth
+from scratchwriter._writing.syncer import Syncer, warn_in_thread
+from scratchwriter.errors import DeviceError
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import AcquisitionSettings
-from scratchwriter.syncer import Syncer, warn_in_thread
 
 _O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 _LOOK_S = 0.01  # between looks whether a batch has come
@@ -107,7 +108,7 @@ class Storage:
             elif limit is None:
                 if plan.is_unbounded and settings.format.spill_to_disk:
                     # Now: it takes time, which an append that leaves memory has not.
-                    reclaim_spill_folders(policy.spill_parent(settings.format))
+                    reclaim_spill_folders(spill_parent(settings.format))
                 self._make_arrays(None, undo)
             elif not settings.format.spill_to_disk:
                 raise policy.memory_error(plan.total_nbytes, limit)
@@ -141,7 +142,7 @@ class Storage:
 
     def _begin_in_spill_folder(self, limit: str, undo: ExitStack) -> None:
         needed_nbytes = self.plan.total_nbytes
-        reclaim_spill_folders(policy.spill_parent(self.settings.format))
+        reclaim_spill_folders(spill_parent(self.settings.format))
         folder = make_spill_folder(self.settings.format, needed_nbytes)
         undo.callback(remove_spill_folder, folder)
         self._make_arrays(folder, undo)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
 from scratchwriter._region.system import (
     addresses_nbytes,
     available_memory_nbytes,
-    is_ram_backed,
     writeback_threshold_nbytes,
 )
+from scratchwriter.errors import size_text
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import ScratchFormat
 
@@ -32,7 +29,7 @@ def memory_shortage(needed_nbytes: int, fmt: ScratchFormat) -> str | None:
 
 def memory_limit(fmt: ScratchFormat) -> str:
     """Name the limit that the user set."""
-    return f"max_memory_bytes={fmt.max_memory_bytes} ({size(fmt.max_memory_bytes)})"
+    return f"max_memory_bytes={fmt.max_memory_bytes} ({size_text(fmt.max_memory_bytes)})"
 
 
 def available_nbytes() -> int:
@@ -49,7 +46,7 @@ def machine_shortage(needed_nbytes: int) -> str | None:
 
 def machine_limit(available: int) -> str:
     """Name the limit that the machine sets."""
-    return f"the memory that this machine has available ({size(available)})"
+    return f"the memory that this machine has available ({size_text(available)})"
 
 
 def memory_steps(plan: FramePlan, fmt: ScratchFormat, position: int) -> int:
@@ -70,7 +67,7 @@ def reserve_nbytes() -> int:
 def memory_error(needed_nbytes: int, limit: str) -> MemoryError:
     """Return the refusal of an acquisition that must stay in memory and does not fit."""
     return MemoryError(
-        f"The arrays need {size(needed_nbytes)}, more than {limit}. Set root_path (or "
+        f"The arrays need {size_text(needed_nbytes)}, more than {limit}. Set root_path (or "
         f"spill_to_disk=True) to keep them in files{_or_raise(limit)}."
     )
 
@@ -78,7 +75,7 @@ def memory_error(needed_nbytes: int, limit: str) -> MemoryError:
 def warn_of_spill(needed_nbytes: int, limit: str, folder: Path, *, stacklevel: int) -> None:
     """Tell the user that the data goes to a temporary folder."""
     warnings.warn(
-        f"The arrays need {size(needed_nbytes)}, more than {limit}: they are kept in "
+        f"The arrays need {size_text(needed_nbytes)}, more than {limit}: they are kept in "
         f"files in {folder}, which is removed when Python exits. Set root_path to keep "
         f"them{_or_raise(limit)}.",
         stacklevel=stacklevel,
@@ -96,38 +93,6 @@ def warn_of_no_lock(folder: Path, *, stacklevel: int) -> None:
 
 def _or_raise(limit: str) -> str:
     return ", or raise max_memory_bytes" if "max_memory_bytes" in limit else ""
-
-
-def spill_parent(fmt: ScratchFormat) -> Path:
-    """Return the folder in which temporary datasets are made.
-
-    `spill_dir`, else the environment's (TMPDIR), else the first temporary folder that
-    is not kept in memory, where the data would be as much in the way as before.
-    """
-    if fmt.spill_dir is not None:
-        return Path(fmt.spill_dir).expanduser()
-    for name in ("TMPDIR", "TEMP", "TMP"):  # tempfile reads them only once
-        folder = Path(os.environ.get(name) or os.devnull)
-        if folder.is_dir() and os.access(folder, os.W_OK):
-            return folder
-    default = Path(tempfile.gettempdir())
-    for folder in (default, Path("/var/tmp"), Path.cwd()):  # noqa: S108
-        if folder.is_dir() and os.access(folder, os.W_OK) and not is_ram_backed(folder):
-            return folder
-    return default
-
-
-def require_disk(needed_nbytes: int, folder: Path, *, freed_nbytes: int = 0) -> None:
-    """Raise OSError(ENOSPC) if a folder's file system has fewer bytes free than needed."""
-    free_nbytes = shutil.disk_usage(folder).free + freed_nbytes
-    if needed_nbytes > free_nbytes:
-        raise OSError(
-            errno.ENOSPC,
-            f"The arrays need {size(needed_nbytes)}, the disk has {size(free_nbytes)} "
-            "free. Free some space, choose another folder (root_path; for temporary "
-            "files ScratchFormat.spill_dir or TMPDIR), or record less",
-            str(folder),
-        )
 
 
 def file_window_nbytes(folder: Path, most_nbytes: int) -> int:
@@ -156,12 +121,3 @@ def cached_nbytes() -> int:
     until the kernel has found pages to give up.
     """
     return available_nbytes() // 2
-
-
-def size(nbytes: int) -> str:
-    """Return a number of bytes for people; exact integers, however large."""
-    if nbytes < 1_000_000:
-        return f"{nbytes:,} bytes"
-    unit, name = (10**9, "GB") if nbytes >= 10**9 else (10**6, "MB")
-    tenths = nbytes * 10 // unit
-    return f"{tenths // 10:,}.{tenths % 10} {name}"

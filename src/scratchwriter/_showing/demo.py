@@ -21,8 +21,8 @@ import numpy.typing as npt
 import pymmcore
 from PIL import Image
 
+from scratchwriter._showing.pictures import THUMBNAIL, thumbnail
 from scratchwriter.dimensions import dims_from_standard_axes
-from scratchwriter.pictures import THUMBNAIL, thumbnail
 from scratchwriter.settings import AcquisitionSettings, ScratchFormat
 from scratchwriter.stream import ScratchStream, create_stream
 

@@ -56,7 +56,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.errno cimport EFAULT, EINTR, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, ESTALE, errno
 from libc.stdint cimport uint64_t, uintptr_t
 
-from scratchwriter._platform cimport (
+from scratchwriter._region.platform cimport (
     sw_load_acquire,
     sw_mutex_destroy,
     sw_mutex_init,
@@ -69,7 +69,8 @@ from scratchwriter._platform cimport (
 
 import numpy as np
 
-from scratchwriter._region.system import disk_error, open_regular
+from scratchwriter._region.system import open_regular
+from scratchwriter.errors import disk_error
 
 cdef extern from * nogil:
     """

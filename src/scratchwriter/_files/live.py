@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchwriter._watch import wait_for_cursor
-from scratchwriter.manifest import ProgressView, read_skips_between
+from scratchwriter._files.progress import ProgressView
+from scratchwriter._files.skips import read_skips_between
+from scratchwriter._native.watch import wait_for_cursor
 from scratchwriter.plan import Skips
 
 _LOOK_FOR_WRITER_S = 0.1  # a system call or three

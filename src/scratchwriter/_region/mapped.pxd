@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint64_t
 
-from scratchwriter._platform cimport sw_mutex
+from scratchwriter._region.platform cimport sw_mutex
 
 cdef struct Mapping:
     char* base

@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter import policy
 from scratchwriter._core import FrameWriter
+from scratchwriter._files.layout import RECORD, RECORDS
 from scratchwriter._region import (
     Region,
     allocate_most,
     make_region,
     moves_when_it_grows,
 )
-from scratchwriter._region.system import disk_error
-from scratchwriter.manifest import RECORDS
+from scratchwriter._writing import policy
+from scratchwriter.errors import disk_error
 from scratchwriter.plan import FramePlan
-from scratchwriter.records import RECORD
 
 if TYPE_CHECKING:
-    from scratchwriter._ahead import AheadThread
-    from scratchwriter._region._mapped import MappedRegion
+    from scratchwriter._native.ahead import AheadThread
+    from scratchwriter._region.mapped import MappedRegion
 
 # As much is asked for at a time, where nothing is made ready ahead: two million frames, or
 # 45 million where that takes no memory yet (for a C thread asking means to need the GIL).

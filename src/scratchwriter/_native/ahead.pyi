@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from typing import Protocol, final
 
 from scratchwriter._core import FrameWriter, _Plan
-from scratchwriter._region._mapped import MappedRegion
+from scratchwriter._region.mapped import MappedRegion
 
 class _OrderedPlan(_Plan, Protocol):
     @property

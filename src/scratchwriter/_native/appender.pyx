@@ -19,8 +19,8 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from scratchwriter cimport SCRATCHWRITER_CAPSULE
-from scratchwriter._c_api cimport fill_c_stream
-from scratchwriter._convert cimport as_batch, as_stamp, as_stamps
+from scratchwriter._native.c_api cimport fill_c_stream
+from scratchwriter._native.convert cimport as_batch, as_stamp, as_stamps
 from scratchwriter._core cimport MOST_SLOTS, UNKNOWN, Frame, FrameWriter
 
 from collections.abc import Mapping

@@ -13,18 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from scratchwriter._files.faults import faults_of
+from scratchwriter._files.layout import APPEND_TIMES, APPEND_TIMES_RECORD
+from scratchwriter._files.mapped_file import MappedFile
 from scratchwriter._region import view_file
-from scratchwriter.manifest import APPEND_TIMES, MappedFile, faults_of
-from scratchwriter.stats import NUM_BUCKETS, AppendTimes, make_append_times
+from scratchwriter.stats import AppendTimes, make_append_times
 
-RECORD = np.dtype(
-    [
-        ("longest_append_ns", "i8"),
-        ("first_append_ns", "i8"),  # on the monotonic clock, as the next
-        ("last_append_ns", "i8"),
-        ("append_counts", "i8", NUM_BUCKETS),
-    ]
-)
 _MOST = 1 << 40  # of appends that took equally long
 
 
@@ -39,13 +33,15 @@ class AppendTimesFile:
 
     def __init__(self, folder: Path) -> None:
         with (folder / APPEND_TIMES).open("xb") as file:
-            file.write(bytes(RECORD.itemsize))  # with blocks of its own: it is mapped
+            file.write(
+                bytes(APPEND_TIMES_RECORD.itemsize)
+            )  # with blocks of its own: it is mapped
         self.file = MappedFile(folder / APPEND_TIMES)
 
     def store(self, measured: Mapping[str, Any]) -> None:
         """Tell what a `FrameWriter` has measured."""
-        record = self.file.record(RECORD)
-        for name in RECORD.names or ():
+        record = self.file.record(APPEND_TIMES_RECORD)
+        for name in APPEND_TIMES_RECORD.names or ():
             record[name] = measured[name]
 
 
@@ -62,9 +58,11 @@ def read_append_times(folder: Path) -> AppendTimes | None:
         return None
     with faults_of(path):
         data = view_file(path)
-        if len(data) != RECORD.itemsize:
-            raise ValueError(f"it has {len(data)} bytes, not {RECORD.itemsize}")
-        record = np.frombuffer(data, RECORD)[0].copy()
+        if len(data) != APPEND_TIMES_RECORD.itemsize:
+            raise ValueError(
+                f"it has {len(data)} bytes, not {APPEND_TIMES_RECORD.itemsize}"
+            )
+        record = np.frombuffer(data, APPEND_TIMES_RECORD)[0].copy()
         counts = record["append_counts"]
         if counts.min() < 0 or counts.max() > _MOST or record["longest_append_ns"] < 0:
             raise ValueError("its counts are out of range")

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from scratchwriter.policy import size
+from scratchwriter.errors import size_text
 from scratchwriter.reader import ScratchDataset
 from scratchwriter.stats import AppendTimes
 
@@ -64,10 +64,10 @@ class Monitor:
             "dataset": str(dataset.path),
             "state": dataset.state,
             "frames": self._frames(now.frames),
-            "rate": f"{rate:,.0f} frames/s, {size(round(nbytes_per_s))}/s",
+            "rate": f"{rate:,.0f} frames/s, {size_text(round(nbytes_per_s))}/s",
             "skipped": f"{sum(map(len, dataset.skipped)):,}",
             "dropped": f"{dataset.dropped:,}",
-            "disk left": size(free_nbytes) + _lasts(free_nbytes, nbytes_per_s),
+            "disk left": size_text(free_nbytes) + _lasts(free_nbytes, nbytes_per_s),
         }.items():
             table.add_row(Text(name, style="bold"), Text(fact))
         times = dataset.append_times
