@@ -21,9 +21,9 @@ from scratchwriter import (
     ScratchFormat,
     create_stream,
     dims_from_standard_axes,
-    growth,
     open_scratch,
 )
+from scratchwriter._writing import growth
 from scratchwriter.repair import find_faults
 
 SCENARIOS = {

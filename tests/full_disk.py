@@ -24,8 +24,8 @@ from scratchwriter import (
     create_stream,
     dims_from_standard_axes,
     open_scratch,
-    policy,
 )
+from scratchwriter._writing import policy
 
 # Looks at the files near their ends, where there may be no blocks yet.
 OTHER_PROCESS = """

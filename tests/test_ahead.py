@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from reference import Model, read_plain
-from scratchwriter import ScratchFormat, create_stream, policy
+from scratchwriter import ScratchFormat, create_stream
 from scratchwriter._region import PortableRegion, make_region
 from scratchwriter._region.system import is_ram_backed
+from scratchwriter._writing import policy
 from waiting import wait_until
 
 PORTABLE = type(make_region(1)) is PortableRegion

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchwriter import ScratchFormat, create_stream, policy
+from scratchwriter import ScratchFormat, create_stream
 from scratchwriter._region import PortableRegion, make_region
+from scratchwriter._writing import policy
 from scratchwriter.stats import bucket_stop_ns, percentile_us
 from waiting import wait_until
 
