@@ -2,6 +2,9 @@ cimport numpy as cnp
 from libc.stdint cimport int64_t, uintptr_t
 
 from scratchwriter cimport scratchwriter_stream
+from scratchwriter._native.append_timer cimport AppendTimer
+from scratchwriter._native.frame_spec cimport FrameSpec
+from scratchwriter._native.logs cimport MetadataLog, SkipLog
 from scratchwriter._native.odometer cimport MAX_AXES, Odometer
 from scratchwriter._region.platform cimport sw_mutex
 
@@ -10,12 +13,6 @@ cdef extern from "copy.h" nogil:
     void sw_copy_rows(
         char* to, const char* data, int64_t rows, int64_t row_nbytes, int64_t pitch_nbytes
     )
-
-cdef enum:
-    # Counts of append times: each power of two is divided into 32 (3 % resolution), as in
-    # HdrHistogram (http://hdrhistogram.org). 36 powers reach beyond half an hour.
-    BUCKET_BITS = 5
-    NUM_BUCKETS = 37 << BUCKET_BITS
 
 cdef enum Status:
     OK
@@ -31,31 +28,21 @@ cdef enum Status:
 
 cdef struct Array:
     char* base                 # first byte of the position's array
-    int64_t writable_nbytes    # slots that end here or before may be written; atomic
+    int64_t writable_nbytes    # slots that end there or before may be written; atomic
     int64_t steps              # how far its outermost axis reaches
-    char* shape_digits         # the same number in the manifest, or NULL
-    char* new_digits           # and in the one that is just replacing it, or NULL
+    int64_t shown_steps        # the same as the manifest says
+    char* shape_digits         # where it says so, or NULL
+    char* new_digits           # and in the manifest that is just replacing it, or NULL
 
-cdef struct LogBlock:          # lines that are kept until there is a file for them
-    LogBlock* next
-    size_t nbytes
-    size_t capacity_nbytes     # of the data behind this header
-
-cdef struct MetadataLog:
-    int fd                     # -1: there is no file (yet)
-    bint keep                  # without a file, keep the lines in blocks for one
-    int64_t nbytes             # of whole lines written so far
-    int64_t copied_nbytes      # of those, in the file; with the first block at this place
-    LogBlock* first
-    LogBlock* last
-    char* lines                # those that are being made
-    size_t lines_capacity_nbytes
-
-cdef struct SkipLog:           # ranges of frames that were skipped
-    int fd                     # -1: there is no file (yet)
-    int64_t* ranges            # start and stop of each, in order, none touching the next
-    int64_t count
-    int64_t capacity
+cdef struct Lease:             # memory of the next frames, lent to a caller that fills it in place
+    int64_t frames             # how many; 0: none are lent
+    int64_t serial             # of the loan; no two have the same
+    uintptr_t thread           # that has it
+    bint is_native             # it was lent to C
+    bint is_revoked            # by close; the memory is kept until it is given back
+    int64_t position           # of the array
+    int64_t stop_nbytes        # where the memory ends in it
+    char* copy                 # lent in place of the array's memory, which may move; or NULL
 
 cdef struct Frame:             # that is to be stored
     const char* data           # NULL: it is in its slot already
@@ -89,7 +76,7 @@ ctypedef int (*prepare_function)(
     void* ahead, int64_t position, int64_t stop_nbytes
 ) noexcept nogil
 
-cdef struct Request:           # what a refused call lacks, for the one who provides it
+cdef struct Request:           # what a refused call lacks, for the provider
     int64_t position
     int64_t stop_nbytes
     int64_t steps
@@ -98,9 +85,8 @@ cdef struct Request:           # what a refused call lacks, for the one who prov
 
 cdef class FrameWriter:
     # The plan: set once, read without a lock
+    cdef FrameSpec _spec
     cdef object _dtype                       # numpy.dtype of the pixels
-    cdef object _casting                     # for numpy.can_cast
-    cdef str _frame_dims                     # names of the frame's axes, for messages
     cdef int64_t _height, _width             # shape of a frame
     cdef int64_t _frame_nbytes
     cdef int64_t _row_nbytes
@@ -123,7 +109,7 @@ cdef class FrameWriter:
 
     # What moves with the frames: guarded by _mutex
     cdef sw_mutex _mutex
-    cdef int64_t _exclusive_thread           # who runs Python code under it; atomic
+    cdef int64_t _exclusive_thread           # that runs Python code under it; atomic
     cdef bint _closed
     cdef bint _disowned                      # this process is a fork of the owner
     cdef Odometer _next
@@ -132,13 +118,11 @@ cdef class FrameWriter:
     cdef int64_t _readable_steps             # steps that every array can be read to
     cdef MetadataLog _log
     cdef SkipLog _skips
+    cdef Lease _lease
+    cdef bint _lends_copies                  # the arrays move when they grow
     cdef int64_t _last_frame_id              # UNKNOWN: none yet
     cdef int64_t _dropped                    # frame numbers that never came; atomic
-    cdef int64_t _slot_frames                # of those that are open; 0: none
-    cdef int64_t _slot_serial                # of the last ones that were opened
-    cdef uintptr_t _slot_thread              # who opened them
-    cdef bint _slot_is_native                # by the C API
-    cdef int64_t _waiting                    # threads that wait for them; atomic
+    cdef int64_t _waiting                    # threads that wait for the lease to end; atomic
     cdef char _error_text[1024]              # of the last failure, for C
 
     # What is ahead of the frames; NULL without it, and after close
@@ -146,11 +130,7 @@ cdef class FrameWriter:
     cdef prepare_function _prepare
     cdef int64_t* _frames_ahead              # frames that are ready; atomic
 
-    # How long appends took: added to atomically, by any thread, without a lock
-    cdef int64_t _append_counts[NUM_BUCKETS]
-    cdef int64_t _longest_append_ns
-    cdef int64_t _first_append_ns            # on the monotonic clock; 0: none yet
-    cdef int64_t _last_append_ns             # of those that were timed
+    cdef AppendTimer _timer
 
     # Written under _mutex by release-stores, read by anyone by acquire-loads
     cdef int64_t _cursor                     # frames appended and skipped
@@ -158,14 +138,17 @@ cdef class FrameWriter:
     cdef int64_t* _file_cursor
     cdef int64_t* _file_dropped
 
-    # Owners of the memory above, and who to ask for more of it
+    # What keeps the memory above; exchanged under _mutex, dropped after it
     cdef list _array_owners
+    cdef object _lent                        # what keeps the memory of a lease that was revoked
     cdef object _file_owner
     cdef object _digits_owner, _new_digits_owner
-    cdef object _make_room, _make_steps, _encode_metadata, _disk_error
+    # What a call lacks is asked of the provider: a weak reference, as it owns the writer
+    cdef object _provider
+    cdef object _encode_metadata
     cdef object _log_path, _skips_path
 
-    # For C: who has its address may use it for ever
+    # For C: whoever has its address may use it for the life of the process
     cdef scratchwriter_stream _c_stream
     cdef bint _is_immortal
 
@@ -175,24 +158,21 @@ cdef class FrameWriter:
     cdef int put_frames(
         self, str what, Frame* frames, int64_t count, int64_t serial
     ) except -1
-    cdef int open_slots(self, int64_t count, char** address) except -1
+    cdef object lend(self, int64_t count, char** address, int64_t* serial)
     cdef void give_back(self, int64_t serial) noexcept nogil
     cdef bint _is_plain_frame(self, object frame) noexcept
-    cdef cnp.ndarray _as_frame(self, object frame)
-    cdef cnp.ndarray _as_frames(self, object frames)
     cdef int _begin(self) except -1
-    cdef int _wait_for_slots(self) except -1
+    cdef int _wait_for_lease(self) except -1
     cdef Status _begin_native(self) noexcept nogil
     cdef void _let_others_go_first(self) noexcept nogil
     cdef void _move_cursor(self, int64_t frames) noexcept nogil
-    cdef void _lock(self) noexcept nogil
+    cdef bint _lock(self) noexcept nogil
+    cdef void _unlock(self, bint taken) noexcept nogil
     cdef int _answer(
         self, Status status, str what, object frames, Request* request
     ) except -1
-    cdef void _count_append(self, int64_t start_ns) noexcept nogil
     cdef bint _is_exclusive(self) noexcept nogil
     cdef Status _acquire(self) noexcept
-    cdef object _array_owner(self, int64_t position)
     cdef int64_t _position(self, Odometer* slot) noexcept nogil
     cdef void _advance(self, Odometer* slot) noexcept nogil
     cdef void _clear(self, int64_t steps) noexcept nogil
@@ -208,22 +188,19 @@ cdef class FrameWriter:
     ) noexcept nogil
     cdef Status _look_for_record(self, int64_t stop, Request* request) noexcept nogil
     cdef void _record(self, int64_t frame_number, Frame* frame) noexcept nogil
-    cdef Status _reserve(
-        self, int64_t count, char** address, Request* request
+    cdef Status _lend(
+        self, int64_t count, bint is_native, char* copy, char** address, Request* request
     ) noexcept nogil
     cdef Status _commit(
         self, int64_t serial, Frame* frames, int64_t count, Request* request
     ) noexcept nogil
+    cdef bint _end_lease(self) noexcept nogil
+    cdef void _drop_lent(self) noexcept
     cdef void _populate(self, char* start, int64_t nbytes) noexcept nogil
     cdef Status _skip(self, int64_t frames, Request* request) noexcept nogil
     cdef void _skip_in_ring(self, int64_t cursor, int64_t frames) noexcept nogil
     cdef int _write_lines(self, Frame* frames, int64_t count) noexcept nogil
-    cdef char* _put_line(self, char* at, Odometer* slot, Frame* frame) noexcept nogil
-    cdef bint _keep_lines(self, const char* lines, size_t nbytes) noexcept nogil
-    cdef int _copy_first_block(self, int fd) noexcept nogil
-    cdef void _drop_first_block(self) noexcept nogil
-    cdef int _note_skip(self, int64_t start, int64_t stop) noexcept nogil
-    cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil
+    cdef void _show_steps(self, Array* array) noexcept nogil
     cdef int _raise(
         self, Status status, str what, object frames, Request* request
     ) except -1

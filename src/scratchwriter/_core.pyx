@@ -1,41 +1,57 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The hot path: take the next slot, copy the frame, commit.
 
-Memory: a `FrameWriter` owns its table of arrays and its metadata buffers; the bytes it
-writes into (arrays, progress record, digits in the manifest) belong to the owner objects
-it was given with their addresses, and it keeps those alive.
+Memory: a `FrameWriter` owns its table of arrays; the bytes it writes into (arrays, progress
+record, digits in the manifest) belong to the owner objects it was given with their
+addresses, and it keeps those alive until it is closed. Memory of the next frames can be
+lent out, to Python (a `Slot`) or to C. There is one lease at a time. `close` revokes it:
+what is stored there from then on is no frame, but the memory stays until it is given back.
 
 Locks: `_mutex` guards everything that moves with the frames. It is held while a frame is
 copied, so that appends of several threads come whole, one after the other. It is not the
 GIL: a thread that finds it taken waits without the GIL. No Python code runs under it but
-what `exclusively` is given, and that may not append. While slots are open (`_slot_frames`)
-it is free, and only those wait who want the next slot themselves.
+what `exclusively` is given, and that may not append. While a lease is open (`_lease`) the
+mutex is free, and only those threads wait that want the next slot themselves.
 
 GIL: everything from the taken mutex on is `noexcept nogil` and returns a `Status`;
 `_raise` alone turns those into exceptions. Small frames are copied with the GIL held,
-because to give it up and to take it back costs more than the copy.
+because releasing and taking it costs more than the copy.
 
-Commit: `_cursor` is stored last, by a release-store. Who loads it by an acquire-load
-finds the frames before it whole.
+Commit: `_cursor` is stored by a release-store, when everything before it is in place. A
+thread that loads it by an acquire-load finds the frames before it whole. The lengths in the
+manifest are renewed after that: they never count a frame that is not committed.
 
-Ways in: `put` for one frame from Python; all others (_appender.pyx, _c_api.pyx) make a
-table of `Frame` of what they are given, and call the same methods as it does.
+Ways in: `put` for one frame from Python; all others (appender.pyx, c_api.pyx) make a table
+of `Frame` of what they are given, and call the same methods as it does.
+
+Elsewhere: what a frame has to be (frame_spec.pyx), the logs of metadata and skips (logs.pyx),
+the times of appends (append_timer.pyx), the texts of errors (refusals.py).
 """
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from scratchwriter._native.convert cimport as_array, as_stamp
+from scratchwriter._native.append_timer cimport NUM_BUCKETS, AppendTimer
+from scratchwriter._native.convert cimport as_stamp
+from scratchwriter._native.frame_spec cimport FrameSpec
+from scratchwriter._native.logs cimport (
+    PREFIX_NBYTES,
+    SKIP_NBYTES,
+    MetadataLog,
+    SkipLog,
+    put_line,
+)
 from scratchwriter._native.odometer cimport MAX_AXES, Odometer, advance, jump
 from scratchwriter._region.platform cimport (
     SW_NO_THREAD,
@@ -48,16 +64,18 @@ from scratchwriter._region.platform cimport (
     sw_mutex_unlock,
     sw_nap,
     sw_now_ns,
-    sw_append,
-    sw_pwrite,
-    sw_raise,
     sw_store_16,
     sw_store_release,
     sw_this_thread,
     sw_touch,
 )
 
+from weakref import ref
+
 import numpy as np
+
+from scratchwriter._native import refusals
+from scratchwriter.errors import disk_error
 
 cnp.import_array()
 
@@ -83,11 +101,9 @@ cdef enum:
     # 0.3 us (it waits for the copy to leave the store buffer), or, if another thread takes
     # it meanwhile, up to that one's switch interval; others wait 4 us for it at the most.
     RELEASE_GIL_NBYTES = 65536
-    DIGITS = 16                # as in manifest.py: a number that is renewed in place
-    LOG_BLOCK_NBYTES = 65000   # small enough for malloc to have it at hand
-    PREFIX_NBYTES = 256        # more than '{"_pos": p, "_idx": [i, ...]' can take
-    NAP_NS = 50_000            # between looks whether a slot is still open
-    MOST_NAPS = 20             # of one that lets others go first
+    DIGITS = 16                # of a length in the manifest, that is renewed in place
+    NAP_NS = 50_000            # between looks whether a lease is still open
+    MOST_NAPS = 20             # of a thread that lets others go first
     PAGE_NBYTES = 4096         # of memory, at least
 
 
@@ -103,35 +119,10 @@ cdef inline int64_t steps_after(
     return steps if steps > 1 else 1
 
 
-cdef inline int bucket_of(int64_t value) noexcept nogil:
-    """Return the bucket that counts a value; `stats.bucket_stop` is the inverse."""
-    cdef int shift = 0
-    while value >> shift >= 2 << BUCKET_BITS:
-        shift += 1
-    return min((shift << BUCKET_BITS) + <int>(value >> shift), NUM_BUCKETS - 1)
-
-
-cdef inline char* put_text(char* at, const char* text, size_t nbytes) noexcept nogil:
-    memcpy(at, text, nbytes)
-    return at + nbytes
-
-
-cdef inline char* put_number(char* at, int64_t number) noexcept nogil:
-    """Write a number that is not negative in decimal; return where it ends."""
-    cdef char digits[20]
-    cdef int i = 20
-    while True:
-        i -= 1
-        digits[i] = <char>(c'0' + number % 10)
-        number = number // 10
-        if number == 0:
-            return put_text(at, &digits[i], 20 - i)
-
-
 # ------------------------------------------------------------------------- the GIL
 
 cdef void* leave_python(void* state) noexcept nogil:
-    """Give up the GIL, if this thread has it: who holds the mutex may need it."""
+    """Release the GIL, if this thread has it: the thread with the mutex may need it."""
     if state == NULL and sw_has_gil():
         return PyEval_SaveThread()
     return state
@@ -145,25 +136,24 @@ cdef void return_to_python(void* state) noexcept nogil:
 # --------------------------------------------------------------------------- class
 
 @cython.final
+@cython.no_gc_clear  # a lease, or a thread, may still use what it keeps
 cdef class FrameWriter:
     """Writes frames into the slots of a plan. See `_core.pyi` for its methods."""
 
     def __cinit__(
-        self, plan, casting, make_room, make_steps, encode_metadata, disk_error, *,
-        keep_metadata, takes_time=False,
+        self, plan, casting, provider, encode_metadata, *, keep_metadata, takes_time=False,
     ):
         cdef int64_t position
         cdef int i
         sw_mutex_init(&self._mutex)
         sw_store_release(&self._exclusive_thread, SW_NO_THREAD)
-        self._log.fd = -1
-        self._log.keep = keep_metadata
-        self._skips.fd = -1
+        self._log = MetadataLog(keep_metadata)
+        self._skips = SkipLog()
+        self._timer = AppendTimer()
+        self._spec = FrameSpec(plan, casting)
 
-        self._dtype = plan.dtype
-        self._casting = casting
-        self._frame_dims = ", ".join(plan.file_dims[len(plan.file_axes):])
-        self._height, self._width = plan.frame_shape
+        self._dtype = self._spec.dtype
+        self._height, self._width = self._spec.height, self._spec.width
         self._frame_nbytes = plan.frame_nbytes
         self._row_nbytes = self._width * self._dtype.itemsize
         self._takes_time = takes_time
@@ -194,20 +184,16 @@ cdef class FrameWriter:
         if self._arrays == NULL:
             raise MemoryError(f"table of {self._num_positions} positions")
         for position in range(self._num_positions):
-            self._arrays[position].steps = 1
+            self._arrays[position].steps = self._arrays[position].shown_steps = 1
         self._array_owners = [None] * (self._num_positions + 1)
         self._readable_steps = 1
-        self._make_room = make_room
-        self._make_steps = make_steps
+        self._provider = ref(provider)
         self._encode_metadata = encode_metadata
-        self._disk_error = disk_error
 
     def __dealloc__(self):
         free(self._arrays)
-        free(self._skips.ranges)
-        while self._log.first != NULL:
-            self._drop_first_block()
-        free(self._log.lines)
+        if self._lease.is_native:
+            free(self._lease.copy)
         sw_mutex_destroy(&self._mutex)
 
     # ------------------------------------------------------------- for the camera loop
@@ -231,7 +217,7 @@ cdef class FrameWriter:
             array = <cnp.ndarray>frame
             one.pitch_nbytes = self._row_nbytes
         else:
-            array = self._as_frame(frame)
+            array = self._spec.as_frame(frame)
             one.pitch_nbytes = cnp.PyArray_STRIDE(array, 0)
         one.data = cnp.PyArray_BYTES(array)
         one.body = NULL
@@ -258,7 +244,7 @@ cdef class FrameWriter:
                     sw_mutex_unlock(&self._mutex)
                 if status == OK:
                     if start_ns:
-                        self._count_append(start_ns)
+                        self._timer.count(start_ns)
                     return 0
             self._answer(<Status>status, "append", 1, &request)
 
@@ -291,29 +277,50 @@ cdef class FrameWriter:
                     sw_mutex_unlock(&self._mutex)
                 if status == OK:
                     if start_ns:
-                        self._count_append(start_ns)
+                        self._timer.count(start_ns)
                     return 0
             self._answer(<Status>status, what, count, &request)
 
-    cdef int open_slots(self, int64_t count, char** address) except -1:
-        """Reserve the next slots; return where they begin."""
+    cdef object lend(self, int64_t count, char** address, int64_t* serial):
+        """Lend the memory of the next slots; return what keeps it."""
+        cdef char* copy = NULL
+        cdef object owner = None
         cdef int status
         cdef Request request
+        if self._lends_copies:
+            owner = bytearray(count * self._frame_nbytes)
+            copy = PyByteArray_AS_STRING(owner)
         self._let_others_go_first()
         while True:
             status = self._begin()
             if status == OK:
-                status = self._reserve(count, address, &request)
+                if count * self._frame_nbytes >= RELEASE_GIL_NBYTES:
+                    with nogil:  # it may take the page faults of many frames
+                        status = self._lend(count, False, copy, address, &request)
+                else:
+                    status = self._lend(count, False, copy, address, &request)
+                if status == OK:
+                    serial[0] = self._lease.serial
+                    if owner is None:
+                        owner = self._array_owners[self._lease.position]
                 sw_mutex_unlock(&self._mutex)
                 if status == OK:
-                    return 0
+                    return owner
             self._answer(<Status>status, "reserve", count, &request)
 
     cdef void give_back(self, int64_t serial) noexcept nogil:
-        """Give open slots back: they are as if they had never been reserved."""
-        self._lock()
-        self._commit(serial, NULL, 0, NULL)
-        sw_mutex_unlock(&self._mutex)
+        """End a lease, if it has not ended: its slots are as if they were never lent."""
+        cdef bint taken = self._lock()
+        cdef bint was_revoked = False
+        if serial == self._lease.serial:
+            if self._lease.frames:
+                self._commit(serial, NULL, 0, NULL)
+            else:
+                was_revoked = self._end_lease()
+        self._unlock(taken)
+        if was_revoked:
+            with gil:
+                self._drop_lent()
 
     def skip(self, *, frames=1):
         cdef int status
@@ -342,52 +349,47 @@ cdef class FrameWriter:
         return self._closed
 
     @property
-    def has_open_slots(self):
-        return self._slot_frames != 0
+    def has_lease(self):
+        return self._lease.frames != 0 and self._lease.copy == NULL
+
+    def lent_stop_nbytes(self, position):
+        if self._lease.is_revoked and self._lease.position == position:
+            return self._lease.stop_nbytes if self._lease.copy == NULL else 0
+        return 0
+
+    def writable_nbytes(self, position):
+        return sw_load_acquire(&self._arrays[<int64_t>position].writable_nbytes)
 
     def skipped(self, first=0):
         cdef cnp.ndarray ranges
         cdef int64_t start = first
         cdef int64_t count = 0
-        cdef int64_t low, high, middle
+        cdef int64_t low
         cdef Status status
         cdef bint complete
         while True:
             ranges = np.empty((count, 2), np.int64)  # under the mutex nothing is made
             status = self._acquire()
-            low, high = 0, self._skips.count
-            while low < high:  # for the first range that ends behind it
-                middle = (low + high) // 2
-                if self._skips.ranges[2 * middle + 1] <= start:
-                    low = middle + 1
-                else:
-                    high = middle
+            low = self._skips.first_after(start)
             complete = self._skips.count - low == count
             count = self._skips.count - low
             if complete and count:
-                memcpy(cnp.PyArray_DATA(ranges), &self._skips.ranges[2 * low], 16 * count)
+                memcpy(
+                    cnp.PyArray_DATA(ranges), &self._skips.ranges[2 * low],
+                    SKIP_NBYTES * count,
+                )
             if status == OK:
                 sw_mutex_unlock(&self._mutex)
             if complete:
                 return ranges
 
     def measured(self):
-        cdef cnp.ndarray counts = np.empty(NUM_BUCKETS, np.int64)
-        cdef int i
-        for i in range(NUM_BUCKETS):
-            (<int64_t*>cnp.PyArray_DATA(counts))[i] = sw_load_acquire(
-                &self._append_counts[i]
-            )
-        return {
+        return self._timer.measured() | {
             "num_appended": self.frames_written - sw_load_acquire(&self._skipped),
-            "first_append_ns": sw_load_acquire(&self._first_append_ns),
-            "last_append_ns": sw_load_acquire(&self._last_append_ns),
-            "append_counts": counts,
-            "longest_append_ns": sw_load_acquire(&self._longest_append_ns),
             "num_dropped": sw_load_acquire(&self._dropped),
         }
 
-    # --------------------------------------------------------------- for the storage
+    # -------------------------------------------------------------- for the provider
 
     def exclusively(self, action):
         """Run `action()` while nobody appends; it may call all that is below."""
@@ -405,6 +407,8 @@ cdef class FrameWriter:
         array.base = <char*><uintptr_t>owner.address
         sw_store_release(&array.writable_nbytes, <int64_t>writable_nbytes)
         self._array_owners[position] = owner.memory
+        if position < self._num_positions:
+            self._lends_copies = owner.moves
 
     def set_readable_steps(self, steps):
         self._readable_steps = steps
@@ -420,7 +424,7 @@ cdef class FrameWriter:
         cdef int64_t position
         for position in range(self._num_positions):
             self._arrays[position].new_digits = <char*><uintptr_t>addresses[position]
-            self._set_steps(&self._arrays[position], self._arrays[position].steps)
+            self._show_steps(&self._arrays[position])
         self._new_digits_owner = owner
 
     def settle_steps(self, is_replaced):
@@ -442,39 +446,43 @@ cdef class FrameWriter:
         with nogil:
             while code == 0:
                 sw_mutex_lock(&self._mutex)
-                more = self._log.first != self._log.last  # which is still written into
+                # Lines are still written into the last block.
+                more = self._log.first != self._log.last
                 sw_mutex_unlock(&self._mutex)
                 if not more:
                     break
-                code = self._copy_first_block(file)
+                code = self._log.copy_first_block(file)
                 if code == 0:
                     sw_mutex_lock(&self._mutex)
-                    self._drop_first_block()
+                    self._log.drop_first_block()
                     sw_mutex_unlock(&self._mutex)
         self._check(code, path, 0)
 
     def log_to(self, fd, path):
         while self._log.first != NULL:
-            self._check(self._copy_first_block(fd), path, 0)
-            self._drop_first_block()
+            self._check(self._log.copy_first_block(fd), path, 0)
+            self._log.drop_first_block()
         self._log.fd = fd
         self._log_path = path
 
     def log_skips_to(self, fd, path):
-        cdef int64_t nbytes = 16 * self._skips.count
-        self._check(sw_append(fd, <char*>self._skips.ranges, nbytes, 0), path, nbytes)
+        self._check(self._skips.copy_to(fd), path, SKIP_NBYTES * self._skips.count)
         self._skips.fd = fd
         self._skips_path = path
 
     def close(self):
         """Refuse frames from now on; an append under way in another thread ends first."""
         cdef Status status = self._acquire()
+        cdef list owners
+        cdef object files
         if status == CLOSED:
             return
         if status != OK:
             self._raise(status, "close", 0, NULL)
-        # Whoever has slots open is told when he comes back.
-        self._commit(self._slot_serial, NULL, 0, NULL)
+        if self._lease.frames:
+            self._lent = self._array_owners[self._lease.position]
+            self._lease.is_revoked = True
+            self._commit(self._lease.serial, NULL, 0, NULL)
         self._closed = True
         self._ahead = NULL
         self._prepare = NULL
@@ -484,17 +492,18 @@ cdef class FrameWriter:
         for position in range(self._num_positions):
             self._arrays[position].shape_digits = NULL
             self._arrays[position].new_digits = NULL
+        self._log.fd = self._skips.fd = -1
+        owners, self._array_owners = self._array_owners, None
+        files = self._digits_owner, self._new_digits_owner, self._file_owner
+        self._digits_owner = self._new_digits_owner = self._file_owner = None
         sw_mutex_unlock(&self._mutex)
-        with cython.critical_section(self):  # without a GIL others may be about to use them
-            self._digits_owner = self._new_digits_owner = self._file_owner = None
-            self._make_room = self._make_steps = None
-            self._array_owners = []
+        del owners, files  # here, with the mutex free
 
     def disown(self):
         """In a forked child: all this is the parent's."""
         sw_mutex_init(&self._mutex)  # a thread that is not here may have held it
         sw_store_release(&self._exclusive_thread, SW_NO_THREAD)
-        self._slot_frames = 0
+        self._lease.frames = 0
         self._ahead = NULL
         self._prepare = NULL
         self._closed = self._disowned = True
@@ -519,74 +528,8 @@ cdef class FrameWriter:
             and cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>frame)
         )
 
-    cdef cnp.ndarray _as_frame(self, object frame):
-        """Check a frame of any kind; return it with whole rows and the right dtype."""
-        array = as_array(frame, self._dtype, (self._height, self._width))
-        expected = (self._height, self._width)
-        if array.ndim == 0:
-            raise ValueError(
-                f"Frame ({type(frame).__name__}) has shape (), expected {expected} "
-                f"({self._frame_dims}): it is neither an array nor a buffer. Append a 2-D "
-                "array of that shape; of what is at an address, "
-                "numpy.ctypeslib.as_array(pointer, shape) or ffi.buffer(pointer)."
-            )
-        if array.shape != expected:
-            raise ValueError(
-                f"Frame ({type(frame).__name__}) has shape {array.shape}, expected "
-                f"{expected} ({self._frame_dims}). Append a 2-D array of that shape, or "
-                "set the count of these dimensions to the camera's."
-            )
-        return self._as_rows(array, frame)
-
-    cdef cnp.ndarray _as_frames(self, object frames):
-        """Check an array of frames; return it with whole rows and the right dtype."""
-        array = frames
-        expected = (self._height, self._width)
-        if array.ndim != 3 or array.shape[1:] != expected:
-            raise ValueError(
-                f"The batch has shape {array.shape}, expected (n, {self._height}, "
-                f"{self._width}) (n, {self._frame_dims}). Append a 3-D array of n frames "
-                "of that shape, or a list of frames."
-            )
-        return self._as_rows(array, frames)
-
-    def _as_rows(self, array, given):
-        if array.dtype.kind not in "biufc":
-            raise ValueError(
-                f"Frame has dtype {array.dtype}, expected {self._dtype}: it holds no "
-                "pixels. Convert it to a bool, integer, float or complex dtype."
-            )
-        if array.dtype != self._dtype and not np.can_cast(
-            array.dtype, self._dtype, self._casting
-        ):
-            if isinstance(given, (list, tuple)):
-                # Plain numbers have no dtype to respect: what counts is their values.
-                with np.errstate(all="ignore"):
-                    cast = array.astype(self._dtype)
-                if np.array_equal(cast, array, equal_nan=array.dtype.kind in "fc"):
-                    return cast
-            raise ValueError(
-                f"Frame has dtype {array.dtype}, which does not cast to the stream's "
-                f"{self._dtype} by the rule {self._casting!r}. Convert the frame, set "
-                f"the settings' dtype to {array.dtype.name!r}, or allow the cast with "
-                "ScratchFormat(casting='same_kind' or 'unsafe')."
-            )
-        itemsize = self._dtype.itemsize
-        if array.dtype == self._dtype and array.strides[array.ndim - 1] == itemsize:
-            return array  # rows with gaps between them need no copy
-        return np.ascontiguousarray(array, self._dtype)
-
-    cdef void _count_append(self, int64_t start_ns) noexcept nogil:
-        cdef int64_t end_ns = sw_now_ns()
-        cdef int64_t took_ns = end_ns - start_ns
-        sw_add(&self._append_counts[bucket_of(took_ns)], 1)
-        sw_raise(&self._longest_append_ns, took_ns)
-        if sw_load_acquire(&self._first_append_ns) == 0:
-            sw_store_release(&self._first_append_ns, start_ns)
-        sw_store_release(&self._last_append_ns, end_ns)
-
     cdef bint _is_exclusive(self) noexcept nogil:
-        """Tell whether this thread runs Python code under the mutex."""
+        """Return whether this thread runs Python code under the mutex."""
         return sw_load_acquire(&self._exclusive_thread) == <int64_t>sw_this_thread()
 
     cdef Status _acquire(self) noexcept:
@@ -602,16 +545,16 @@ cdef class FrameWriter:
         return OK
 
     cdef int _begin(self) except -1:
-        """Take the mutex when no slot is open, by `_acquire`; return a `Status`."""
+        """Take the mutex when no lease is open, by `_acquire`; return a `Status`."""
         cdef Status status = self._acquire()
-        if status != OK or self._slot_frames == 0:
+        if status != OK or self._lease.frames == 0:
             return status
-        return self._wait_for_slots()
+        return self._wait_for_lease()
 
-    cdef int _wait_for_slots(self) except -1:
-        """Go on with `_begin` when there are open slots; with the mutex held."""
+    cdef int _wait_for_lease(self) except -1:
+        """Go on with `_begin` when a lease is open; with the mutex held."""
         cdef Status status
-        cdef bint is_mine = self._slot_thread == sw_this_thread()
+        cdef bint is_mine = self._lease.thread == sw_this_thread()
         sw_mutex_unlock(&self._mutex)
         if is_mine:
             return SLOT_OPEN
@@ -622,7 +565,7 @@ cdef class FrameWriter:
                     sw_nap(NAP_NS)
                 PyErr_CheckSignals()
                 status = self._acquire()
-                if status != OK or self._slot_frames == 0:
+                if status != OK or self._lease.frames == 0:
                     return status
                 sw_mutex_unlock(&self._mutex)
         finally:
@@ -641,9 +584,9 @@ cdef class FrameWriter:
                 python = leave_python(python)
                 sw_mutex_lock(&self._mutex)
             status = CLOSED if self._closed else OK
-            if status == OK and self._slot_frames == 0:
+            if status == OK and self._lease.frames == 0:
                 break
-            if status == OK and self._slot_thread == sw_this_thread():
+            if status == OK and self._lease.thread == sw_this_thread():
                 status = SLOT_OPEN
             sw_mutex_unlock(&self._mutex)
             if status != OK:
@@ -659,10 +602,10 @@ cdef class FrameWriter:
         return status
 
     cdef void _let_others_go_first(self) noexcept nogil:
-        """Before slots are opened: who opens them all the time must not keep others out.
+        """Before memory is lent: a thread that has it lent all the time keeps others out.
 
-        Others look whether slots are open only now and then; and in Python, when they have
-        the GIL. So this is for a while, not until they have been.
+        Others look whether a lease is open only now and then; and in Python, when they have
+        the GIL. So this waits for a while, not until they have had their turn.
         """
         cdef void* python = NULL
         cdef int naps = 0
@@ -672,35 +615,36 @@ cdef class FrameWriter:
             naps += 1
         return_to_python(python)
 
-    cdef void _lock(self) noexcept nogil:
-        """Take the mutex, whatever is open or closed."""
+    cdef bint _lock(self) noexcept nogil:
+        """Take the mutex, whatever is open or closed; False if this thread has it."""
         cdef void* python = NULL
         if not sw_mutex_try(&self._mutex):
+            if self._is_exclusive():
+                return False
             python = leave_python(python)
             sw_mutex_lock(&self._mutex)
             return_to_python(python)
+        return True
+
+    cdef void _unlock(self, bint taken) noexcept nogil:
+        if taken:
+            sw_mutex_unlock(&self._mutex)
 
     cdef int _answer(
         self, Status status, str what, object frames, Request* request
     ) except -1:
         """See to what a call lacks, so that it can be tried again, or raise."""
-        with cython.critical_section(self):
-            make_room, make_steps = self._make_room, self._make_steps
-        if status == NEED_ROOM:
-            if make_room is not None:  # else it has been closed: the next try says so
-                make_room(request.position, request.stop_nbytes)
-        elif status == NEED_STEPS:
-            if make_steps is not None:
-                make_steps(request.steps)
-        else:
+        cdef object provider
+        if status != NEED_ROOM and status != NEED_STEPS:
             self._raise(status, what, frames, request)
+        provider = self._provider()
+        if provider is None:
+            self._raise(CLOSED, what, frames, request)
+        if status == NEED_ROOM:
+            provider.make_room(request.position, request.stop_nbytes)
+        else:
+            provider.make_steps(request.steps)
         return 0
-
-    cdef object _array_owner(self, int64_t position):
-        """Return what keeps the memory of an array, None after `close`."""
-        with cython.critical_section(self):
-            owners = self._array_owners
-        return owners[position] if owners else None
 
     cdef int64_t _position(self, Odometer* slot) noexcept nogil:
         return slot.index[self._position_axis] if self._position_axis >= 0 else 0
@@ -763,9 +707,11 @@ cdef class FrameWriter:
             # When the next step is shown, what it lacks is not what was there before.
             self._clear(1)
         if self._num_frames < 0 and self._next.index[0] >= array.steps:
-            self._set_steps(array, self._next.index[0] + 1)
+            array.steps = self._next.index[0] + 1
         self._advance(&self._next)
         self._move_cursor(cursor + 1)
+        if array.steps != array.shown_steps:
+            self._show_steps(array)
         return OK
 
     cdef Status _store(
@@ -789,6 +735,9 @@ cdef class FrameWriter:
         cdef char* run_to = NULL
         cdef char* to
         cdef bint has_records = self._arrays[self._num_positions].base != NULL
+        cdef int64_t position
+        cdef int64_t first_position = self._num_positions
+        cdef int64_t last_position = -1
         cdef Array* array
         cdef Status status = self._look_ahead(count, False, request)
         if status != OK:
@@ -804,7 +753,8 @@ cdef class FrameWriter:
                 request.needed_nbytes = count * PREFIX_NBYTES + body_nbytes
                 return LOG_FAILED
         for i in range(count):
-            array = &self._arrays[self._position(&self._next)]
+            position = self._position(&self._next)
+            array = &self._arrays[position]
             to = array.base + self._next.offset_nbytes
             if frames[i].data != NULL:
                 if (
@@ -831,7 +781,9 @@ cdef class FrameWriter:
             if self._clears_next:
                 self._clear(1)
             if self._num_frames < 0 and self._next.index[0] >= array.steps:
-                self._set_steps(array, self._next.index[0] + 1)
+                array.steps = self._next.index[0] + 1
+                first_position = min(first_position, position)
+                last_position = max(last_position, position)
             self._advance(&self._next)
             if self._ring_nbytes:
                 # The next one may be where a frame is that is shown until this is counted.
@@ -839,6 +791,8 @@ cdef class FrameWriter:
         if run_nbytes:
             sw_copy(run_to, run_data, run_nbytes)
         self._move_cursor(cursor + count)
+        for position in range(first_position, last_position + 1):
+            self._show_steps(&self._arrays[position])
         return OK
 
     cdef Status _look_ahead(
@@ -891,6 +845,7 @@ cdef class FrameWriter:
             + (frame_number % self._ring_frames if self._ring_frames else frame_number)
         )
         cdef int64_t known = 0
+        cdef int64_t missing
         if frame.timestamp_ns >= 0:
             record.timestamp_ns = frame.timestamp_ns
             known = KNOWS_TIME
@@ -904,65 +859,93 @@ cdef class FrameWriter:
         if frame.frame_id >= 0:
             record.frame_id = frame.frame_id
             known |= KNOWS_ID
-            # A smaller number than before: the camera has begun to count anew.
+            # A smaller number than before: the camera has restarted its count.
             if self._last_frame_id >= 0 and frame.frame_id > self._last_frame_id:
+                missing = frame.frame_id - self._last_frame_id - 1
                 sw_store_release(
-                    &self._dropped,
-                    self._dropped + frame.frame_id - self._last_frame_id - 1,
+                    &self._dropped, self._dropped + min(missing, INT64_MAX - self._dropped)
                 )
                 if self._file_dropped != NULL:
                     sw_store_release(self._file_dropped, self._dropped)
             self._last_frame_id = frame.frame_id
         record.known = known
 
-    cdef Status _reserve(
-        self, int64_t count, char** address, Request* request
+    cdef Status _lend(
+        self, int64_t count, bint is_native, char* copy, char** address, Request* request
     ) noexcept nogil:
-        """Open the next slots for one who fills them in place."""
+        """Open a lease on the next slots, for a caller that fills them in place.
+
+        The memory is that of the arrays, or `copy`, which C's lease takes over.
+        """
+        cdef Lease* lease = &self._lease
         cdef Status status = self._look_ahead(count, count > 1, request)
         if status != OK:
             return status
-        address[0] = (
-            self._arrays[self._position(&self._next)].base + self._next.offset_nbytes
-        )
-        if (
-            self._frames_ahead == NULL
-            or sw_load_acquire(self._frames_ahead) < self._cursor + count
-        ):
-            self._populate(address[0], count * self._frame_nbytes)
-        self._slot_frames = count
-        self._slot_serial += 1
-        self._slot_thread = sw_this_thread()
-        self._slot_is_native = False
+        lease.position = self._position(&self._next)
+        lease.stop_nbytes = self._next.offset_nbytes + count * self._frame_nbytes
+        lease.copy = address[0] = copy
+        if copy == NULL:
+            address[0] = self._arrays[lease.position].base + self._next.offset_nbytes
+            if (
+                self._frames_ahead == NULL
+                or sw_load_acquire(self._frames_ahead) < self._cursor + count
+            ):
+                self._populate(address[0], count * self._frame_nbytes)
+        lease.frames = count
+        lease.serial += 1
+        lease.thread = sw_this_thread()
+        lease.is_native = is_native
+        lease.is_revoked = False
         return OK
 
     cdef Status _commit(
         self, int64_t serial, Frame* frames, int64_t count, Request* request
     ) noexcept nogil:
-        """Store the first frames that are in the open slots; give the others back."""
-        cdef int64_t rest = self._slot_frames - count
+        """Store the first frames of a lease and give the others back, which ends it."""
+        cdef Lease* lease = &self._lease
+        cdef int64_t rest = lease.frames - count
+        cdef int64_t i
         cdef char* start
         cdef Status status = OK
-        if self._slot_frames == 0 or serial != self._slot_serial:
+        if lease.frames == 0 or serial != lease.serial:
             return CLOSED
-        start = self._arrays[self._position(&self._next)].base + self._next.offset_nbytes
+        if lease.copy != NULL:
+            for i in range(count):
+                frames[i].data = lease.copy + i * self._frame_nbytes
+                frames[i].pitch_nbytes = self._row_nbytes
+        start = self._arrays[lease.position].base + self._next.offset_nbytes
         if count:
             status = self._put_all(frames, count, request)
             if status == NEED_ROOM:
-                return status  # for records; the slots stay open for the next try
+                return status  # for records; the lease stays open for the next try
             if status != OK:
                 rest += count
         # What is given back may be skipped, or never come: zeros, to a reader.
-        if rest:
+        if rest and lease.copy == NULL:
             memset(
-                start + (self._slot_frames - rest) * self._frame_nbytes, 0,
+                start + (lease.frames - rest) * self._frame_nbytes, 0,
                 rest * self._frame_nbytes,
             )
-        self._slot_frames = 0
+        lease.frames = 0
+        if not lease.is_revoked:
+            self._end_lease()
         return status
 
+    cdef bint _end_lease(self) noexcept nogil:
+        """Forget what a lease has; return whether `_drop_lent` is to be called."""
+        cdef bint was_revoked = self._lease.is_revoked
+        if self._lease.is_native:
+            free(self._lease.copy)
+        self._lease.copy = NULL
+        self._lease.is_native = self._lease.is_revoked = False
+        return was_revoked
+
+    cdef void _drop_lent(self) noexcept:
+        """Let go of the memory of a revoked lease, with the mutex free."""
+        self._lent = None
+
     cdef void _populate(self, char* start, int64_t nbytes) noexcept nogil:
-        """Take the page faults now, that a camera's own thread would take later."""
+        """Take the page faults now that a camera's own thread would take later."""
         cdef char* at = start
         while at < start + nbytes:
             sw_touch(at)
@@ -981,17 +964,10 @@ cdef class FrameWriter:
             if steps > self._readable_steps:
                 request.steps = steps
                 return NEED_STEPS
-        request.errno_code = self._note_skip(cursor, cursor + frames)
+        request.errno_code = self._skips.note(cursor, cursor + frames)
         if request.errno_code:
-            request.needed_nbytes = 16
+            request.needed_nbytes = SKIP_NBYTES
             return SKIP_FAILED
-        if self._num_frames < 0:
-            for position in range(self._num_positions):
-                steps = steps_after(
-                    cursor + frames, position, self._step_frames, self._visit_frames
-                )
-                if steps > self._arrays[position].steps:
-                    self._set_steps(&self._arrays[position], steps)
         sw_store_release(&self._skipped, self._skipped + frames)
         if self._ring_frames:
             self._skip_in_ring(cursor, frames)
@@ -1002,6 +978,13 @@ cdef class FrameWriter:
         if self._ring_nbytes:
             self._next.offset_nbytes %= self._ring_nbytes
         self._move_cursor(cursor + frames)
+        for position in range(self._num_positions if self._num_frames < 0 else 0):
+            steps = steps_after(
+                cursor + frames, position, self._step_frames, self._visit_frames
+            )
+            if steps > self._arrays[position].steps:
+                self._arrays[position].steps = steps
+                self._show_steps(&self._arrays[position])
         return OK
 
     cdef void _skip_in_ring(self, int64_t cursor, int64_t frames) noexcept nogil:
@@ -1024,126 +1007,32 @@ cdef class FrameWriter:
 
     cdef int _write_lines(self, Frame* frames, int64_t count) noexcept nogil:
         """Log the metadata of the next frames, all or none: 0, or an errno."""
-        cdef MetadataLog* log = &self._log
         cdef Odometer slot = self._next
         cdef size_t needed_nbytes = 0
-        cdef char* memory
+        cdef char* lines
         cdef char* at
         cdef int64_t i
-        cdef int code
         for i in range(count):
             needed_nbytes += PREFIX_NBYTES + frames[i].body_nbytes
-        if needed_nbytes > log.lines_capacity_nbytes:
-            memory = <char*>realloc(log.lines, 2 * needed_nbytes)
-            if memory == NULL:
-                return ENOMEM
-            log.lines = memory
-            log.lines_capacity_nbytes = 2 * needed_nbytes
-        at = log.lines
+        lines = at = self._log.reserve(needed_nbytes)
+        if lines == NULL:
+            return ENOMEM
         for i in range(count):
             if frames[i].body_nbytes:
-                at = self._put_line(at, &slot, &frames[i])
+                at = put_line(
+                    at, self._position(&slot), slot.index, self._file_axes,
+                    self._num_file_axes, frames[i].body, frames[i].body_nbytes,
+                )
             if i + 1 < count:
                 self._advance(&slot)
+        return self._log.store(at - lines)
 
-        needed_nbytes = at - log.lines
-        if log.fd >= 0:
-            code = sw_append(log.fd, log.lines, needed_nbytes, log.nbytes)
-            if code:
-                return code
-        elif log.keep:
-            if not self._keep_lines(log.lines, needed_nbytes):
-                return ENOMEM
-        else:
-            return 0
-        log.nbytes += needed_nbytes
-        return 0
-
-    cdef char* _put_line(self, char* at, Odometer* slot, Frame* frame) noexcept nogil:
-        """Write '{"_pos": p, "_idx": [...], ' and the rest of the body, a JSON object."""
-        cdef int i
-        at = put_number(put_text(at, b'{"_pos": ', 9), self._position(slot))
-        at = put_text(at, b', "_idx": [', 11)
-        for i in range(self._num_file_axes):
-            if i:
-                at = put_text(at, b', ', 2)
-            at = put_number(at, slot.index[self._file_axes[i]])
-        at = put_text(at, b']', 1)
-        if frame.body_nbytes > 2:
-            at = put_text(at, b', ', 2)
-        at = put_text(at, frame.body + 1, frame.body_nbytes - 1)
-        return put_text(at, b'\n', 1)
-
-    cdef bint _keep_lines(self, const char* lines, size_t nbytes) noexcept nogil:
-        """Keep lines in memory; blocks grow in number, so that none is ever copied."""
-        cdef MetadataLog* log = &self._log
-        cdef LogBlock* block = log.last
-        cdef size_t capacity_nbytes
-        if block == NULL or block.capacity_nbytes - block.nbytes < nbytes:
-            capacity_nbytes = max(nbytes, <size_t>LOG_BLOCK_NBYTES)
-            block = <LogBlock*>malloc(sizeof(LogBlock) + capacity_nbytes)
-            if block == NULL:
-                return False
-            block.next = NULL
-            block.nbytes = 0
-            block.capacity_nbytes = capacity_nbytes
-            if log.last == NULL:
-                log.first = block
-            else:
-                log.last.next = block
-            log.last = block
-        memcpy(<char*>(block + 1) + block.nbytes, lines, nbytes)
-        block.nbytes += nbytes
-        return True
-
-    cdef int _copy_first_block(self, int fd) noexcept nogil:
-        cdef MetadataLog* log = &self._log
-        cdef int64_t nbytes = log.first.nbytes
-        cdef int code = sw_append(
-            fd, <const char*>(log.first + 1), nbytes, log.copied_nbytes
-        )
-        if code == 0:
-            log.copied_nbytes += nbytes
-        return code
-
-    cdef void _drop_first_block(self) noexcept nogil:
-        cdef LogBlock* block = self._log.first
-        self._log.first = block.next
-        if block.next == NULL:
-            self._log.last = NULL
-        free(block)
-
-    cdef int _note_skip(self, int64_t start, int64_t stop) noexcept nogil:
-        """Record a range of frames that are skipped, or more of the range before."""
-        cdef SkipLog* log = &self._skips
-        cdef int64_t pair[2]
-        cdef int64_t at = log.count
-        cdef int64_t capacity = 2 * log.capacity + 64
-        cdef int64_t* memory
-        cdef int code
-        pair[0], pair[1] = start, stop
-        if at and log.ranges[2 * at - 1] == start:
-            at -= 1
-            pair[0] = log.ranges[2 * at]
-        elif at == log.capacity:
-            memory = <int64_t*>realloc(log.ranges, capacity * sizeof(pair))
-            if memory == NULL:
-                return ENOMEM
-            log.ranges, log.capacity = memory, capacity
-        if log.fd >= 0:
-            # Half a pair, if it comes to that, is none to a reader.
-            code = sw_pwrite(log.fd, <const char*>pair, sizeof(pair), at * sizeof(pair))
-            if code:
-                return code
-        log.ranges[2 * at], log.ranges[2 * at + 1] = pair[0], pair[1]
-        log.count = at + 1
-        return 0
-
-    cdef void _set_steps(self, Array* array, int64_t steps) noexcept nogil:
-        """Note how far an array reaches, in the manifest too (before the commit)."""
+    cdef void _show_steps(self, Array* array) noexcept nogil:
+        """Renew an array's length in the manifest, when its frames are committed."""
         cdef char text[DIGITS]
+        cdef int64_t steps = array.steps
         cdef int i = DIGITS
-        array.steps = steps
+        array.shown_steps = array.steps
         if self._keep_steps and steps > self._keep_steps:
             steps = self._keep_steps
         if array.shape_digits == NULL and array.new_digits == NULL:
@@ -1162,52 +1051,43 @@ cdef class FrameWriter:
         self, Status status, str what, object frames, Request* request
     ) except -1:
         """The one place where a `Status` becomes an exception."""
-        what = {"reserve": "open a slot", "commit": "store the slot"}.get(what, what)
-        if status == CLOSED and self._disowned:
-            raise ValueError(
-                f"Cannot {what}: the stream belongs to the process that this one was "
-                "forked from. Make one here with create_stream()."
-            )
         if status == CLOSED:
-            raise ValueError(
-                f"Cannot {what}: the stream is closed. Make a new one with "
-                "create_stream()."
-            )
+            raise refusals.closed(what, is_fork=self._disowned)
         if status == BUSY:
-            raise RuntimeError(
-                f"Cannot {what} while the stream is growing, from the thread that grows "
-                "it (a signal handler, say): call it again later."
-            )
+            raise refusals.busy(what)
         if status == SLOT_OPEN:
-            raise RuntimeError(
-                f"Cannot {what} while this thread has a slot open: leave its `with` block "
-                "first."
-            )
+            raise refusals.slot_open(what)
         if status == SLOTS_APART:
-            why = (
-                "they would take the place of frames that keep_last still shows, or do"
-                if self._ring_nbytes else "they do"
-            )
-            raise ValueError(
-                f"Cannot open {frames} slots together: {why} not lie one behind the other "
-                "in one array. Open fewer (as many as the last dimension has left), one by "
-                "one with slot(), or use storage_order='acquisition' with the positions "
-                "first."
-            )
+            raise refusals.slots_apart(frames, in_ring=self._ring_nbytes != 0)
         if status == FULL:
-            raise IndexError(
-                f"Cannot {what} ({frames} frame{'s' if frames > 1 else ''}): it would "
-                f"exceed the {self._num_frames} frames of settings.dimensions, of which "
-                f"{self._num_frames - self.frames_written} are left. Enlarge them, or "
-                "make the first dimension unbounded (count=None)."
-            )
+            raise refusals.full(what, frames, self._num_frames, self.frames_written)
         if request.errno_code == ENOMEM:
-            raise MemoryError(f"no memory to note what came with {what}")
+            raise refusals.no_memory(what)
         path = self._log_path if status == LOG_FAILED else self._skips_path
         self._check(request.errno_code, path, request.needed_nbytes)
         raise AssertionError(f"unknown status {status}")
 
     cdef int _check(self, int code, object path, int64_t needed_nbytes) except -1:
         if code != 0:
-            raise self._disk_error(code, path, needed_nbytes)
+            raise disk_error(code, path, needed_nbytes)
         return 0
+
+
+def layout():
+    cdef Record record
+    cdef char* start = <char*>&record
+    return {
+        "record_nbytes": sizeof(Record),
+        "record_offsets": {
+            "timestamp_ns": <char*>&record.timestamp_ns - start,
+            "frame_id": <char*>&record.frame_id - start,
+            "known": <char*>&record.known - start,
+        },
+        "digits": DIGITS,
+        "num_buckets": NUM_BUCKETS,
+        "knows_time": KNOWS_TIME,
+        "knows_id": KNOWS_ID,
+        "is_host_time": IS_HOST_TIME,
+        "unknown": UNKNOWN,
+        "skip_pair_nbytes": SKIP_NBYTES,
+    }

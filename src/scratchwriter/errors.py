@@ -24,6 +24,17 @@ class DeviceError(OSError):
     """A device has not taken what was written. The system tells that once only."""
 
 
+def device_error(code: int, path: Path) -> DeviceError:
+    """Return the error for a device that has not taken what was written."""
+    return DeviceError(
+        code,
+        f"{os.strerror(code)}: the device has not taken all that was written, and may never "
+        "have it. It can still be read: copy it to another device before this machine is "
+        "turned off",
+        str(path),
+    )
+
+
 def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
     """Return an OSError that names the path and, if there is no room, how much there is."""
     text = os.strerror(code)

@@ -40,7 +40,8 @@ from posix.unistd cimport getpid
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
-from scratchwriter._core cimport NUM_BUCKETS, Array, FrameWriter, Record
+from scratchwriter._core cimport Array, FrameWriter, Record
+from scratchwriter._native.append_timer cimport NUM_BUCKETS, AppendTimer
 from scratchwriter._native.odometer cimport MAX_AXES, Odometer, advance, jump
 from scratchwriter._region.platform cimport (
     sw_add,
@@ -522,6 +523,7 @@ cdef int prepare_from_c(void* ahead, int64_t position, int64_t stop_nbytes) noex
 # --------------------------------------------------------------------------- class
 
 @cython.final
+@cython.no_gc_clear  # the threads use what it keeps until they are joined
 cdef class AheadThread:
     """Prepares the slots ahead of a writer. See `_ahead.pyi` for its methods."""
 
@@ -529,7 +531,9 @@ cdef class AheadThread:
     cdef sw_thread ahead_thread, writeback_thread
     cdef bint runs_ahead, runs_writeback
     cdef int pid                      # of the process that has the threads; 0: none
-    cdef FrameWriter writer           # kept alive, as the threads use what is theirs
+    # Kept alive, as the threads use what is theirs
+    cdef FrameWriter writer
+    cdef AppendTimer timer
     cdef list regions
     cdef object times_owner           # of the memory that `show_times` was given
 
@@ -541,7 +545,7 @@ cdef class AheadThread:
         cdef int axis
         sw_mutex_init(&walk.working)
         sw_alarm_init(&walk.alarm)
-        self.writer, self.regions = writer, list(regions)
+        self.writer, self.timer, self.regions = writer, writer._timer, list(regions)
         walk.num_axes = len(plan.counts)
         for axis in range(walk.num_axes):
             walk.counts[axis] = plan.counts[axis] or 0
@@ -559,10 +563,10 @@ cdef class AheadThread:
         )
         walk.arrays = writer._arrays
         walk.cursor = &writer._cursor
-        walk.longest_append_ns = &writer._longest_append_ns
-        walk.first_append_ns = &writer._first_append_ns
-        walk.last_append_ns = &writer._last_append_ns
-        walk.append_counts = writer._append_counts
+        walk.longest_append_ns = &self.timer.longest_ns
+        walk.first_append_ns = &self.timer.first_ns
+        walk.last_append_ns = &self.timer.last_ns
+        walk.append_counts = self.timer.counts
         walk.mappings = <Mapping**>calloc(n + 1, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))

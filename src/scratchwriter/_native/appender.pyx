@@ -4,8 +4,8 @@
 All end in a table of `Frame` (see _core.pxd) for the writer. What is in it is kept alive by
 the Python objects that it was made of, until the writer has it.
 
-Slots: a `Slot` gives an array of the writer's own memory, that nobody appends to before it
-is left. The array keeps that memory alive, and is read-only from then on.
+Slots: a `Slot` is a lease on the writer's memory: nobody appends to it before the slot is
+left. Its array keeps that memory alive, and is read-only from then on.
 """
 
 cimport cython
@@ -88,7 +88,7 @@ cdef int put_all(
     cdef int64_t count, i
     batch = as_batch(frames)
     if batch is not None:
-        array = writer._as_frames(batch)
+        array = writer._spec.as_frames(batch)
         count = cnp.PyArray_DIM(array, 0)
     else:
         arrays = []
@@ -96,7 +96,7 @@ cdef int put_all(
         copies = not isinstance(frames, (list, tuple))
         for i, frame in enumerate(frames):
             try:
-                one = writer._as_frame(frame)
+                one = writer._spec.as_frame(frame)
             except ValueError as error:
                 raise ValueError(f"Frame {i} of the batch: {error}") from None
             arrays.append(one.copy() if copies else one)
@@ -128,8 +128,9 @@ cdef int put_all(
 # --------------------------------------------------------------------------- classes
 
 @cython.final
+@cython.no_gc_clear  # a slot may still need it
 cdef class Appender:
-    """The way in: who holds it, or its `append`, keeps the acquisition going."""
+    """The way in: whoever holds it, or its `append`, keeps the acquisition going."""
 
     cdef FrameWriter _writer
     cdef object __weakref__
@@ -186,7 +187,7 @@ cdef class Slot:
 
     cdef Appender _appender
     cdef int64_t _count           # of frames; 0: one, and the array is 2-D
-    cdef int64_t _serial          # of the open slots; 0: not open
+    cdef int64_t _serial          # of the lease; 0: not open
     cdef bint _is_used            # or was
     cdef cnp.ndarray _array
     cdef bytes _body              # of the metadata line
@@ -214,7 +215,8 @@ cdef class Slot:
 
     def __dealloc__(self):
         if self._serial:
-            cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
+            if self._array is not None:  # else it could not be made
+                cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
             self._appender._writer.give_back(self._serial)
 
     def __enter__(self):
@@ -229,8 +231,7 @@ cdef class Slot:
         self._check_given()
         shape[0] = self._count
         shape[1], shape[2] = writer._height, writer._width
-        writer.open_slots(max(self._count, 1), &address)
-        self._serial = writer._slot_serial
+        owner = writer.lend(max(self._count, 1), &address, &self._serial)
         self._is_used = True
         Py_INCREF(writer._dtype)  # which the array takes over
         self._array = PyArray_NewFromDescr(
@@ -238,9 +239,7 @@ cdef class Slot:
             &shape[0] if self._count else &shape[1], NULL, address,
             cnp.NPY_ARRAY_CARRAY, NULL,
         )
-        cnp.set_array_base(
-            self._array, writer._array_owner(writer._position(&writer._next))
-        )
+        cnp.set_array_base(self._array, owner)
         return self._array
 
     def __exit__(self, exc_type, exc_value, traceback):

@@ -1,18 +1,24 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The functions of include/scratchwriter.h, for threads that know nothing of Python.
 
-GIL: they are called without it. What they cannot do themselves they ask for as the Python
-methods do, with the GIL (`ask`); but slots in files are made ready by the thread ahead's
-own function (`prepare_native`), which needs none. A caller that has the GIL gives it up
-where it has to wait.
+GIL: they are called without it. What they cannot do themselves they ask of the provider as
+the Python methods do, with the GIL (`ask`); but slots in files are made ready by the thread
+ahead's own function (`prepare_native`), which needs none. A caller that has the GIL
+releases it where it has to wait.
 
-Memory: the `state` of a stream is its `FrameWriter`. Whoever got it from a capsule, or by
-`c_append_of`, keeps it alive; when the stream is closed they are told so.
+Memory: the `state` of a stream is its `FrameWriter`. A capsule keeps it alive, and so does
+every address that was given out. Memory that `reserve` gave stays until `commit`, also when
+the stream is closed and dropped meanwhile.
+
+Interrupts: an exception of a signal handler (Ctrl-C) belongs to Python's main thread, and
+not to the C function that it arrived in. It is raised there as soon as Python runs again.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, strlen
 
 from scratchwriter cimport (
@@ -49,23 +55,61 @@ from scratchwriter._region.platform cimport (
     sw_now_ns,
 )
 
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*call)(void*) noexcept, void* argument)
+
+
+cdef enum:
+    MOST_INTERRUPTS = 100  # of one call, before it is given up
+
 
 # --------------------------------------------------------------- what a call may lack
 
 cdef int ask(FrameWriter writer, Status status, Request* request) noexcept with gil:
     """Have Python see to what a call lacks: OK if it may be tried again."""
     cdef int answer = SCRATCHWRITER_FAILED  # also if wording the error fails
-    cdef bytes text
-    try:
-        writer._answer(status, "append", 1, request)
-        answer = SCRATCHWRITER_OK
-    except BaseException as error:
-        text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
-        text = text[: sizeof(writer._error_text) - 1]
-        writer._lock()
-        memcpy(writer._error_text, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
-        sw_mutex_unlock(&writer._mutex)
+    cdef list interrupts = []
+    while True:
+        try:
+            writer._answer(status, "append", 1, request)
+            answer = SCRATCHWRITER_OK
+        except Exception as error:
+            note_error(writer, error)
+        except BaseException as interrupt:
+            interrupts.append(interrupt)
+            if len(interrupts) < MOST_INTERRUPTS:
+                continue
+            note_error(writer, interrupt)
+        break
+    for interrupt in interrupts:
+        raise_later(interrupt)
     return answer
+
+
+cdef int note_error(FrameWriter writer, object error) except -1:
+    """Keep the text of an error for `error_text`."""
+    cdef bytes text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
+    cdef bint taken
+    text = text[: sizeof(writer._error_text) - 1]
+    taken = writer._lock()
+    memcpy(writer._error_text, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
+    writer._unlock(taken)
+    return 0
+
+
+cdef int raise_pending(void* interrupt) noexcept with gil:
+    PyErr_SetObject(type(<object>interrupt), <object>interrupt)
+    Py_DECREF(<object>interrupt)
+    return -1
+
+
+cdef int raise_later(object interrupt) except -1:
+    """Raise an exception in Python's main thread, when it runs bytecodes again."""
+    Py_INCREF(interrupt)
+    if Py_AddPendingCall(raise_pending, <void*>interrupt) != 0:  # its queue is full
+        Py_DECREF(interrupt)
+        PyErr_SetInterrupt()  # at least that
+    return 0
 
 
 cdef int answer_native(
@@ -130,7 +174,7 @@ cdef int c_append_rows(
             sw_mutex_unlock(&writer._mutex)
             if status == OK:
                 if start_ns:
-                    writer._count_append(start_ns)
+                    writer._timer.count(start_ns)
                 return SCRATCHWRITER_OK
         answer = answer_native(writer, status, &request)
         if answer != SCRATCHWRITER_OK:
@@ -141,29 +185,34 @@ cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept no
     cdef Status status
     cdef Request request
     cdef int answer
+    cdef char* copy = NULL
     if frames == NULL or not 0 < count <= MOST_SLOTS:
         return SCRATCHWRITER_INVALID
+    if writer._lends_copies:
+        copy = <char*>calloc(count, writer._frame_nbytes)
+        if copy == NULL:
+            return SCRATCHWRITER_FAILED
     writer._let_others_go_first()
     while True:
         status = writer._begin_native()
         if status == OK:
-            status = writer._reserve(count, <char**>frames, &request)
+            status = writer._lend(count, True, copy, <char**>frames, &request)
             while status == NEED_ROOM and prepare_native(writer, &request):
-                status = writer._reserve(count, <char**>frames, &request)
-            writer._slot_is_native = status == OK
+                status = writer._lend(count, True, copy, <char**>frames, &request)
             sw_mutex_unlock(&writer._mutex)
             if status == OK:
                 return SCRATCHWRITER_OK
         answer = answer_native(writer, status, &request)
         if answer != SCRATCHWRITER_OK:
+            free(copy)
             return answer
 
 
 cdef int may_commit(FrameWriter writer, int64_t count) noexcept nogil:
-    """Tell whether so many slots of C are open; with the mutex held."""
-    if writer._closed or writer._slot_frames == 0 or not writer._slot_is_native:
+    """Return whether so many slots are lent to C; with the mutex held."""
+    if writer._lease.frames == 0 or not writer._lease.is_native:
         return SCRATCHWRITER_CLOSED
-    return SCRATCHWRITER_OK if count <= writer._slot_frames else SCRATCHWRITER_INVALID
+    return SCRATCHWRITER_OK if count <= writer._lease.frames else SCRATCHWRITER_INVALID
 
 
 cdef int c_commit(
@@ -177,12 +226,16 @@ cdef int c_commit(
     cdef int64_t i, serial
     cdef int64_t start_ns = 0
     cdef int answer
+    cdef bint taken, is_revoked
     # Before anything is made of the count, or read by it.
-    writer._lock()
-    serial = writer._slot_serial
+    taken = writer._lock()
+    serial = writer._lease.serial
+    is_revoked = writer._lease.is_revoked and writer._lease.is_native
     answer = may_commit(writer, count) if count >= 0 else SCRATCHWRITER_INVALID
-    sw_mutex_unlock(&writer._mutex)
+    writer._unlock(taken)
     if answer != SCRATCHWRITER_OK:
+        if is_revoked:
+            writer.give_back(serial)  # the caller is done with its memory
         return answer
     for i in range(count):
         if (
@@ -207,21 +260,21 @@ cdef int c_commit(
         frames[i].timestamp_ns = UNKNOWN if timestamps_ns == NULL else timestamps_ns[i]
         frames[i].frame_id = UNKNOWN if frame_ids == NULL else frame_ids[i]
     while answer == SCRATCHWRITER_OK:
-        writer._lock()
+        taken = writer._lock()
         answer = may_commit(writer, count)
         if answer == SCRATCHWRITER_OK:
             status = writer._commit(serial, frames, count, &request)
             while status == NEED_ROOM and prepare_native(writer, &request):
                 status = writer._commit(serial, frames, count, &request)
-        sw_mutex_unlock(&writer._mutex)
+        writer._unlock(taken)
         if answer == SCRATCHWRITER_OK:
             if status == OK:
                 break
             answer = answer_native(writer, status, &request)
-            if answer != SCRATCHWRITER_OK:
-                writer.give_back(serial)  # nobody else would
+        if answer != SCRATCHWRITER_OK:
+            writer.give_back(serial)  # nobody else would
     if start_ns and answer == SCRATCHWRITER_OK:
-        writer._count_append(start_ns)
+        writer._timer.count(start_ns)
     if frames != few:
         free(frames)
     return answer
@@ -272,12 +325,12 @@ cdef int64_t c_error_text(
     FrameWriter writer, char* text, int64_t capacity_nbytes
 ) noexcept nogil:
     cdef int64_t nbytes
-    writer._lock()
+    cdef bint taken = writer._lock()
     nbytes = strlen(writer._error_text)
     if text != NULL and capacity_nbytes > 0:
         memcpy(text, writer._error_text, min(nbytes, capacity_nbytes - 1))
         text[min(nbytes, capacity_nbytes - 1)] = 0
-    sw_mutex_unlock(&writer._mutex)
+    writer._unlock(taken)
     return nbytes
 
 

@@ -37,8 +37,16 @@ class Region(Protocol):
         """What keeps the bytes at `address` where they are for who has it."""
 
     @property
+    def moves(self) -> bool:
+        """Whether its bytes get other addresses when it grows."""
+
+    @property
     def nbytes(self) -> int:
         """How many bytes can be read."""
+
+    @property
+    def memory_nbytes(self) -> int:
+        """How many of them, the first ones, are in memory and not in a file."""
 
     def extend(self, nbytes: int) -> None:
         """Make the first `nbytes` readable: zeros, where nothing was written.
@@ -54,22 +62,29 @@ class Region(Protocol):
         """
 
     def continue_in_file(self, path: Path, start: int) -> None:
-        """Go on in a new file at `path`; nothing was written from `start` on.
+        """Spill: go on in a new file at `path`; nothing was written from `start` on.
 
         What lies before may stay in memory until `save`: a hole in the file.
         """
 
     def save(self) -> None:
-        """Write what is still in memory into the file, if there is one. Once."""
+        """Write what is still in memory into the file, if there is one. Once.
+
+        Raises DeviceError if the device does not take it: it is reported only once.
+        """
+
+    def save_as(self, path: Path, nbytes: int) -> None:
+        """Write the first bytes of a region in memory into a new file at `path`. Once."""
 
     @property
     def is_saved(self) -> bool:
-        """Whether nothing is in memory that the file lacks."""
+        """Whether nothing is in memory that a file lacks."""
 
-    def trim(self, nbytes: int) -> None:
+    def trim(self, nbytes: int, lent_stop: int = 0) -> None:
         """Cut the file, if there is one, to `nbytes`. The last call on a region.
 
-        Who stores behind them from then on, because he has not noticed, stores nowhere.
+        Memory takes the place of what was behind them: up to `lent_stop` at least, where
+        somebody may still store what is no frame any more.
         """
 
     def array(
@@ -88,11 +103,6 @@ def _use_portable() -> bool:
             f"SCRATCHWRITER_REGION={choice!r}: use 'mapped', 'portable' or leave it out."
         )
     return choice == "portable" or (choice == "" and sys.platform != "linux")
-
-
-def moves_when_it_grows(region: Region) -> bool:
-    """Tell whether a region is of the portable kind."""
-    return isinstance(region, PortableRegion)
 
 
 def make_region(

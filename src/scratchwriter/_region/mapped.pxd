@@ -36,5 +36,6 @@ cdef class MappedRegion:
 
     cdef int _map_file(self, path, int64_t start) except -1
     cdef int _open_file(self) except -1
+    cdef int _write_memory(self, int fd, path, int64_t stop) except -1
     cdef int _check_reserve(self, nbytes) except -1
     cdef int _check(self, int code, nbytes) except -1

@@ -70,7 +70,7 @@ from scratchwriter._region.platform cimport (
 import numpy as np
 
 from scratchwriter._region.system import open_regular
-from scratchwriter.errors import disk_error
+from scratchwriter.errors import device_error, disk_error
 
 cdef extern from * nogil:
     """
@@ -196,8 +196,16 @@ cdef class MappedRegion:
         return self
 
     @property
+    def moves(self):
+        return False
+
+    @property
     def nbytes(self):
         return sw_load_acquire(&self.mapping.nbytes)
+
+    @property
+    def memory_nbytes(self):
+        return min(sw_load_acquire(&self.mapping.file_start), self.nbytes)
 
     def extend(self, nbytes):
         self._check_reserve(nbytes)
@@ -221,52 +229,72 @@ cdef class MappedRegion:
         self._map_file(path, start)
 
     def save(self):
-        cdef Mapping* mapping = &self.mapping
-        cdef int64_t at = 0
-        cdef int64_t stop = mapping.file_start
-        cdef int64_t synced = 0
-        cdef int64_t nbytes
-        cdef int fd, code
+        cdef int fd
         if self._path is None or self._is_saved:
             return
         fd = self._open_file()
         try:
-            while at < stop:
-                nbytes = min(ZEROS_NBYTES, stop - at)
-                with nogil:
-                    code = 0
-                    if _is_not_zero(mapping.base + at, nbytes):  # else: leave a hole
-                        code = sw_pwrite(fd, mapping.base + at, nbytes, at)
-                    at += nbytes
-                    if code == 0 and at - synced >= SAVE_NBYTES:
-                        # At the pace of the disk, so that the frames need not wait for it.
-                        sync_file_range(fd, synced, at - synced, WRITE_AND_WAIT)
-                        synced = at
-                self._check(code, self.nbytes + stop - (at - nbytes))
+            self._write_memory(fd, self._path, self.mapping.file_start)
         finally:
             close(fd)
         self._is_saved = True
 
+    def save_as(self, path, nbytes):
+        if self._is_saved:
+            return
+        cdef int fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            self._write_memory(fd, path, nbytes)
+            if ftruncate(fd, nbytes) != 0:  # what ends in zeros is a hole
+                raise disk_error(errno, path, nbytes)
+            self._is_saved = True
+        finally:
+            close(fd)
+            if not self._is_saved:
+                os.unlink(path)
+
+    cdef int _write_memory(self, int fd, path, int64_t stop) except -1:
+        """Write the first bytes, which are in memory, into a file."""
+        cdef Mapping* mapping = &self.mapping
+        cdef int64_t at = 0
+        cdef int64_t synced = 0
+        cdef int64_t nbytes
+        cdef int code, sync_code
+        while at < stop:
+            nbytes = min(ZEROS_NBYTES, stop - at)
+            with nogil:
+                code = sync_code = 0
+                if _is_not_zero(mapping.base + at, nbytes):  # else: leave a hole
+                    code = sw_pwrite(fd, mapping.base + at, nbytes, at)
+                at += nbytes
+                if code == 0 and at - synced >= SAVE_NBYTES:
+                    # At the pace of the disk, so that the frames need not wait for it.
+                    if sync_file_range(fd, synced, at - synced, WRITE_AND_WAIT) != 0:
+                        sync_code = errno
+                    synced = at
+            if code:
+                raise disk_error(code, path, stop - (at - nbytes))
+            if sync_code:  # the kernel reports this once: nobody else would notice
+                raise device_error(sync_code, path)
+        return 0
+
     @property
     def is_saved(self):
-        return self._path is None or self._is_saved
+        return self._is_saved
 
-    def trim(self, nbytes):
+    def trim(self, nbytes, lent_stop=0):
         if self._path is None:
             return
         cdef Mapping* mapping = &self.mapping
         cdef int64_t page_stop = max(_whole_pages(nbytes), mapping.file_start)
         cdef int fd = self._open_file()
-        cdef int code = 0 if ftruncate(fd, nbytes) == 0 else errno
+        # First: whoever still stores to memory that was lent to him must find some.
+        cdef int code = _end_file(mapping, page_stop, lent_stop)
+        if code == 0 and ftruncate(fd, nbytes) != 0:
+            code = errno
         close(fd)
         self._check(code, nbytes)
         sw_store_release(&mapping.nbytes, <int64_t>nbytes)
-        # Memory in place of a file that has ended: a slot may still be open there.
-        mmap(
-            mapping.base + page_stop, mapping.reserved_nbytes - page_stop,
-            PROT_READ | PROT_WRITE,
-            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0,
-        )
 
     cdef int _open_file(self) except -1:
         cdef int fd = _open(&self.mapping)
@@ -529,6 +557,26 @@ cdef int _reserve(Mapping* mapping, int64_t nbytes, bint huge_pages) noexcept no
     return 0
 
 
+cdef int _end_file(Mapping* mapping, int64_t start, int64_t lent_stop) noexcept nogil:
+    """Put memory in place of the file from a page on: 0, or an errno.
+
+    In one step: what another thread stores meanwhile goes to the file or to the memory.
+    """
+    cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+    if start >= mapping.reserved_nbytes or mmap(
+        mapping.base + start, mapping.reserved_nbytes - start, PROT_READ | PROT_WRITE,
+        flags, -1, 0,
+    ) != MAP_FAILED:
+        return 0
+    # The system counts memory that is only promised: ask for what is needed.
+    if start < lent_stop and mmap(
+        mapping.base + start, _whole_pages(lent_stop) - start, PROT_READ | PROT_WRITE,
+        flags, -1, 0,
+    ) == MAP_FAILED:
+        return errno
+    return 0
+
+
 cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
     """Make the first `nbytes` readable. With `growing` held."""
     cdef int64_t memory_nbytes = min(_whole_pages(nbytes), mapping.file_start)
@@ -593,7 +641,7 @@ cdef int _write_zeros(int fd, int64_t start, int64_t stop) noexcept nogil:
 cdef bint _is_not_zero(const char* data, int64_t nbytes) noexcept nogil:
     cdef const int64_t* words = <const int64_t*>data  # whole pages
     cdef int64_t i
-    for i in range(nbytes // 8):
+    for i in range((nbytes + 7) // 8):
         if words[i]:
             return True
     return False
@@ -697,8 +745,16 @@ cdef class MappedRing:
         return self
 
     @property
+    def moves(self):
+        return False
+
+    @property
     def nbytes(self):
         return self._nbytes
+
+    @property
+    def memory_nbytes(self):
+        return self._nbytes if self._path is None else 0
 
     def extend(self, nbytes):
         if nbytes > self._nbytes:
@@ -713,11 +769,14 @@ cdef class MappedRing:
     def save(self):
         pass
 
+    def save_as(self, path, nbytes):
+        raise MemoryError("a ring does not leave memory")
+
     @property
     def is_saved(self):
         return True
 
-    def trim(self, nbytes):
+    def trim(self, nbytes, lent_stop=0):
         pass
 
     def array(self, dtype, shape, start=0):

@@ -26,6 +26,7 @@ class PortableRegion:
     def __init__(self, path: Path | None = None) -> None:
         self._path: Path | None = None
         self._identity = (0, 0)  # of the file: another may come under its name
+        self._is_saved_as = False
         self._buffer: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
         if path is not None:
             path.touch(exist_ok=False)
@@ -44,8 +45,16 @@ class PortableRegion:
         return self._buffer
 
     @property
+    def moves(self) -> bool:
+        return True
+
+    @property
     def nbytes(self) -> int:
         return self._buffer.nbytes
+
+    @property
+    def memory_nbytes(self) -> int:
+        return self.nbytes if self._path is None else 0
 
     def extend(self, nbytes: int) -> None:
         if nbytes >= 1 << 63:
@@ -70,28 +79,27 @@ class PortableRegion:
         self.extend(stop)
 
     def continue_in_file(self, path: Path, start: int) -> None:
-        fd = -1
-        try:
-            # Not by pathlib: an interrupt in its code would leave the file.
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
-            with errors_name(path, self.nbytes), FileIO(fd, "r+b") as file:
-                _write_all(file, self._buffer.data)
-                buffer = _map(file, self.nbytes)
-                identity = _identity(os.fstat(fd))
-            self._path, self._identity, self._buffer = path, identity, buffer
-        except BaseException:
-            if fd >= 0:
-                path.unlink()
-            raise
+        with _new_file(path, self.nbytes) as file:
+            _write_all(file, self._buffer.data)
+            buffer = _map(file, self.nbytes)
+            identity = _identity(os.fstat(file.fileno()))
+        self._path, self._identity, self._buffer = path, identity, buffer
 
     def save(self) -> None:
         """All is in the file since `continue_in_file`."""
 
+    def save_as(self, path: Path, nbytes: int) -> None:
+        if not self._is_saved_as:
+            with _new_file(path, nbytes) as file:
+                _write_all(file, self._buffer.data[:nbytes])
+            self._is_saved_as = True
+
     @property
     def is_saved(self) -> bool:
-        return True
+        return self._path is not None or self._is_saved_as
 
-    def trim(self, nbytes: int) -> None:
+    def trim(self, nbytes: int, lent_stop: int = 0) -> None:
+        """Cut the file. Nothing of it is lent out (see `moves`)."""
         if self._path is not None:
             with self._open(self._path) as file:
                 file.truncate(nbytes)
@@ -124,7 +132,11 @@ class PortableRing(PortableRegion):
             raise MemoryError("a ring does not grow")
         super().extend(nbytes)
 
-    def trim(self, nbytes: int) -> None:
+    @property
+    def moves(self) -> bool:
+        return False
+
+    def trim(self, nbytes: int, lent_stop: int = 0) -> None:
         """All of it stays."""
 
     def array(
@@ -143,6 +155,21 @@ def map_file(path: Path) -> memoryview:
     """See `view_file`."""
     with open_regular(path) as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+@contextmanager
+def _new_file(path: Path, needed_nbytes: int) -> Iterator[FileIO]:
+    """Make a file, which goes again if it cannot be filled."""
+    fd = -1
+    try:
+        # Not by pathlib: an interrupt in its code would leave the file.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+        with errors_name(path, needed_nbytes), FileIO(fd, "r+b") as file:
+            yield file
+    except BaseException:
+        if fd >= 0:
+            path.unlink()
+        raise
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

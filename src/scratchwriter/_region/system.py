@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from scratchwriter.errors import DeviceError, disk_error
+from scratchwriter.errors import device_error, disk_error
 
 try:
     import fcntl
@@ -184,13 +184,7 @@ def sync_file(path: Path) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        raise DeviceError(
-            error.errno,
-            f"{os.strerror(error.errno or 0)}: the device has not taken all that was "
-            "written, and may never have it. It can still be read: copy it to another "
-            "device before this machine is turned off",
-            str(path),
-        ) from None
+        raise device_error(error.errno or 0, path) from None
     finally:
         os.close(fd)
 

@@ -1,0 +1,29 @@
+"""A guard of an object's calls: none runs in the middle of another one of the same thread."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+_T = TypeVar("_T")
+
+class _Lock(Protocol):
+    def acquire(self) -> bool: ...
+    def release(self) -> None: ...
+
+class CallGuard:
+    """Knows which threads are in the middle of a call of an object."""
+
+    def __init__(self) -> None: ...
+    def run(
+        self, action: Callable[[], _T], lock: _Lock | None = None, what: str = ""
+    ) -> _T:
+        """Run an action as a call of the object, with a lock or without one.
+
+        Raises
+        ------
+        RuntimeError
+            If a lock is wanted, and this thread is in the middle of a call already; the
+            message says what (`what`) cannot be done. Without a lock the action runs.
+        """
+
+    def after(self, action: Callable[[], object]) -> None:
+        """Run an action now, or when the call ends that this thread is in the middle of."""

@@ -1,0 +1,54 @@
+"""A guard of an object's calls: none runs in the middle of another one of the same thread.
+
+A thread can leave a call in its middle: a signal handler runs, or garbage is collected, and
+either may call the same object. What it calls there must not wait for a lock that its own
+thread holds, and must not find the object half changed.
+
+This is compiled because no interrupt can come between a lock and the code that releases it:
+Python looks for signals, and traces lines, between its own bytecodes only.
+"""
+
+cimport cython
+
+from threading import get_ident
+
+
+@cython.final
+cdef class CallGuard:
+    """Knows which threads are in the middle of a call. See `call_guard.pyi`."""
+
+    cdef dict _deferred  # per thread that is in a call: what it does afterwards
+
+    def __cinit__(self):
+        self._deferred = {}
+
+    def run(self, action, lock=None, what=""):
+        cdef object me = get_ident()
+        cdef list deferred
+        if me in self._deferred:
+            if lock is not None:
+                raise RuntimeError(
+                    f"Cannot {what} in the middle of another call of this thread (from a "
+                    "signal handler, say): call it again later."
+                )
+            return action()
+        self._deferred[me] = deferred = []
+        try:
+            if lock is None:
+                return action()
+            lock.acquire()
+            try:
+                return action()
+            finally:
+                lock.release()
+        finally:
+            del self._deferred[me]
+            for later in deferred:
+                later()
+
+    def after(self, action):
+        cdef list deferred = self._deferred.get(get_ident())
+        if deferred is None:
+            action()
+        else:
+            deferred.append(action)
