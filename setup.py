@@ -51,10 +51,11 @@ def extension(name: str) -> Extension:
 
 names = [
     "_core",
+    "_region.descriptor",
     *(f"_native.{name}" for name in ("appender", "c_api", "convert", "watch")),
 ]
 if sys.platform == "linux":
-    names += ["_native.ahead", "_region.mapped"]
+    names += ["_native.ahead", "_region.file_view", "_region.mapped"]
 
 setup(
     ext_modules=cythonize(

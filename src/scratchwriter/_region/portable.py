@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import errors_name, open_regular
 
 _ZEROS = bytes(1 << 20)
@@ -143,6 +144,12 @@ def map_file(path: Path) -> memoryview:
     """See `view_file`."""
     with open_regular(path) as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def map_open_file(file: Descriptor, writable: bool = False) -> memoryview:
+    """See `view_open_file`."""
+    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    return memoryview(mmap.mmap(file.fileno(), 0, access=access))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
