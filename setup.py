@@ -51,10 +51,18 @@ def extension(name: str) -> Extension:
 
 names = [
     "_core",
-    *(f"_native.{name}" for name in ("appender", "c_api", "convert", "watch")),
+    "_region.descriptor",
+    "_native.append_timer",
+    "_native.appender",
+    "_native.c_api",
+    "_native.call_guard",
+    "_native.convert",
+    "_native.frame_spec",
+    "_native.logs",
+    "_native.watch",
 ]
 if sys.platform == "linux":
-    names += ["_native.ahead", "_region.mapped"]
+    names += ["_native.ahead", "_region.file_view", "_region.mapped"]
 
 setup(
     ext_modules=cythonize(

@@ -23,8 +23,8 @@ from scratchwriter import (
     dims_from_standard_axes,
     open_scratch,
 )
+from scratchwriter._files.repair import find_faults
 from scratchwriter._writing import growth
-from scratchwriter.repair import find_faults
 
 SCENARIOS = {
     "unbounded on disk": {"t": None},
@@ -158,7 +158,7 @@ def check_frame(arrays, number, value):
 def check_dataset(folder, expected):
     with open_scratch(folder) as dataset:
         assert dataset.state == "closed"
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
         assert dataset.frames_written == 100
         for i, value in enumerate(expected):
             check_frame(dataset.arrays, i, value)

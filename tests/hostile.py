@@ -10,8 +10,8 @@ import ome_writers
 
 import scratchwriter
 from scratchwriter import DatasetError, create_stream, open_scratch
+from scratchwriter._files.repair import find_faults
 from scratchwriter.cli import main
-from scratchwriter.repair import find_faults
 
 SIZES = {"t": None, "p": ["left", "right"], "c": 2, "y": 4, "x": 5}
 
@@ -38,7 +38,7 @@ def read_everything(folder):
             for position in range(len(dataset.arrays)):
                 if dataset.counts_frames:
                     dataset.written(position)
-            return "\n".join(find_faults(dataset)) or None
+            return "\n".join(find_faults(dataset.source)) or None
     except DatasetError as error:
         return str(error)
 

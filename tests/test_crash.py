@@ -16,7 +16,7 @@ import crash_writer
 from crash_writer import CALLS, CLOSED, CREATED, FRAMES, GLOBAL, MODES, call
 from reference import read_plain
 from scratchwriter import open_scratch
-from scratchwriter.repair import find_faults, recover
+from scratchwriter._files.repair import find_faults, recover
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its writers")
 KILLS = int(os.environ.get("SCRATCHWRITER_KILLS", "300"))
@@ -132,7 +132,7 @@ def test_a_killed_writer_loses_nothing_that_it_was_given(server, tmp_path, mode)
         whole += recover(data) == []
         with open_scratch(data) as dataset:
             assert dataset.state == "closed"
-            assert find_faults(dataset) == []
+            assert find_faults(dataset.source) == []
         check(data, mode, counts)
         shapes = [array.shape for array in read_plain(data)]
         sizes = [(data / f"pos_{i}.dat").stat().st_size for i in range(len(shapes))]

@@ -20,8 +20,8 @@ import pytest
 
 from reference import read_plain
 from scratchwriter import ScratchFormat, create_stream, open_scratch
+from scratchwriter._files.repair import find_faults
 from scratchwriter._region import PortableRegion, make_region, system
-from scratchwriter.repair import find_faults
 from waiting import wait_until
 
 SIZES = {"t": None, "p": 2, "y": 64, "x": 64}
@@ -130,7 +130,7 @@ def test_a_durable_dataset_loses_no_more_than_an_interval_and_nothing_after_clos
     check_after_power_cut(device, 30)
     with device.after_power_cut() as folder, open_scratch(folder / "data") as dataset:
         assert dataset.state == "closed"
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
 
 
 def test_the_default_does_not_wait_for_the_device(make_settings, tmp_path, monkeypatch):
@@ -430,7 +430,7 @@ def test_frames_of_several_threads_come_whole_while_others_look_and_one_closes(
     for thread in cameras:
         thread.join()
     with open_scratch(tmp_path / "data") as dataset:
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
         frames = dataset.frames_written
         arrays = [array[...] for array in dataset.arrays]
         stored = [arrays[i % 2][i // 2] for i in range(frames)]
@@ -500,7 +500,7 @@ def test_interrupts_leave_frames_and_metadata_in_step(make_settings, tmp_path):
         signal.signal(signal.SIGALRM, before)
     gc.collect()  # what was interrupted while it was opened
     with open_scratch(tmp_path / "data") as dataset:
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
         assert dataset.frames_written == done
         assert [line["number"] for line in dataset.frame_metadata] == [
             number for number in range(done) if number % 5 != 4
@@ -531,7 +531,7 @@ def test_an_interrupted_close_can_be_closed_again(make_settings, tmp_path):
             stream.close()
             with open_scratch(folder) as dataset:
                 assert dataset.state == "closed"
-                assert find_faults(dataset) == []
+                assert find_faults(dataset.source) == []
                 assert dataset.frames_written == 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -610,7 +610,7 @@ def test_an_interrupt_at_any_line_while_arrays_grow_costs_nothing(
             assert (stream.arrays[number % 2][number // 2] == number + 1).all(), number
         if stream.path is not None:
             with open_scratch(stream.path) as dataset:
-                assert find_faults(dataset) == []
+                assert find_faults(dataset.source) == []
                 numbers = [line["number"] for line in dataset.frame_metadata]
                 assert numbers == list(range(60))
         if not interrupted:

@@ -31,7 +31,7 @@ from scratchwriter import (
     dims_from_standard_axes,
     open_scratch,
 )
-from scratchwriter.repair import find_faults, recover
+from scratchwriter._files.repair import find_faults, recover
 
 LIVES = int(os.environ.get("SCRATCHWRITER_LIVES", "60"))
 SHAPE = (3, 4)
@@ -169,7 +169,7 @@ class Life(RuleBasedStateMachine):
         recover(copy)
         with open_scratch(copy) as dataset:
             assert dataset.state == "closed"
-            assert find_faults(dataset) == []
+            assert find_faults(dataset.source) == []
             self.check_dataset(dataset)
         shutil.rmtree(copy)
 

@@ -27,7 +27,7 @@ from scratchwriter import (
     create_stream,
     open_scratch,
 )
-from scratchwriter.repair import recover
+from scratchwriter._files.repair import recover
 
 SIZES = {"t": None, "p": 2, "c": 2, "y": 4, "x": 5}
 
@@ -481,7 +481,7 @@ def test_a_live_reader_of_another_machine_or_container_grows(
     frame = np.ones((64, 64), "uint16")
     with create_stream(settings) as stream:
         stream.append(frame)
-        monkeypatch.setattr("scratchwriter._files.manifest.boot_id", lambda: "another")
+        monkeypatch.setattr("scratchwriter._files.progress.boot_id", lambda: "another")
         with open_scratch(folder) as dataset:
             room = (folder / "pos_0.dat").stat().st_size // frame.nbytes
             for _ in range(room + 10):

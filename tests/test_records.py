@@ -12,8 +12,8 @@ import pytest
 
 from reference import read_plain
 from scratchwriter import DatasetError, ScratchFormat, create_stream, open_scratch
+from scratchwriter._files.repair import find_faults, recover
 from scratchwriter.cli import main
-from scratchwriter.repair import find_faults, recover
 
 FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
 RECORD = np.dtype([("timestamp_ns", "i8"), ("frame_id", "i8"), ("known", "i8")])
@@ -136,7 +136,7 @@ def test_records_leave_memory_with_the_frames(make_settings, tmp_path):
     records = np.fromfile(stream.path / "frame_records.bin", RECORD)
     assert records["timestamp_ns"].tolist() == list(range(5000))
     with open_scratch(stream.path) as dataset:
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
         assert dataset.timestamps[1].tolist() == list(range(1, 5000, 2))
 
 
@@ -192,7 +192,7 @@ def test_records_of_somebody_else_are_not_believed(make_settings, tmp_path, dama
         else:
             with pytest.raises(DatasetError, match=r"frame_records\.bin.*" + fault):
                 _ = dataset.timestamps
-            assert len(find_faults(dataset)) == 1
+            assert len(find_faults(dataset.source)) == 1
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 63, 1.5, "1"])

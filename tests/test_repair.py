@@ -17,8 +17,8 @@ from reference import read_plain
 from scratchwriter import DatasetError, create_stream, open_scratch
 from scratchwriter._files.folders import reclaim_spill_folders
 from scratchwriter._files.manifest import replace_shapes
+from scratchwriter._files.repair import find_faults, recover
 from scratchwriter.cli import main
-from scratchwriter.repair import find_faults, recover
 
 FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
 
@@ -65,7 +65,7 @@ def whole(make_settings, folder):
 
 def test_a_closed_dataset_is_whole(whole, capsys):
     with open_scratch(whole) as dataset:
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
     assert main(["verify", str(whole)]) == 0
     assert capsys.readouterr().out == (
         f"{whole}: closed, 8 frames\nskipped: 3 frames, 5 to 7\nwhole\n"
@@ -190,7 +190,7 @@ def test_recover_cuts_no_array_of_a_machine_that_was_started_anew(folder):
         open_scratch(folder) as dataset,
     ):
         assert dataset.state == "closed"
-        (fault,) = find_faults(dataset)
+        (fault,) = find_faults(dataset.source)
         assert "only the first 4 of its 5 frames are certain" in fault
         assert (dataset.arrays[0][4] == FRAME + 4).all()
     (left,) = recover(folder)
@@ -233,7 +233,7 @@ def test_recover_leaves_a_dataset_of_ome_writers_as_it_is(folder, ending):
     with pytest.raises(DatasetError, match="ome-writers wrote it"):
         recover(folder)
     with open_scratch(folder) as dataset:
-        faults = find_faults(dataset)
+        faults = find_faults(dataset.source)
     assert ["did not close it" in fault for fault in faults] == [True] * (ending == "kill")
     assert main(["verify", str(folder)]) == (ending == "kill")
     assert content(folder) == before
@@ -276,7 +276,7 @@ def test_without_locks_recover_leaves_a_dataset_alone_whose_writer_lives(
     make_settings, folder, monkeypatch
 ):
     sizes = {"t": None, "y": 4, "x": 5}
-    monkeypatch.setattr("scratchwriter._files.manifest.lock_file", lambda fd, **_: None)
+    monkeypatch.setattr("scratchwriter._files.progress.lock_file", lambda fd, **_: None)
     with pytest.warns(UserWarning, match="cannot be locked"):
         stream = create_stream(make_settings(sizes, root_path=str(folder)))
     stream.append(FRAME)
@@ -458,7 +458,7 @@ def test_lines_of_frames_that_are_not_counted_are_not_told_and_are_cut(folder):
     done = recover(folder)
     assert any("[(6, 4, 5)] -> [(2, 4, 5)]" in what for what in done)
     with open_scratch(folder) as dataset:
-        assert len(find_faults(dataset)) == 1  # the restart
+        assert len(find_faults(dataset.source)) == 1  # the restart
     assert (folder / "frame_metadata.jsonl").read_text().count("\n") == 2
 
 
@@ -477,7 +477,7 @@ def test_recover_finishes_the_frames_though_a_file_beside_them_is_damaged(folder
     with open_scratch(folder) as dataset:
         assert dataset.state == "closed"
         assert (dataset.arrays[0][5] == FRAME + 5).all()
-        (fault,) = find_faults(dataset)
+        (fault,) = find_faults(dataset.source)
     assert fault.count(name) == 1
 
 

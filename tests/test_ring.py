@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference import Model, read_plain
 from scratchwriter import AcquisitionSettings, ScratchFormat, create_stream, open_scratch
 from scratchwriter import dims_from_standard_axes as dims
-from scratchwriter.repair import find_faults, recover
+from scratchwriter._files.repair import find_faults, recover
 
 KEEP = 3
 
@@ -127,7 +127,7 @@ def test_any_ring_shows_what_the_model_has_last(
     if on_disk:
         with open_scratch(folder) as dataset:
             assert dataset.state == "closed"
-            assert find_faults(dataset) == []
+            assert find_faults(dataset.source) == []
             check_dataset(dataset, model, keep)
         assert [len(a) <= keep for a in read_plain(folder)] == [True] * model.num_positions
 

@@ -19,8 +19,8 @@ import pytest
 
 from reference import Model, read_lines, read_plain
 from scratchwriter import ScratchFormat, create_stream, open_scratch
+from scratchwriter._files.repair import find_faults
 from scratchwriter._region import PortableRegion, make_region
-from scratchwriter.repair import find_faults
 from waiting import wait_until
 
 PORTABLE = type(make_region(1)) is PortableRegion
@@ -693,7 +693,7 @@ def test_of_many_who_begin_in_one_folder_one_has_it(make_settings, tmp_path, pla
         with streams[0] as stream:
             stream.append(frames[0], frame_metadata={"i": 0})
         with open_scratch(folder) as dataset:
-            assert find_faults(dataset) == []
+            assert find_faults(dataset.source) == []
             np.testing.assert_array_equal(dataset.arrays[0][0], frames[0])
 
 
@@ -737,7 +737,7 @@ def test_a_recorded_dataset_that_was_moved_stays_locked_and_whole(make_settings,
         stream.flush()
     with open_scratch(tmp_path / "d") as dataset:
         assert dataset.state == "closed"
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
 
 
 def test_many_threads_may_close(make_settings, tmp_path):
@@ -761,7 +761,7 @@ def test_many_threads_may_close(make_settings, tmp_path):
         for thread in threads:
             thread.join()
         with open_scratch(folder) as dataset:
-            assert find_faults(dataset) == []
+            assert find_faults(dataset.source) == []
         shutil.rmtree(folder)
 
 
@@ -900,7 +900,7 @@ def test_a_disk_that_is_full_keeps_no_dataset_from_being_closed(
     with open_scratch(small_disk / "d") as dataset:
         assert (dataset.frames_written, dataset.state) == (1, "closed")
         assert dataset.global_metadata["mine"] == {"long": "x" * 20_000}
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
 
 
 def test_a_skip_past_the_memory_limit_is_a_memory_error(make_settings, frames):

@@ -48,13 +48,27 @@ class _Memory(Protocol):
     def address(self) -> int: ...
     @property
     def memory(self) -> object: ...
+    @property
+    def moves(self) -> bool: ...
+
+class Provider(Protocol):
+    """Provides what a frame lacks. It is called with no lock held."""
+
+    def make_room(self, position: int, stop_nbytes: int) -> None:
+        """Make an array writable up to `stop_nbytes`, by `attach`, or raise.
+
+        The one behind the last position is that of the records.
+        """
+
+    def make_steps(self, steps: int) -> None:
+        """Make all arrays readable up to `steps`, by `set_readable_steps`, or raise."""
 
 @final
 class FrameWriter:
     """Writes frames into the slots of a plan.
 
-    It knows numbers and addresses only. Where it cannot go on by itself it asks, with
-    no lock held: for room, for readable steps, for the JSON of frame metadata.
+    It knows numbers and addresses only. Where it cannot go on by itself it asks its
+    provider.
 
     Parameters
     ----------
@@ -62,14 +76,10 @@ class FrameWriter:
         Counts, strides and sizes.
     casting : {'safe', 'same_kind', 'unsafe'}
         Which conversions of a frame's dtype are accepted.
-    make_room : callable(position, stop_nbytes)
-        Makes the position's array writable up to `stop_nbytes`, by `attach`, or raises.
-    make_steps : callable(steps)
-        Makes all arrays readable up to `steps`, by `set_readable_steps`, or raises.
+    provider : Provider
+        Provides what a frame lacks. It owns the writer, which keeps a weak reference.
     encode_metadata : callable(mapping) -> bytes
         Returns a JSON object on one line, or nothing.
-    disk_error : callable(code, path, needed_nbytes) -> OSError
-        Words an error of a file.
     keep_metadata : bool
         Whether lines that come before `log_to` are kept for it.
     takes_time : bool
@@ -80,10 +90,8 @@ class FrameWriter:
         cls,
         plan: _Plan,
         casting: str,
-        make_room: Callable[[int, int], object],
-        make_steps: Callable[[int], object],
+        provider: Provider,
         encode_metadata: Callable[[Mapping[str, Any]], bytes],
-        disk_error: Callable[[int, Path, int], OSError],
         *,
         keep_metadata: bool,
         takes_time: bool = False,
@@ -100,8 +108,14 @@ class FrameWriter:
         """Whether frames are refused."""
 
     @property
-    def has_open_slots(self) -> bool:
-        """Whether somebody fills slots just now; asked by an action of `exclusively`."""
+    def has_lease(self) -> bool:
+        """Whether memory of the arrays is lent out; asked by an action of `exclusively`."""
+
+    def lent_stop_nbytes(self, position: int) -> int:
+        """Return how far in an array somebody may store after `close`; 0: nowhere."""
+
+    def writable_nbytes(self, position: int) -> int:
+        """Return how far an array may be written: its gate."""
 
     def skipped(self, first: int = 0) -> npt.NDArray[np.int64]:
         """Return start and stop of the ranges of frames that were skipped, from one on."""
@@ -150,3 +164,6 @@ class FrameWriter:
     @property
     def c_address(self) -> int:
         """Address of its `scratchwriter_stream`, for the life of the process."""
+
+def layout() -> dict[str, Any]:
+    """Return the sizes and constants that files have in common with `layout.py`."""

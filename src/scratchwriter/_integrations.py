@@ -1,4 +1,4 @@
-"""Neighbours: those that are in the house already, and those that are asked for."""
+"""Optional integrations: with libraries that are loaded already, and those asked for."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from importlib.util import find_spec
 from typing import Any
 
 _log = logging.getLogger(__name__)
-_BRIDGES = {"ndv": "scratchwriter.bridges.ndv"}
+_INTEGRATIONS = {"ndv": "scratchwriter.bridges.ndv"}
 _tried: set[str] = set()
 
 
-def greet() -> None:
-    """Load the bridges to libraries that this program has loaded, and to no others."""
-    for name, bridge in _BRIDGES.items():
-        if name in sys.modules and bridge not in _tried:
-            _tried.add(bridge)
+def register_loaded_integrations() -> None:
+    """Load the integrations with libraries that this program has loaded, and no others."""
+    for library, module in _INTEGRATIONS.items():
+        if library in sys.modules and module not in _tried:
+            _tried.add(module)
             try:
-                import_module(bridge)
+                import_module(module)
             except Exception:  # another version of it, say: no reason to record nothing
-                _log.warning("%s cannot be used with this %s", bridge, name, exc_info=True)
+                _log.warning(
+                    "%s cannot be used with this %s", module, library, exc_info=True
+                )
 
 
-def bridge(name: str, extra: str, *needed: str) -> Any:
-    """Load a bridge that somebody asked for.
+def load_integration(name: str, extra: str, *needed: str) -> Any:
+    """Load an integration that somebody asked for.
 
     Raises
     ------
@@ -37,3 +39,6 @@ def bridge(name: str, extra: str, *needed: str) -> Any:
             f"This needs {', '.join(missing)}: pip install 'scratchwriter[{extra}]'"
         )
     return import_module(f"scratchwriter.bridges.{name}")
+
+
+greet = register_loaded_integrations  # as `stream` calls it

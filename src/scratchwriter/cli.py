@@ -18,10 +18,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from scratchwriter._files.folders import reclaim_spill_folders, spill_parent
+from scratchwriter._files.ome_writers_source import NOT_COUNTED
+from scratchwriter._files.repair import find_faults, recover
 from scratchwriter._version import __version__
 from scratchwriter.errors import DatasetError, size_text
-from scratchwriter.reader import NOT_COUNTED, ScratchDataset, open_scratch
-from scratchwriter.repair import find_faults, recover
+from scratchwriter.reader import ScratchDataset, open_scratch
 from scratchwriter.settings import ScratchFormat
 
 _REDRAW_S = 0.2
@@ -483,7 +484,7 @@ def _missing(dataset: ScratchDataset) -> Iterator[str]:
 
 def _verify(args: argparse.Namespace) -> int:
     with open_scratch(args.path) as dataset:
-        faults, missing = find_faults(dataset), list(_missing(dataset))
+        faults, missing = find_faults(dataset.source), list(_missing(dataset))
         if args.json:
             told = {"path": str(dataset.path), "state": dataset.state}
             came = dataset.frames_written if dataset.counts_frames else None

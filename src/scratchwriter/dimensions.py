@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from annotated_types import MinLen
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     PositiveInt,
     TypeAdapter,
     ValidationError,
@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_extra_types.color import Color
 
 DimensionType: TypeAlias = Literal["space", "time", "channel", "position", "other"]
-NonEmptyStr: TypeAlias = Annotated[str, MinLen(1)]
+NonEmptyStr: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
 class StrictModel(BaseModel):

@@ -28,9 +28,9 @@ def device_error(code: int, path: Path) -> DeviceError:
     """Return the error for a device that has not taken what was written."""
     return DeviceError(
         code,
-        f"{os.strerror(code)}: the device has not taken all that was written, and may never "
-        "have it. It can still be read: copy it to another device before this machine is "
-        "turned off",
+        f"{os.strerror(code)}: the device has not taken all that was written, and may "
+        "never have it. It can still be read: copy it to another device before this "
+        "machine is turned off",
         str(path),
     )
 

@@ -11,44 +11,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._files.append_times import read_append_times
-from scratchwriter._files.faults import faults_of
-from scratchwriter._files.layout import (
-    FRAME_METADATA,
-    MANIFEST,
-    PROGRESS,
-    RECORD,
-    RECORDS,
-    UNKNOWN,
-    array_name,
-)
-from scratchwriter._files.live import FixedProgress, LiveProgress
-from scratchwriter._files.manifest import Manifest, read_manifest
 from scratchwriter._files.metadata import FrameMetadata
-from scratchwriter._files.progress import ProgressView
-from scratchwriter._files.records import arrange, count_dropped, known
-from scratchwriter._files.skips import read_skips
-from scratchwriter._integrations import bridge, greet
-from scratchwriter._region import view_file, view_ring
+from scratchwriter._files.records import known
+from scratchwriter._files.source import Source, State
+from scratchwriter._files.sources import open_source
+from scratchwriter._integrations import load_integration, register_loaded_integrations
 from scratchwriter.coords import CoordSystem, newest_steps
 from scratchwriter.errors import DatasetError
-from scratchwriter.events import Callback, EventName, Events, Frames, Listener
-from scratchwriter.plan import make_plan, skip_of
+from scratchwriter.events import Callback, EventName, Events, Listener
+from scratchwriter.plan import skip_of
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import AppendTimes
 from scratchwriter.views import ArrayView, StreamView
 
-# Why something cannot be told.
-NOT_COUNTED = "ome-writers wrote it, which does not tell how many frames came"
-
 _CHECK_S, _POLL_S = 0.1, 0.0005  # how often to look for the writer, and for frames
-
-State = Literal["closed", "recording", "killed"]
 
 
 class ScratchDataset:
@@ -58,108 +39,35 @@ class ScratchDataset:
     tells grows with the frames.
     """
 
-    def __init__(self, path: Path, *, is_recorded: bool | None = None) -> None:
-        self._path = path
-        self._closed = False
-        self._maps: dict[int, memoryview] = {}
-        self._progress: ProgressView | None = None
-        if os.path.lexists(path / PROGRESS):
-            self._progress = ProgressView(path)
-        # First: what is closed has its last manifest.
-        was_closed = self._progress is not None and self._progress.is_closed
-        self._manifest, self._settings = read_manifest(path)
-        with faults_of(path / MANIFEST):
-            self._plan = make_plan(self._settings)
-            if self._progress is not None:
-                self._progress.num_frames = self._plan.num_frames
-            if len(self._manifest.position_shapes) != self._plan.num_positions:
-                raise ValueError("position_shapes does not fit the dimensions")
-        self._their_shapes: list[tuple[int, ...]] = []
-        self._is_guessed = False
-        self._most_frames: int | None = None  # that the files have room for, if that counts
-        if self._progress is not None:
-            # A writer that lives (in a container, on another machine) lacks none.
-            if is_recorded is None:
-                is_recorded = self.state == "recording"
-            if self._progress.may_lack_frames and not is_recorded:
-                self._most_frames = self._frames_in_files()
-            is_exact = was_closed and self._most_frames is None
-            self._check_ours(self._cursor, is_exact=is_exact)
-        elif self._manifest.position_dims is not None:
-            raise DatasetError(f"{path / PROGRESS}: it is missing")
-        else:
-            self._their_shapes = _shapes_of_ome_writers(
-                path, self._manifest, self._settings
-            )
-            self._is_guessed = self._their_shapes != self._manifest.position_shapes
-        self._frame_metadata = FrameMetadata(
-            path / FRAME_METADATA, self._is_counted, self._need_same
-        )
-        self._coords = CoordSystem(self._settings, self._plan)
-        self._frames = self._watch()
-        self._events = Events(self._coords, self._frames)
-
-    def _check_ours(self, cursor: int, *, is_exact: bool) -> None:
-        plan = self._plan
-        with faults_of(self._path / PROGRESS):
-            if plan.num_frames is not None and cursor > plan.num_frames:
-                raise ValueError(f"it tells of {cursor} frames of {plan.num_frames}")
-        for position, told in enumerate(self._manifest.position_shapes):
-            found = plan.file_shape(position, cursor)
-            with faults_of(self._path / MANIFEST):
-                if told[1:] != found[1:] or (is_exact and told != found):
-                    raise ValueError(
-                        f"position {position} has shape {_shown(told)}, {found} is "
-                        f"expected by {PROGRESS}"
-                    )
-            nbytes = plan.file_nbytes(position, cursor)
-            _need_nbytes(self._path / array_name(position), nbytes, PROGRESS)
-
-    def _frames_in_files(self) -> int:
-        """Return how many frames the files have room for, whatever their number says.
-
-        A power cut may have brought a page with a number to the device, and not the length
-        of the files that it counts in.
-        """
-        most = []
-        for position in range(self._plan.num_positions):
-            path = self._path / array_name(position)
-            with faults_of(path):
-                steps = path.lstat().st_size // self._plan.step_nbytes
-            most.append(self._plan.most_frames(position, steps))
-        synced = self._progress.synced if self._progress is not None else 0
-        return max(min(most), synced)
-
-    @property
-    def _cursor(self) -> int:
-        assert self._progress is not None
-        cursor = self._progress.cursor
-        return cursor if self._most_frames is None else min(cursor, self._most_frames)
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._plan = source.plan
+        self._coords = CoordSystem(source.settings, source.plan)
+        self._events = Events(self._coords, source.frames)
+        # If nobody has it any more, its listeners end.
+        weakref.finalize(self, source.frames.give_up)
 
     # ------------------------------------------------------------------- the dataset
 
     @property
     def path(self) -> Path:
         """Its folder."""
-        return self._path
+        return self._source.path
 
     @property
     def recording_id(self) -> str:
         """What tells this recording from any other, also from a later one at its place."""
-        if self._progress is not None and (told := self._progress.recording_id):
-            return told
-        status = (self._path / array_name(0)).lstat()
-        return f"{status.st_ino}-{status.st_mtime_ns if self._progress is None else 0}"
+        return self._source.recording_id
 
     @property
     def version(self) -> str:
         """Version of the library that wrote it."""
-        return self._manifest.version
+        return self._source.manifest.version
 
     @property
     def settings(self) -> AcquisitionSettings:
         """The settings that it was recorded with."""
-        return self._settings.model_copy(deep=True)
+        return self._source.settings.model_copy(deep=True)
 
     @property
     def state(self) -> State:
@@ -170,20 +78,12 @@ class ScratchDataset:
         locks "recording" may also be "killed". Datasets of ome-writers, which has no
         such record, count as closed.
         """
-        if self._progress is None:
-            return "closed"
-        has_writer = self._progress.has_writer  # first: who closes frees the lock after
-        if self._progress.is_closed:
-            return "closed"
-        return "killed" if has_writer is False else "recording"
+        return self._source.state
 
     @property
     def frames_written(self) -> int:
         """Frames appended and skipped; of ome-writers', all that the arrays have."""
-        if self._progress is not None:
-            return self._cursor
-        shapes = (self._file_shape(i) for i in range(self._plan.num_positions))
-        return sum(math.prod(shape[:-2]) for shape in shapes)
+        return self._source.frames_written
 
     @property
     def first_frame(self) -> int:
@@ -194,22 +94,18 @@ class ScratchDataset:
     @property
     def frames_synced(self) -> int:
         """How many of the first frames are certain to outlive a power cut."""
-        return 0 if self._progress is None else self._progress.synced
+        return self._source.frames_synced
 
     @property
     def skipped(self) -> list[range]:
         """Which frames, numbered in acquisition order, were skipped."""
-        if self._progress is None:
-            return []
-        skips = read_skips(self._path, self.frames_written)
-        self._need_same()
-        return skips
+        return self._source.skipped
 
     @property
     def arrays(self) -> tuple[ArrayView, ...]:
         """One read-only array per position, growing while the dataset is recorded."""
         return tuple(
-            ArrayView(partial(self._array, position))
+            ArrayView(partial(self._source.array, position))
             for position in range(self._plan.num_positions)
         )
 
@@ -226,12 +122,7 @@ class ScratchDataset:
         DatasetError
             If ome-writers wrote it, which does not tell.
         """
-        frames, plan = self.frames_written, self._plan
-        position = range(plan.num_positions)[position]
-        if self._progress is None:
-            raise DatasetError(f"{self._path / MANIFEST}: {NOT_COUNTED}")
-        written = plan.written(position, frames, self.skipped)
-        return written.transpose(plan.storage_axes[:-2])
+        return self._source.written(range(self._plan.num_positions)[position])
 
     @property
     def timestamps(self) -> tuple[npt.NDArray[np.int64], ...]:
@@ -242,17 +133,17 @@ class ScratchDataset:
         DatasetError
             If frame_records.bin is damaged.
         """
-        return self._records("timestamp_ns")
+        return self._source.record_values("timestamp_ns")
 
     @property
     def frame_ids(self) -> tuple[npt.NDArray[np.int64], ...]:
         """The camera's number of each frame, one array per position; -1: not known."""
-        return self._records("frame_id")
+        return self._source.record_values("frame_id")
 
     def frame_times_ns(self) -> npt.NDArray[np.int64]:
         """Return the times that are known, in acquisition order; of a ring, the newest."""
         cursor = self.frames_written
-        records = self._read_records(cursor)
+        records = self._source.records(cursor)
         if records is None:
             return np.empty(0, np.int64)
         if self._plan.ring_frames:
@@ -264,7 +155,7 @@ class ScratchDataset:
     @property
     def has_records(self) -> bool:
         """Whether times or numbers of frames were recorded."""
-        return self._read_records(self.frames_written) is not None
+        return self._source.records(self.frames_written) is not None
 
     def frame_records(self, start: int, stop: int) -> dict[int, dict[str, int]]:
         """Return what is known of the times and numbers of frames, of a range of them.
@@ -275,7 +166,7 @@ class ScratchDataset:
             By the frame's number in acquisition order: "timestamp_ns", "frame_id", or both.
         """
         cursor = self.frames_written
-        records, ring_frames = self._read_records(cursor), self._plan.ring_frames
+        records, ring_frames = self._source.records(cursor), self._plan.ring_frames
         if records is None:
             return {}
         found = range(max(start, cursor - ring_frames) if ring_frames else start, stop)
@@ -289,22 +180,16 @@ class ScratchDataset:
     @property
     def dropped(self) -> int:
         """How many frame numbers are missing between those that came with the frames."""
-        if self._progress is not None and (
-            self._plan.ring_frames or self.state == "recording"
-        ):
-            # Of a ring the records of most frames are overwritten; and to look at all of
-            # them takes long, beside a camera.
-            return self._progress.dropped
-        return count_dropped(self._read_records(self.frames_written))
+        return self._source.dropped
 
     def view(self, *, dynamic_shape: bool = True, strict: bool = False) -> StreamView:
         """Return all positions as one array; see `ScratchStream.view`."""
-        greet()
+        register_loaded_integrations()
         return StreamView(
             self._plan,
             self._coords,
-            partial(self._frames.wait, -1, 0, 0),
-            self._array,
+            partial(self._source.frames.wait, -1, 0, 0),
+            self._source.array,
             self._events,
             dynamic_shape=dynamic_shape,
             strict=strict,
@@ -313,23 +198,17 @@ class ScratchDataset:
     @property
     def append_times(self) -> AppendTimes | None:
         """How long appends took, so far; None if the writer did not tell."""
-        times = read_append_times(self._path)
-        self._need_same()
-        return times
+        return self._source.append_times
 
     @property
     def frame_metadata(self) -> FrameMetadata:
         """The metadata of the frames that came with some."""
-        return self._frame_metadata
+        return self._source.frame_metadata
 
     @property
     def global_metadata(self) -> dict[str, Any]:
         """Metadata of the acquisition by namespace."""
-        manifest = self._manifest
-        if self._progress is not None and not self._closed:
-            manifest, _ = read_manifest(self._path)  # it may have been renewed
-            self._need_same()
-        return manifest.global_metadata
+        return self._source.global_metadata
 
     # ------------------------------------------------------------- while it is recorded
 
@@ -351,10 +230,10 @@ class ScratchDataset:
         wanted = self.frames_written + 1 if frames is None else frames
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            is_over = self._frames.is_over()
+            is_over = self._source.frames.is_over()
             left_s = max(deadline_s - time.monotonic(), 0)
             left_s = 0 if is_over else min(left_s, _CHECK_S)
-            if self._frames.wait(wanted - 1, left_s, _POLL_S) >= wanted:
+            if self._source.frames.wait(wanted - 1, left_s, _POLL_S) >= wanted:
                 return True
             if left_s == 0:
                 return False
@@ -384,10 +263,10 @@ class ScratchDataset:
         seen, view = start, self.view()
         keep_frames = (self._plan.keep_steps or 0) * self._plan.step_frames
         while True:
-            is_over = self._frames.is_over()
-            stop = self._frames.wait(seen, 0 if is_over else _CHECK_S, _POLL_S)
+            is_over = self._source.frames.is_over()
+            stop = self._source.frames.wait(seen, 0 if is_over else _CHECK_S, _POLL_S)
             if stop > seen:
-                skips = self._frames.skips(seen, stop)
+                skips = self._source.frames.skips(seen, stop)
                 if keep_frames:
                     seen = max(seen, stop - keep_frames)
                 for number in _appended(seen, stop, skips, latest):
@@ -468,12 +347,12 @@ class ScratchDataset:
         if out.suffix.lower() == ".npy":
             if format is not None or client is not None:
                 raise ValueError("A .npy file has neither format nor client.")
-            saver = bridge("npy", "", "numpy")
+            saver = load_integration("npy", "", "numpy")
             saved: Path = saver.save_npy(self, out, position, **common)
             return saved
         if position is not None:
             raise ValueError("position is for .npy files: others hold all positions.")
-        exporter = bridge("export", "export", "ome_writers")
+        exporter = load_integration("export", "export", "ome_writers")
         made: Path = exporter.export(self, out, format=format, client=client, **common)
         return made
 
@@ -486,7 +365,7 @@ class ScratchDataset:
             If xarray or dask is not installed (extra `xarray`).
         """
         self._need_still()
-        return bridge("xarray", "xarray", "xarray", "dask").to_xarray(self)
+        return load_integration("xarray", "xarray", "xarray", "dask").to_xarray(self)
 
     def to_dask(self) -> Any:
         """Return a `dask.array.Array` of all positions, chunked by frame, without a copy.
@@ -499,15 +378,13 @@ class ScratchDataset:
             If dask is not installed (extra `xarray`).
         """
         self._need_still()
-        return bridge("dask", "xarray", "dask").to_dask(self)
+        return load_integration("dask", "xarray", "dask").to_dask(self)
 
     # -------------------------------------------------------------------------- life
 
     def close(self) -> None:
         """Give up the dataset; arrays that were taken from it stay readable."""
-        self._closed = True
-        self._frames.give_up()
-        self._maps.clear()
+        self._source.release()
 
     def __enter__(self) -> Self:
         return self
@@ -516,7 +393,7 @@ class ScratchDataset:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<ScratchDataset {self.state}, {self.frames_written} frames, {self._path}>"
+        return f"<ScratchDataset {self.state}, {self.frames_written} frames, {self.path}>"
 
     def _repr_html_(self) -> str | None:
         from scratchwriter._showing.html import (  # for notebooks only
@@ -525,7 +402,7 @@ class ScratchDataset:
             shape_text,
         )
 
-        if self._closed:
+        if self._source.is_released:
             return None  # the other repr is shown
         view = self.view()
         facts = {
@@ -533,100 +410,60 @@ class ScratchDataset:
             "shape": shape_text(view),
             "frames": f"{self.frames_written}{rate_text(self._frames_per_s())}",
             "dropped": self.dropped,
-            "in": self._path,
+            "in": self.path,
         }
         return card("ScratchDataset", facts, view)
 
-    # ------------------------------------------------------- as it is told, and as it is
+    # ------------------------------------------------------- as the files have it
+
+    @property
+    def source(self) -> Source:
+        """What its files hold, for those who check them."""
+        return self._source
 
     @property
     def counts_frames(self) -> bool:
         """Whether its writer counted the frames; ome-writers does not."""
-        return self._progress is not None
+        return self._source.counts_frames
 
     @property
     def is_guessed(self) -> bool:
-        """Whether the shapes are what files of ome-writers have room for."""
-        return self._is_guessed
+        """Whether the shapes are what files of ome-writers have space for."""
+        return self._source.is_guessed
 
     @property
     def may_lack_frames(self) -> bool:
-        """Whether the machine was started anew before the dataset was closed.
+        """Whether the machine was restarted before the dataset was closed.
 
         Only `frames_synced` frames are certain then, and the files may have more than are
         counted.
         """
-        return self._progress is not None and self._progress.may_lack_frames
+        return self._source.may_lack_frames
 
     @property
     def told_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each position's file as the manifest has it."""
-        manifest, _ = read_manifest(self._path)
-        self._need_same()
-        return manifest.position_shapes
+        return self._source.manifest_shapes
 
     @property
     def file_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each position's file as the frames that came make it."""
-        return [self._file_shape(i) for i in range(self._plan.num_positions)]
+        return self._source.file_shapes
 
     def file_nbytes(self, position: int) -> int:
         """Return the size of a position's file as the frames that came make it."""
-        return self._plan.file_nbytes(position, self._cursor)
+        return self._source.file_nbytes(position)
 
     @property
     def records_nbytes(self) -> int:
         """Size of the records of those frames, if there are any."""
-        return (self._plan.ring_frames or self._cursor) * RECORD.itemsize
+        return self._source.records_nbytes
 
     def frame_number(self, position: int, index: Sequence[int]) -> int:
         """Return which frame, in acquisition order, has an index in a position's file."""
-        with faults_of(self._path / FRAME_METADATA):
-            return self._plan.frame_number(position, index)
+        return self._source.frame_number(position, index)
 
     # ------------------------------------------------------------------------ inside
-
-    def _records(
-        self, name: Literal["timestamp_ns", "frame_id"]
-    ) -> tuple[npt.NDArray[np.int64], ...]:
-        cursor = self.frames_written
-        records = self._read_records(cursor)
-        if self._progress is None:
-            shapes = (array.shape[:-2] for array in self.arrays)
-            return tuple(np.full(shape, UNKNOWN, np.int64) for shape in shapes)
-        return tuple(
-            arrange(self._plan, position, records, cursor, name)
-            for position in range(self._plan.num_positions)
-        )
-
-    def _read_records(self, cursor: int) -> npt.NDArray[np.void] | None:
-        path = self._path / RECORDS
-        if not os.path.lexists(path) or self._progress is None:
-            return None
-        self._need_same()
-        with faults_of(path):
-            _need_nbytes(path, 0, PROGRESS)
-            # It may be shorter than that: the last frames have no record then.
-            count = self._plan.ring_frames or cursor
-            count = min(count, path.lstat().st_size // RECORD.itemsize)
-            if count == 0:
-                return None
-            return np.frombuffer(view_file(path), RECORD, count)
-
-    def _watch(self) -> Frames:
-        if self._progress is None:
-            shapes = [self._file_shape(i) for i in range(self._plan.num_positions)]
-            steps = 1
-            if self._plan.is_unbounded:
-                name = self._settings.dimensions[0].name
-                dims = [dim.name for dim in self._settings.array_storage_dimensions]
-                steps = max(shape[dims.index(name)] for shape in shapes)
-            return FixedProgress(steps * self._plan.step_frames)
-        if self._most_frames is not None:
-            return FixedProgress(self._cursor, self.skipped)
-        frames = LiveProgress(self._path, self._progress)
-        weakref.finalize(self, frames.give_up)  # who forgets it, listens no more
-        return frames
 
     def _frames_per_s(self) -> float:
         """Return the rate from the first append to the last that is told of."""
@@ -635,52 +472,13 @@ class ScratchDataset:
             return math.nan
         return self.frames_written / times.elapsed_s
 
-    def _need_same(self) -> None:
-        """Check that the files in the folder are still those of this dataset."""
-        if self._progress is not None:
-            self._progress.need_in(self._path)
-
     def _need_still(self) -> None:
         """Check that no frames are overwritten while somebody works on them."""
         if self._plan.keep_steps is not None and self.state == "recording":
             raise ValueError(
-                f"{self._path}: with keep_last frames are overwritten while they are "
+                f"{self.path}: with keep_last frames are overwritten while they are "
                 "recorded. Wait until it is closed."
             )
-
-    def _is_counted(self, position: int, index: Sequence[int]) -> bool:
-        if self._progress is None:
-            return True
-        return self.frame_number(position, index) < self._cursor
-
-    def _file_shape(self, position: int, cursor: int | None = None) -> tuple[int, ...]:
-        if self._progress is None:
-            return self._their_shapes[position]
-        return self._plan.file_shape(position, self._cursor if cursor is None else cursor)
-
-    def _array(self, position: int, cursor: int | None = None) -> npt.NDArray[Any]:
-        if self._closed:
-            raise ValueError(f"The dataset is closed: open_scratch({str(self._path)!r})")
-        plan = self._plan
-        if cursor is None:
-            cursor = self._cursor if self._progress is not None else 0
-        shape = self._file_shape(position, cursor)
-        nbytes = math.prod(shape) * plan.dtype.itemsize
-        data = self._maps.get(position)
-        if data is None or len(data) < nbytes:
-            path = self._path / array_name(position)
-            _need_nbytes(path, nbytes, PROGRESS)
-            with faults_of(path):
-                if plan.ring_steps:  # as it is now, if it is a copy
-                    data = view_ring(path, plan.file_nbytes(position, 0))
-                else:
-                    data = view_file(path)
-            self._need_same()  # after it was opened
-            if not plan.ring_steps:
-                self._maps[position] = data
-        start = plan.start_nbytes(position, cursor)
-        array: npt.NDArray[Any] = np.ndarray(shape, plan.dtype, buffer=data, offset=start)
-        return array if self._progress is None else array.transpose(plan.storage_axes)
 
 
 def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
@@ -708,11 +506,11 @@ def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
     -----
     UserWarning
         If it is one of ome-writers that was not closed: its shape is then what the
-        files have room for. If the machine was started anew since the writer was killed:
+        files have room for. If the machine was restarted since the writer was killed:
         only `frames_synced` frames are certain then.
     """
-    dataset = ScratchDataset(Path(path).expanduser().absolute())
-    greet()
+    dataset = ScratchDataset(open_source(Path(path).expanduser().absolute()))
+    register_loaded_integrations()
     _warn_of_restart(dataset)
     return dataset
 
@@ -753,56 +551,3 @@ def _warn_of_restart(dataset: ScratchDataset) -> None:
         "be whole; what came after may not have reached the disk.",
         stacklevel=3,
     )
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    """Return a shape for a message; one that may be as long as a file."""
-    text = str(shape[:8])
-    return text if len(text) < 80 else f"{text[:80]}..."
-
-
-def _need_nbytes(path: Path, nbytes: int, told_by: str) -> None:
-    """Check that a file is one, and long enough, without opening it."""
-    with faults_of(path):
-        status = path.lstat()
-        if not path.is_file() or path.is_symlink():
-            raise ValueError("not a regular file")
-        if status.st_size < nbytes:
-            raise ValueError(
-                f"it has {status.st_size} bytes, {nbytes} are expected by {told_by}"
-            )
-
-
-def _shapes_of_ome_writers(
-    folder: Path, manifest: Manifest, settings: AcquisitionSettings
-) -> list[tuple[int, ...]]:
-    """Return the shapes of files that ome-writers wrote.
-
-    It tells the length of an unbounded axis when it closes; before that, the file's size
-    does, which it makes larger than it needs.
-    """
-    dims = settings.array_storage_dimensions
-    itemsize = np.dtype(settings.dtype).itemsize
-    shapes = []
-    for position, shape in enumerate(manifest.position_shapes):
-        path = folder / array_name(position)
-        with faults_of(folder / MANIFEST):
-            if len(shape) != len(dims) or any(
-                dim.count not in (None, n) for dim, n in zip(dims, shape, strict=True)
-            ):
-                raise ValueError(f"shape {_shown(shape)} does not fit the dimensions")
-        _need_nbytes(path, math.prod(shape) * itemsize, MANIFEST)
-        unit_nbytes = math.prod(dim.count or 1 for dim in dims) * itemsize
-        length, rest = divmod(path.lstat().st_size, unit_nbytes)
-        counts = [length if dim.count is None else dim.count for dim in dims]
-        # A closed one may have a longer file, too; but it does not tell of one frame then.
-        unbounded = [n for dim, n in zip(dims, shape, strict=True) if dim.count is None]
-        if unbounded == [1] and rest == 0 and length > 1:
-            warnings.warn(
-                f"{path}: ome-writers did not close this dataset. Its length of {length} "
-                f"is what the file has room for, not how many frames came.",
-                stacklevel=4,
-            )
-            shape = tuple(counts)
-        shapes.append(shape)
-    return shapes

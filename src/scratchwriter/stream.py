@@ -247,7 +247,7 @@ class ScratchStream:
         self, name: Literal["timestamp_ns", "frame_id"]
     ) -> tuple[npt.NDArray[np.int64], ...]:
         storage, cursor = self._storage, self.frames_written
-        records = storage.growth.records.view(cursor)
+        records = storage.arrays.record_array(cursor)
         return tuple(
             arrange(storage.plan, position, records, cursor, name)
             for position in range(storage.plan.num_positions)
@@ -361,9 +361,9 @@ class ScratchStream:
             self._writer.measured(),
             frames,
             storage.plan.frame_nbytes,
-            populated_ahead_nbytes=storage.growth.populated_ahead_nbytes(),
-            allocated_ahead_nbytes=storage.growth.allocated_ahead_nbytes(frames),
-            unwritten_nbytes=storage.growth.unwritten_nbytes(frames, storage.synced),
+            populated_ahead_nbytes=storage.arrays.populated_ahead_nbytes(),
+            allocated_ahead_nbytes=storage.arrays.allocated_ahead_nbytes(frames),
+            unwritten_nbytes=storage.arrays.unwritten_nbytes(frames, storage.synced),
         )
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
@@ -423,8 +423,9 @@ class ScratchStream:
             self._storage.finish()
         finally:
             self._events.finish(_TELL_S)
-        self._finalizer.detach()
-        _open.pop(self._storage, None)
+        if self._storage.finished:  # else it is when a call ends that this one is in
+            self._finalizer.detach()
+            _open.pop(self._storage, None)
 
     def __enter__(self) -> Self:
         return self
@@ -507,7 +508,13 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
         )
     settings.validate_stream_ready()
     settings = settings.model_copy(deep=True)
-    return ScratchStream(Storage(settings, make_plan(settings)))
+    storage = Storage(settings, make_plan(settings))
+    try:
+        storage.begin()
+        return ScratchStream(storage)
+    except BaseException:
+        storage.abandon()
+        raise
 
 
 class _StreamFrames:
@@ -537,7 +544,7 @@ def _array(
     plan = storage.plan
     cursor = storage.writer.frames_written if cursor is None else cursor
     shape, start = plan.file_shape(position, cursor), plan.start_nbytes(position, cursor)
-    array = storage.regions[position].array(plan.dtype, shape, start)
+    array = storage.arrays.array(position, shape, start)
     return array.transpose(plan.storage_axes)
 
 
@@ -545,13 +552,13 @@ _open: dict[Storage, weakref.finalize[..., Any]] = {}  # what is not closed yet
 
 
 def _finish_unclosed(storage: Storage) -> None:
-    _open.pop(storage, None)
-    if storage.writer.closed:
-        return
+    was_closed = storage.writer.closed
     try:
         storage.finish()
-    finally:
-        if storage.writer.frames_written:
+    finally:  # what could not be finished is tried again when Python exits
+        if storage.finished:
+            _open.pop(storage, None)
+        if storage.writer.frames_written and not was_closed:
             warnings.warn(
                 f"A ScratchStream ({storage.folder or 'in memory'}) was garbage collected "
                 "without being closed. Its dataset is finished; use `with "

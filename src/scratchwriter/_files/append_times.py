@@ -17,6 +17,8 @@ from scratchwriter._files.faults import faults_of
 from scratchwriter._files.layout import APPEND_TIMES, APPEND_TIMES_RECORD
 from scratchwriter._files.mapped_file import MappedFile
 from scratchwriter._region import view_file
+from scratchwriter._region.descriptor import Descriptor
+from scratchwriter._region.system import errors_name, write_all
 from scratchwriter.stats import AppendTimes, make_append_times
 
 _MOST = 1 << 40  # of appends that took equally long
@@ -32,17 +34,32 @@ class AppendTimesFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        with (folder / APPEND_TIMES).open("xb") as file:
-            file.write(
-                bytes(APPEND_TIMES_RECORD.itemsize)
-            )  # with blocks of its own: it is mapped
-        self.file = MappedFile(folder / APPEND_TIMES)
+        path = folder / APPEND_TIMES
+        with (
+            errors_name(path, APPEND_TIMES_RECORD.itemsize),
+            Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file,
+        ):
+            # With blocks of its own: it is mapped.
+            write_all(file, bytes(APPEND_TIMES_RECORD.itemsize))
+            self._file: MappedFile | None = MappedFile(file)
+
+    @property
+    def file(self) -> MappedFile:
+        """It, mapped; whoever stores there keeps it."""
+        if self._file is None:
+            raise ValueError(f"{APPEND_TIMES} is closed.")
+        return self._file
 
     def store(self, measured: Mapping[str, Any]) -> None:
-        """Tell what a `FrameWriter` has measured."""
-        record = self.file.record(APPEND_TIMES_RECORD)
-        for name in APPEND_TIMES_RECORD.names or ():
-            record[name] = measured[name]
+        """Report what a `FrameWriter` has measured; nothing, once that is over."""
+        if self._file is not None:
+            record = self._file.record(APPEND_TIMES_RECORD)
+            for name in APPEND_TIMES_RECORD.names or ():
+                record[name] = measured[name]
+
+    def release(self) -> None:
+        """Keep it mapped no longer than those do who store there."""
+        self._file = None
 
 
 def read_append_times(folder: Path) -> AppendTimes | None:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from scratchwriter._files.layout import MANIFEST, is_dataset_name
+from scratchwriter._files.layout import MANIFEST, PROGRESS, is_dataset_name
 from scratchwriter._files.manifest import read_manifest
-from scratchwriter._files.progress import ProgressView, locked
-from scratchwriter._region.system import is_ram_backed, lock_folder, unlock
+from scratchwriter._files.progress import Locked, ProgressView, locked
+from scratchwriter._region.descriptor import Descriptor
+from scratchwriter._region.system import is_ram_backed, lock_folder
 from scratchwriter.errors import DatasetError, too_small_disk_error
 from scratchwriter.settings import ScratchFormat
 
@@ -47,31 +48,28 @@ def claimed(
     OSError
         If it cannot be made, or the disk is too small.
     """
-    is_new = False
-    if not folder.is_dir():
-        if os.path.lexists(folder):
-            raise _refusal("root_path is not a folder. Use another root_path", folder)
-        parent = next((p for p in folder.parents if p.is_dir()), None)
-        if parent is not None:
-            require_disk(needed_nbytes, parent)
-        with suppress(FileExistsError):  # somebody else has just made it: see below
-            folder.mkdir(parents=True)
-            is_new = True
-    if not (is_new or overwrite):
-        with suppress(DatasetError):  # it holds something else
-            _refuse_if_recorded(folder)
-        raise _refusal(
-            "The folder exists. Use overwrite=True to replace the scratch dataset in it, "
-            "or another root_path",
-            folder,
-        )
-    try:
-        fd, is_free = lock_folder(folder)
-    except OSError:
-        if is_new:
-            _remove_if_empty(folder)
-        raise
-    try:
+    while True:
+        is_new = _make_if_absent(folder, needed_nbytes)
+        if not (is_new or overwrite):
+            with suppress(DatasetError):  # it holds something else
+                _refuse_if_recorded(folder)
+            raise _refusal(
+                "The folder exists. Use overwrite=True to replace the scratch dataset in "
+                "it, or another root_path",
+                folder,
+            )
+        try:
+            lock, is_free = lock_folder(folder)
+        except FileNotFoundError:
+            continue  # another stream had made it, could not begin, and removed it
+        except OSError:
+            if is_new:
+                _remove_if_empty(folder)
+            raise
+        break
+    with ExitStack() as unlock:
+        if lock is not None:
+            unlock.enter_context(lock)
         if is_free is False:
             raise _refusal(
                 "Another stream is just being made in the folder. Use another root_path",
@@ -81,8 +79,22 @@ def claimed(
             undo.callback(_remove_if_empty, folder)
         _empty(folder, needed_nbytes)
         yield
-    finally:
-        unlock(fd)
+
+
+def _make_if_absent(folder: Path, needed_nbytes: int) -> bool:
+    """Make a folder; tell whether it was not there."""
+    if folder.is_dir():
+        return False
+    if os.path.lexists(folder):
+        raise _refusal("root_path is not a folder. Use another root_path", folder)
+    parent = next((p for p in folder.parents if p.is_dir()), None)
+    if parent is not None:
+        require_disk(needed_nbytes, parent)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:  # somebody else has just made it
+        return False
+    return True
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -95,41 +107,53 @@ def _refusal(why: str, folder: Path) -> FileExistsError:
 
 
 def _refuse_if_recorded(folder: Path) -> None:
-    with locked(folder) as writer_pid:
-        if writer_pid is not None:
-            raise _refusal(
-                f"The dataset is being recorded by process {writer_pid}. Close that stream "
-                "first, or use another root_path",
-                folder,
-            )
+    with locked(folder) as lock:
+        _need_lock(lock, folder)
+
+
+def _need_lock(lock: Locked, folder: Path) -> None:
+    if lock.writer_pid is not None:
+        raise _refusal(
+            f"The dataset is being recorded by process {lock.writer_pid}. Close that "
+            "stream first, or use another root_path",
+            folder,
+        )
 
 
 def _empty(folder: Path, needed_nbytes: int) -> None:
-    """Delete the dataset that is in a folder."""
+    """Delete the dataset that is in a folder, which is locked.
+
+    The lock of the dataset is held until it is gone: `recover` may want to finish it.
+    """
     if any(folder.iterdir()) and not (is_dataset(folder) or is_beginning(folder)):
         raise _refusal(
             "The folder is not a scratch dataset and not empty: nothing is deleted. Use "
             "another root_path",
             folder,
         )
-    _refuse_if_recorded(folder)
-    old_files = dataset_files(folder)
-    require_disk(needed_nbytes, folder, freed_nbytes=sum(map(_disk_nbytes, old_files)))
-    if others := [path.name for path in old_files if _is_folder(path)]:
-        raise _refusal(
-            f"{others} in it are folders, not files of a dataset: nothing is deleted. Use "
-            "another root_path",
-            folder,
-        )
-    for path in old_files:
-        path.unlink()
+    with locked(folder) as lock:
+        _need_lock(lock, folder)
+        old_files = dataset_files(folder)
+        freed_nbytes = sum(map(disk_nbytes, old_files))
+        require_disk(needed_nbytes, folder, freed_nbytes=freed_nbytes)
+        if others := [path.name for path in old_files if _is_folder(path)]:
+            raise _refusal(
+                f"{others} in it are folders, not files of a dataset: nothing is deleted. "
+                "Use another root_path",
+                folder,
+            )
+        # If it ends half-way, what is left can be recognised until the end.
+        old_files.sort(key=lambda path: (path.name == PROGRESS, path.name == MANIFEST))
+        for path in old_files:
+            path.unlink()
 
 
 def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def _disk_nbytes(path: Path) -> int:
+def disk_nbytes(path: Path) -> int:
+    """Return what a file takes of its disk."""
     status = path.lstat()
     return getattr(status, "st_blocks", 0) * 512
 
@@ -150,13 +174,18 @@ def is_dataset(folder: Path) -> bool:
 
 
 def is_beginning(folder: Path) -> bool:
-    """Tell whether a folder has no more than what a writer left that died as it began."""
-    if not all(is_dataset_name(path.name) for path in folder.iterdir()):
+    """Tell whether a folder has no more than what a writer left that died as it began.
+
+    Or the last that is left of a dataset whose deletion ended half-way.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if not all(map(is_dataset_name, names)):
         return False
     try:
-        return ProgressView(folder).cursor == 0 and not (folder / MANIFEST).exists()
+        cursor = ProgressView(folder).cursor
     except DatasetError:
         return False
+    return MANIFEST not in names and (cursor == 0 or names == {PROGRESS})
 
 
 def dataset_files(folder: Path) -> list[Path]:
@@ -190,7 +219,8 @@ def spill_parent(fmt: ScratchFormat) -> Path:
     return default
 
 
-_spill_folders: dict[Path, int] = {}  # of this process; the descriptor holds the lock
+# Of this process, with the locks that tell others that it lives.
+_spill_folders: dict[Path, Descriptor | None] = {}
 
 
 def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
@@ -200,20 +230,25 @@ def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
     require_disk(needed_nbytes, parent)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
-        # Somebody who reclaims may find it before it is locked.
-        with suppress(FileNotFoundError):
-            fd, is_locked = lock_folder(folder)
-            if is_locked is not False and folder.exists():
-                (folder / _SPILL_MARK).touch()
-                _spill_folders[folder] = fd
-                return folder
-            unlock(fd)
+        try:
+            # Somebody who reclaims may find it before it is locked.
+            with suppress(FileNotFoundError):
+                lock, is_locked = lock_folder(folder)
+                if is_locked is not False:
+                    (folder / _SPILL_MARK).touch()
+                    _spill_folders[folder] = lock
+                    return folder
+        except BaseException:
+            remove_spill_folder(folder)
+            raise
 
 
 def remove_spill_folder(folder: Path) -> None:
     """Remove a temporary folder with all that is in it."""
     shutil.rmtree(folder, ignore_errors=True)
-    unlock(_spill_folders.pop(folder, -1))
+    lock = _spill_folders.pop(folder, None)
+    if lock is not None:
+        lock.close()
 
 
 def reclaim_spill_folders(parent: Path) -> list[Path]:
@@ -225,38 +260,43 @@ def reclaim_spill_folders(parent: Path) -> list[Path]:
     removed = []
     for folder in sorted(parent.glob(f"{_SPILL_PREFIX}*")):
         with suppress(OSError):
-            fd, is_free = lock_folder(folder, patience_s=0)
-            try:
-                if is_free and _is_own_spill_folder(fd):
-                    for name in os.listdir(fd):  # noqa: PTH208
-                        os.unlink(name, dir_fd=fd)
+            lock, is_free = lock_folder(folder, patience_s=0)
+            if lock is None:
+                continue
+            with lock:
+                if is_free and _is_own_spill_folder(lock.fileno()):
+                    for name in os.listdir(lock.fileno()):  # noqa: PTH208
+                        os.unlink(name, dir_fd=lock.fileno())
                     folder.rmdir()
                     removed.append(folder)
-            finally:
-                unlock(fd)
     return removed
 
 
-def keep_spill_folder(folder: Path) -> bool:
-    """Make a temporary folder one that stays; tell whether it was one.
+@contextmanager
+def kept_spill_folder(folder: Path) -> Iterator[bool]:
+    """Make a temporary folder one that stays; yield whether it was one.
+
+    It is locked meanwhile, so that nobody reclaims it, and stays once the block is done.
 
     Raises
     ------
     BlockingIOError
         If its owner lives.
     """
-    if not (folder / _SPILL_MARK).exists():
-        return False
-    fd, is_free = lock_folder(folder)
-    try:
+    mark = folder / _SPILL_MARK
+    if not mark.exists():
+        yield False
+        return
+    lock, is_free = lock_folder(folder)
+    with ExitStack() as unlock:
+        if lock is not None:
+            unlock.enter_context(lock)
         if is_free is False:
             raise BlockingIOError(
                 errno.EAGAIN, "The temporary folder is in use", str(folder)
             )
-        (folder / _SPILL_MARK).unlink(missing_ok=True)
-    finally:
-        unlock(fd)
-    return True
+        yield True
+        mark.unlink(missing_ok=True)
 
 
 def _is_own_spill_folder(fd: int) -> bool:

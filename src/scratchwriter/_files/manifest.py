@@ -27,7 +27,8 @@ from scratchwriter._files.layout import (
     draft_name,
 )
 from scratchwriter._files.mapped_file import MappedFile
-from scratchwriter._region.system import errors_name, open_regular, sync_file
+from scratchwriter._region.descriptor import Descriptor
+from scratchwriter._region.system import errors_name, open_regular, sync_file, write_all
 from scratchwriter._version import __version__
 from scratchwriter.errors import DatasetError
 from scratchwriter.plan import FramePlan
@@ -59,21 +60,22 @@ class ManifestDraft:
         if len(text) > MANIFEST_MAX_NBYTES:
             raise ValueError(
                 f"The manifest would have {len(text):,} bytes, the most is "
-                f"{MANIFEST_MAX_NBYTES:,}. Keep less in the metadata, or have fewer positions."
+                f"{MANIFEST_MAX_NBYTES:,}. Keep less in the metadata, or have fewer "
+                "positions."
             )
         self._folder = folder
         self._path = draft_path(folder)
         try:
-            with errors_name(self._path, len(text)):
-                write_draft(self._path, text)
+            with errors_name(self._path, len(text)), write_draft(self._path, text) as file:
                 if durable:
                     sync_file(self._path)
-                status = self._path.lstat()
-            self.file = MappedFile(self._path)
+                status = os.fstat(file.fileno())
+                # Mapped: its number is not given to another file meanwhile.
+                self._identity = status.st_dev, status.st_ino
+                self.file = MappedFile(file)
         except BaseException:
             self.discard()
             raise
-        self._identity = status.st_dev, status.st_ino
         self.length_addresses = [self.file.address + offset for offset in offsets]
 
     def replace(self) -> None:
@@ -107,11 +109,12 @@ def draft_path(folder: Path) -> Path:
     return folder / draft_name(os.getpid())
 
 
-def write_draft(path: Path, text: bytes) -> None:
+def write_draft(path: Path, text: bytes) -> Descriptor:
     """Write a file that is new; a link that somebody has laid there is not followed."""
     path.unlink(missing_ok=True)
-    with path.open("xb") as file:
-        file.write(text)
+    file = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    write_all(file, text)
+    return file
 
 
 def _manifest_text(
@@ -237,7 +240,7 @@ def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
             )
     draft = draft_path(folder)
     try:
-        write_draft(draft, text)
+        write_draft(draft, text).close()
         sync_file(draft)
         draft.replace(path)
         sync_file(folder)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
+from scratchwriter._region import view_open_file
+from scratchwriter._region.descriptor import Descriptor
+
 
 class MappedFile:
-    """A small file mapped for stores from elsewhere; `address` is its first byte's."""
+    """A small file mapped for stores from elsewhere; `address` is its first byte's.
 
-    def __init__(self, path: Path) -> None:
-        with path.open("r+b") as file:
-            self._bytes: npt.NDArray[np.uint8] = np.frombuffer(
-                mmap.mmap(file.fileno(), 0), np.uint8
-            )
+    It is mapped as long as this object, or an array of it, lives, and not open meanwhile.
+    So whoever stores to the address keeps this object.
+
+    Parameters
+    ----------
+    file : Descriptor
+        Open for reading and writing, and not empty.
+    """
+
+    def __init__(self, file: Descriptor) -> None:
+        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(
+            view_open_file(file, writable=True), np.uint8
+        )
 
     @property
     def address(self) -> int:
@@ -25,3 +33,7 @@ class MappedFile:
     def record(self, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
         """Return the beginning of the file as a record."""
         return self._bytes[: dtype.itemsize].view(dtype)
+
+    def close(self) -> None:
+        """Unmap it. Whoever stored to its address must have ended."""
+        self._bytes = np.empty(0, np.uint8)

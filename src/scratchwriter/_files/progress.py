@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
-import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,19 +27,24 @@ from scratchwriter._files.layout import (
     RESTARTED,
 )
 from scratchwriter._files.mapped_file import MappedFile
-from scratchwriter._region import view_file
+from scratchwriter._region import view_open_file
+from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import (
     boot_id,
+    descriptor_of_regular,
     errors_name,
-    hold,
+    is_at,
     is_lock_free,
     lock_file,
     open_regular,
     process_lives,
     sync_file,
-    unlock,
+    write_all,
 )
 from scratchwriter.errors import DatasetError
+
+# An array of one, so that a field of it is an array where the header is.
+_Header: TypeAlias = npt.NDArray[np.void]
 
 
 class Progress:
@@ -47,8 +52,6 @@ class Progress:
 
     Attributes
     ----------
-    file : MappedFile
-        It, mapped.
     is_locked : bool
         False where the file system has no locks.
 
@@ -67,21 +70,24 @@ class Progress:
         header["boot_id"] = boot_id().encode()
         header["recording_id"] = np.void(os.urandom(16))
         self._path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        self._fd = os.open(path, flags, 0o666)
-        hold(self._fd)
-        with ExitStack() as undo:
-            undo.callback(self.release)
-            with errors_name(path, PROGRESS_NBYTES):
-                is_locked = lock_file(self._fd)
-                if is_locked is False:
-                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-                self.is_locked = is_locked is True
-                os.write(self._fd, header.tobytes())  # of one page: whole, or not at all
-                status = os.fstat(self._fd)
-                self.file = MappedFile(path)
-            undo.pop_all()
-        self._identity = status.st_dev, status.st_ino
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        lock = Descriptor(path, flags, closed_in_children=True)
+        with errors_name(path, PROGRESS_NBYTES):
+            is_locked = lock_file(lock)
+            if is_locked is False:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self.is_locked = is_locked is True
+            write_all(lock, header.tobytes())
+            self._identity = _Identity(lock, header)
+            self._file: MappedFile | None = MappedFile(lock)
+        self._lock: Descriptor | None = lock
+
+    @property
+    def file(self) -> MappedFile:
+        """It, mapped; whoever stores there keeps it."""
+        if self._file is None:
+            raise ValueError(f"{self._path} is closed.")
+        return self._file
 
     @property
     def cursor_address(self) -> int:
@@ -92,12 +98,20 @@ class Progress:
         return self._address_of("dropped")
 
     def _address_of(self, name: str) -> int:
-        offset: int = PROGRESS_HEADER.fields[name][1]  # type: ignore[index]
-        return self.file.address + offset
+        return self.file.address + _offset(name)
 
     def mark_synced(self, frames: int) -> None:
-        """Tell that so many frames are on the device, and have that there, too."""
-        self.file.record(PROGRESS_HEADER)["synced"] = frames
+        """Note that so many frames are on the device, and have that there, too."""
+        if self._file is not None:
+            self._file.record(PROGRESS_HEADER)["synced"] = frames
+        else:
+            with open_regular(self._path, writable=True) as file:
+                if not self._identity.is_of(_read_header(file.fileno())):
+                    raise FileNotFoundError(
+                        errno.ENOENT, "Another dataset has come there", str(self._path)
+                    )
+                file.seek(_offset("synced"))
+                file.write(np.int64(frames).tobytes())
         sync_file(self._path)
 
     def mark_closed(self) -> None:
@@ -106,22 +120,84 @@ class Progress:
 
     def is_in(self, folder: Path) -> bool:
         """Tell whether it is still the one in its folder."""
-        try:
-            status = (folder / PROGRESS).lstat()
-        except OSError:
-            return False
-        # Its number is not given to another file while this one is mapped.
-        return (status.st_dev, status.st_ino) == self._identity
+        return self._identity.is_at(folder / PROGRESS, is_held=self._file is not None)
 
     def release(self) -> None:
-        """Give up the lock."""
-        fd, self._fd = self._fd, -1
-        unlock(fd)
+        """Give up the lock, and the mapping, which those keep who still store there."""
+        self._file = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+
+
+class _Identity:
+    """What tells a progress.bin from any other that comes under its name."""
+
+    def __init__(self, file: Descriptor, header: _Header) -> None:
+        status = os.fstat(file.fileno())
+        self._number = status.st_dev, status.st_ino
+        self._recording = _recording_of(header)
+
+    def is_of(self, header: _Header | None) -> bool:
+        """Tell whether a header is of the same recording."""
+        return header is not None and _recording_of(header) == self._recording
+
+    def is_at(self, path: Path, *, is_held: bool) -> bool:
+        """Tell whether it has a name.
+
+        A file that is held, open or mapped, has its number to itself. Later that may be
+        given to another file, and the header is compared.
+        """
+        try:
+            status = path.lstat()
+            if (status.st_dev, status.st_ino) != self._number:
+                return False
+            if is_held:
+                return True
+            with open_regular(path) as file:
+                return self.is_of(_read_header(file.fileno()))
+        except (OSError, ValueError):
+            return False
+
+
+def _recording_of(header: _Header) -> tuple[bytes, ...]:
+    """Return what stays as it is from a recording's begin on."""
+    return tuple(header[name].tobytes() for name in ("pid", "boot_id", "recording_id"))
+
+
+def _read_header(fd: int) -> _Header | None:
+    """Return the header of a file that was just opened; None if it is too short."""
+    data = os.read(fd, PROGRESS_NBYTES)
+    return np.frombuffer(data, PROGRESS_HEADER) if len(data) == PROGRESS_NBYTES else None
+
+
+def _offset(name: str) -> int:
+    offset: int = PROGRESS_HEADER.fields[name][1]  # type: ignore[index]
+    return offset
+
+
+class Locked:
+    """The lock of a dataset, as `locked` got it.
+
+    Attributes
+    ----------
+    writer_pid : int or None
+        The process that records the dataset, and has the lock; None: it is ours.
+    """
+
+    def __init__(self, file: Descriptor | None, writer_pid: int | None) -> None:
+        self._file, self.writer_pid = file, writer_pid
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether what is locked has a name; without a file, whether nothing has."""
+        if self._file is None:
+            return not os.path.lexists(path)
+        return is_at(self._file, path)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int | None]:
-    """Hold the lock of a dataset, or yield the process id of its writer.
+def locked(folder: Path) -> Iterator[Locked]:
+    """Hold the lock of a dataset, or find out which process records it.
 
     Where there are no locks, a writer is who has not closed, if there is such a process.
 
@@ -131,32 +207,54 @@ def locked(folder: Path) -> Iterator[int | None]:
         If what holds the lock is not a regular file.
     """
     path = folder / PROGRESS
-    if not os.path.lexists(path):
-        yield None
-        return
-    with faults_of(path):
-        try:
-            file = open_regular(path, writable=True)  # as NFS wants it for such a lock
+    with ExitStack() as stack:
+        while os.path.lexists(path):
+            file = _open_to_lock(path)
+            if file is None:
+                continue  # removed since
+            with faults_of(path):
+                is_free = lock_file(file)
+            # Another dataset may have come in its place before it was locked.
+            if is_at(file, path):
+                stack.enter_context(file)
+                yield Locked(file, _writer_pid(file, is_free))
+                return
+        yield Locked(None, None)
+
+
+def _open_to_lock(path: Path) -> Descriptor | None:
+    with faults_of(path), suppress(FileNotFoundError):
+        try:  # for writing: NFS wants that for such a lock
+            return descriptor_of_regular(path, writable=True, closed_in_children=True)
         except OSError:
-            file = open_regular(path)
-    with file:
-        with faults_of(path):
-            is_free = lock_file(file.fileno())
-        data = file.read(PROGRESS_NBYTES).ljust(PROGRESS_NBYTES, b"\0")
-        header = np.frombuffer(data, PROGRESS_HEADER)
-        pid = int(header["pid"][0])
-        is_open = header["state"][0] == RECORDING and header["boot_id"][0] in (
-            b"",
-            boot_id().encode(),
-        )
-        if is_free is False or (is_free is None and is_open and process_lives(pid)):
-            yield pid
-        else:
-            yield None
+            return descriptor_of_regular(path, closed_in_children=True)
+    return None
+
+
+def _writer_pid(file: Descriptor, is_free: bool | None) -> int | None:
+    header = _read_header(file.fileno())
+    if header is None:
+        return 0 if is_free is False else None  # it has just been made
+    pid = int(header["pid"][0])
+    is_open = header["state"][0] == RECORDING and header["boot_id"][0] in (
+        b"",
+        boot_id().encode(),
+    )
+    if is_free is False or (is_free is None and is_open and process_lives(pid)):
+        return pid
+    return None
 
 
 class ProgressView:
     """progress.bin as a reader sees it, while its writer goes on.
+
+    While the dataset is not closed the file is mapped, and open: it is asked for the lock,
+    whatever becomes of its name. Once it says that it is closed, a copy remains of it.
+
+    Attributes
+    ----------
+    num_frames : int or None
+        The most that the dataset has, if it has an end.
 
     Raises
     ------
@@ -165,27 +263,44 @@ class ProgressView:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / PROGRESS
+        self._path = path = folder / PROGRESS
+        self.num_frames: int | None = None
+        self._had_writer: bool | None = False  # when it was open last
+        self._file: Descriptor | None = None
         with faults_of(path):
-            with open_regular(path) as file:
-                # Kept: it is asked for the lock, whatever becomes of the name.
-                self._fd = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._fd)
-            data = view_file(path)
-            if len(data) != PROGRESS_NBYTES:
-                raise ValueError(f"it has {len(data)} bytes, not {PROGRESS_NBYTES}")
-            self._header = np.frombuffer(data, PROGRESS_HEADER)
+            file = descriptor_of_regular(path)
+            nbytes = os.fstat(file.fileno()).st_size
+            header = _read_header(file.fileno()) if nbytes == PROGRESS_NBYTES else None
+            if header is None:
+                raise ValueError(f"it has {nbytes} bytes, not {PROGRESS_NBYTES}")
             if (
-                self._header["magic"][0] != PROGRESS_MAGIC
-                or self._header["version"][0] != PROGRESS_VERSION
-                or self._header["state"][0] not in (RECORDING, CLOSED, RESTARTED)
-                or self._header["cursor"][0] < 0
+                header["magic"][0] != PROGRESS_MAGIC
+                or header["version"][0] != PROGRESS_VERSION
+                or header["state"][0] not in (RECORDING, CLOSED, RESTARTED)
+                or header["cursor"][0] < 0
             ):
                 raise ValueError("it is not the progress of a scratch dataset")
-        self._path = path
-        self.num_frames: int | None = (
-            None  # the most that the dataset has, if it has an end
-        )
+            self._identity = _Identity(file, header)
+            self._header = header
+            if header["state"][0] == RECORDING:
+                self._header = np.frombuffer(view_open_file(file), PROGRESS_HEADER)
+                self._file = file
+
+    def _now(self) -> _Header:
+        """Return the header as it is; once it says closed, nothing is kept but a copy."""
+        header = self._header
+        if self._file is not None and header["state"][0] != RECORDING:
+            self._header = header = header.copy()  # after it said so: with the last frame
+            # Not closed: another thread may be asking it for the lock just now.
+            self._file = None
+        return header
+
+    def release(self) -> None:
+        """Keep what it says now, and no file."""
+        if self._file is not None:
+            with suppress(DatasetError):
+                self._had_writer = self.has_writer
+            self._header, self._file = self._now().copy(), None
 
     @property
     def cursor(self) -> int:
@@ -196,7 +311,7 @@ class ProgressView:
         DatasetError
             If that cannot be.
         """
-        cursor = int(self._header["cursor"][0])
+        cursor = int(self._now()["cursor"][0])
         self.check(cursor)
         return cursor
 
@@ -209,39 +324,44 @@ class ProgressView:
     @property
     def cursor_array(self) -> npt.NDArray[np.int64]:
         """The same as an array of one, where the writer stores it."""
-        cursor: npt.NDArray[np.int64] = self._header["cursor"]
+        cursor: npt.NDArray[np.int64] = self._now()["cursor"]
         return cursor
 
     @property
     def synced(self) -> int:
         """Frames that are certain to be on the device."""
-        return min(max(int(self._header["synced"][0]), 0), self.cursor)
+        header = self._now()
+        if self._file is None:  # a writer may flush after it has closed
+            with suppress(OSError, ValueError), open_regular(self._path) as file:
+                newest = _read_header(file.fileno())
+                if newest is not None and self._identity.is_of(newest):
+                    header = newest
+        return min(max(int(header["synced"][0]), 0), self.cursor)
 
     @property
     def dropped(self) -> int:
         """Frame numbers that were missing so far, those of overwritten frames included."""
-        return max(int(self._header["dropped"][0]), 0)
+        return max(int(self._now()["dropped"][0]), 0)
 
     @property
     def is_closed(self) -> bool:
         """Whether the writer has finished the dataset, or `recover` has."""
-        return bool(self._header["state"][0] != RECORDING)
+        return bool(self._now()["state"][0] != RECORDING)
 
     @property
     def has_writer(self) -> bool | None:
-        """Whether somebody records it, told by the lock; None where there are no locks."""
+        """Whether somebody records it, by the lock; None where there are no locks."""
+        file = self._file
+        if file is None:
+            return self._had_writer
         with faults_of(self._path):
-            is_free = is_lock_free(self._fd)
+            is_free = is_lock_free(file)
         return None if is_free is None else not is_free
 
     def is_in(self, folder: Path) -> bool:
         """Tell whether it is still the one in its folder."""
-        try:
-            there = (folder / PROGRESS).lstat()
-        except OSError:
-            return False
-        here = os.fstat(self._fd)
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+        file = self._file  # held until the end
+        return self._identity.is_at(folder / PROGRESS, is_held=file is not None)
 
     def need_in(self, folder: Path) -> None:
         """Check that what is in its folder is still of its recording.
@@ -271,18 +391,19 @@ class ProgressView:
     @property
     def may_lack_frames(self) -> bool:
         """Whether the machine was started anew before the dataset was closed."""
-        if self._header["state"][0] == RECORDING:
-            return self._header["boot_id"][0] not in (b"", boot_id().encode())
-        return bool(self._header["state"][0] == RESTARTED)
+        header = self._now()
+        if header["state"][0] == RECORDING:
+            return header["boot_id"][0] not in (b"", boot_id().encode())
+        return bool(header["state"][0] == RESTARTED)
 
 
 def mark_closed(folder: Path) -> bool:
-    """Mark a dataset that nobody writes as closed; tell whether it was not."""
+    """Mark a dataset whose lock is ours as closed; tell whether it was not."""
     progress = ProgressView(folder)
     if progress.is_closed:
         return False
     state = RESTARTED if progress.may_lack_frames else CLOSED
     with open_regular(folder / PROGRESS, writable=True) as file:
-        file.seek(PROGRESS_HEADER.fields["state"][1])  # type: ignore[index]
+        file.seek(_offset("state"))
         file.write(np.uint32(state).tobytes())
     return True

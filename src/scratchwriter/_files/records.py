@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scratchwriter._files.layout import KNOWS_ID, KNOWS_TIME, UNKNOWN
 from scratchwriter.plan import FramePlan
 
+_MOST_DROPPED = (1 << 63) - 1  # as the core counts them
 _KNOWN = {"timestamp_ns": KNOWS_TIME, "frame_id": KNOWS_ID}
 
 
@@ -65,9 +66,14 @@ def count_dropped(records: npt.NDArray[np.void] | None) -> int:
     """Return how many frame numbers are missing between those that came.
 
     A number that is smaller than the one before is a camera that has begun to count anew.
+    More than 2**63 - 1 count as that many.
     """
     if records is None:
         return 0
     ids = records["frame_id"][records["known"] & _KNOWN["frame_id"] != 0]
-    steps = np.diff(ids)
-    return int((steps[steps > 0] - 1).sum())
+    before, after = ids[:-1], ids[1:]
+    is_later = after > before
+    # A difference has up to 64 bits, and the sum of them more: exact in two halves.
+    steps = after[is_later].astype(np.uint64) - before[is_later].astype(np.uint64) - 1
+    high, low = int((steps >> 32).sum()), int((steps & 0xFFFFFFFF).sum())
+    return min((high << 32) + low, _MOST_DROPPED)

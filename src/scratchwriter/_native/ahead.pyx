@@ -655,6 +655,8 @@ cdef class AheadThread:
     def stop(self):
         if self.pid == getpid():
             self._join()
+            self.walk.shown_times = NULL
+            self.times_owner = None
 
     cdef void _join(self) noexcept:
         with nogil:

@@ -1,4 +1,4 @@
-"""A guard of an object's calls: none runs in the middle of another one of the same thread."""
+"""A guard of an object's calls: none runs in the middle of another of the same thread."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar

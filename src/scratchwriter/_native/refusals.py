@@ -6,7 +6,7 @@ _DOING = {"reserve": "open a slot", "commit": "store the slot"}
 
 
 def closed(what: str, *, is_fork: bool) -> ValueError:
-    """The stream is closed, or belongs to another process."""
+    """Refuse because the stream is closed, or belongs to another process."""
     if is_fork:
         return ValueError(
             f"Cannot {_doing(what)}: the stream belongs to the process that this one was "
@@ -18,7 +18,7 @@ def closed(what: str, *, is_fork: bool) -> ValueError:
 
 
 def busy(what: str) -> RuntimeError:
-    """The thread that calls is growing the stream just now."""
+    """Refuse because the thread that calls is growing the stream just now."""
     return RuntimeError(
         f"Cannot {_doing(what)} while the stream is growing, from the thread that grows it "
         "(a signal handler, say): call it again later."
@@ -26,7 +26,7 @@ def busy(what: str) -> RuntimeError:
 
 
 def slot_open(what: str) -> RuntimeError:
-    """The thread that calls has a slot open."""
+    """Refuse because the thread that calls has a slot open."""
     return RuntimeError(
         f"Cannot {_doing(what)} while this thread has a slot open: leave its `with` block "
         "first."
@@ -34,7 +34,7 @@ def slot_open(what: str) -> RuntimeError:
 
 
 def slots_apart(count: int, *, in_ring: bool) -> ValueError:
-    """The slots that are wanted together are not next to each other."""
+    """Refuse because the slots that are wanted together are not adjacent."""
     why = (
         "they would take the place of frames that keep_last still shows, or do"
         if in_ring
@@ -48,7 +48,7 @@ def slots_apart(count: int, *, in_ring: bool) -> ValueError:
 
 
 def full(what: str, count: int, num_frames: int, frames_written: int) -> IndexError:
-    """The dimensions have no more frames."""
+    """Refuse because the dimensions have no more frames."""
     return IndexError(
         f"Cannot {_doing(what)} ({count} frame{'s' if count > 1 else ''}): it would exceed "
         f"the {num_frames} frames of settings.dimensions, of which "
@@ -58,7 +58,7 @@ def full(what: str, count: int, num_frames: int, frames_written: int) -> IndexEr
 
 
 def no_memory(what: str) -> MemoryError:
-    """What came with a frame cannot be noted."""
+    """Refuse because what came with a frame cannot be noted."""
     return MemoryError(f"no memory to note what came with {what}")
 
 

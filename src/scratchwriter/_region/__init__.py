@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from scratchwriter._region import portable
+from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.portable import PortableRegion, PortableRing
 
 
@@ -221,6 +222,32 @@ def view_file(path: Path) -> memoryview:
     """
     if _use_portable():
         return portable.map_file(path)
-    from scratchwriter._region.mapped import map_file
+    from scratchwriter._region.file_view import map_file
 
     return map_file(path)
+
+
+def view_open_file(file: Descriptor, *, writable: bool = False) -> memoryview:
+    """Return the bytes of an open file, as far as it reaches now.
+
+    They stay mapped as long as somebody has them; the file may be closed.
+
+    Parameters
+    ----------
+    file : Descriptor
+        Of a regular file that is not empty; for `writable`, open for reading and writing.
+    writable : bool
+        Whether what is stored there goes into the file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be mapped.
+    ValueError
+        If it is empty.
+    """
+    if _use_portable():
+        return portable.map_open_file(file, writable)
+    from scratchwriter._region.file_view import map_open_file
+
+    return map_open_file(file, writable)

@@ -89,6 +89,3 @@ class MappedRing:
 
 def map_ring(path: Path, nbytes: int) -> memoryview:
     """Return the bytes of a file twice, one behind the other."""
-
-def map_file(path: Path) -> memoryview:
-    """See `view_file`; keeps no file open."""

@@ -809,32 +809,3 @@ cdef class _RingView:
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self._base, 2 * self._nbytes, True, flags)
-
-
-def map_file(path):
-    return memoryview(_FileView(path))
-
-
-@cython.final
-cdef class _FileView:
-    """The bytes of a file as they are when it is made, read-only, without a descriptor."""
-
-    cdef char* _base
-    cdef int64_t _nbytes
-
-    def __cinit__(self, path):
-        with open_regular(path) as file:
-            nbytes = os.fstat(file.fileno()).st_size
-            if nbytes == 0:
-                raise ValueError("the file is empty")
-            base = mmap(NULL, nbytes, PROT_READ, MAP_SHARED, file.fileno(), 0)
-            if base == MAP_FAILED:
-                raise disk_error(errno, path)
-            self._base, self._nbytes = <char*>base, nbytes
-
-    def __dealloc__(self):
-        if self._base != NULL:
-            munmap(self._base, self._nbytes)
-
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self._base, self._nbytes, True, flags)

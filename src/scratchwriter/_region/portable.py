@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import errors_name, open_regular
 
 _ZEROS = bytes(1 << 20)
@@ -159,17 +160,24 @@ def map_file(path: Path) -> memoryview:
 
 @contextmanager
 def _new_file(path: Path, needed_nbytes: int) -> Iterator[FileIO]:
-    """Make a file, which goes again if it cannot be filled."""
-    fd = -1
+    """Make a file, and remove it if it cannot be filled."""
+    made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
     try:
-        # Not by pathlib: an interrupt in its code would leave the file.
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
-        with errors_name(path, needed_nbytes), FileIO(fd, "r+b") as file:
+        with (
+            made,
+            errors_name(path, needed_nbytes),
+            FileIO(made.fileno(), "r+b", closefd=False) as file,
+        ):
             yield file
     except BaseException:
-        if fd >= 0:
-            path.unlink()
+        path.unlink()
         raise
+
+
+def map_open_file(file: Descriptor, writable: bool = False) -> memoryview:
+    """See `view_open_file`."""
+    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    return memoryview(mmap.mmap(file.fileno(), 0, access=access))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
+from scratchwriter._region.descriptor import Descriptor
 from scratchwriter.errors import device_error, disk_error
 
 try:
@@ -62,7 +63,9 @@ def writeback_threshold_nbytes() -> int | None:
     return available * percent // 100
 
 
-def lock_file(fd: int, *, shared: bool = False, patience_s: float = _LOOK_S) -> bool | None:
+def lock_file(
+    file: Descriptor | int, *, shared: bool = False, patience_s: float = _LOOK_S
+) -> bool | None:
     """Lock an open file, or folder, for as long as it is open.
 
     The lock goes with the process, and binds only those who ask for it. Those who only
@@ -80,7 +83,7 @@ def lock_file(fd: int, *, shared: bool = False, patience_s: float = _LOOK_S) -> 
     deadline_s = time.monotonic() + (0 if shared else patience_s)
     while True:
         try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline_s:
                 return False
@@ -93,53 +96,48 @@ def lock_file(fd: int, *, shared: bool = False, patience_s: float = _LOOK_S) -> 
             return True
 
 
-def is_lock_free(fd: int) -> bool | None:
+def is_lock_free(file: Descriptor) -> bool | None:
     """Tell whether nobody has locked an open file; None where there are no locks."""
-    is_free = lock_file(fd, shared=True)
+    is_free = lock_file(file, shared=True)
     if is_free and fcntl is not None:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        fcntl.flock(file, fcntl.LOCK_UN)
     return is_free
 
 
-def lock_folder(path: Path, *, patience_s: float = _LOOK_S) -> tuple[int, bool | None]:
-    """Open a folder and lock it: the descriptor, and what `lock_file` says.
+def lock_folder(
+    path: Path, *, patience_s: float = _LOOK_S
+) -> tuple[Descriptor | None, bool | None]:
+    """Open a folder and lock it: the open folder, and what `lock_file` says.
 
-    The descriptor is for `unlock`. Without locks it is -1 where folders cannot be opened.
+    The lock is that of the folder which has the name once it is locked: another may have
+    come in the place of the one that was opened. Without locks there is no open folder
+    where folders cannot be opened.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none, or none any more.
+    OSError
+        If it cannot be opened.
     """
     if fcntl is None:
-        return -1, None
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    hold(fd)
-    try:
+        return None, None
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    while True:
+        folder = Descriptor(path, flags, closed_in_children=True)
         with errors_name(path):
-            return fd, lock_file(fd, patience_s=patience_s)
-    except OSError:
-        unlock(fd)
-        raise
+            is_free = lock_file(folder, patience_s=patience_s)
+        if is_at(folder, path):
+            return folder, is_free
 
 
-_held: set[int] = set()  # descriptors whose locks are of this process
-
-
-def hold(fd: int) -> None:
-    """Have a descriptor closed in forked children, so that its lock goes with its owner."""
-    _held.add(fd)
-
-
-def unlock(fd: int) -> None:
-    """Close a descriptor that was held; one that a fork has closed, or -1, is none."""
-    if fd in _held:
-        _held.discard(fd)
-        os.close(fd)
-
-
-def _leave_to_parent() -> None:
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+def is_at(file: Descriptor, path: Path) -> bool:
+    """Tell whether an open file, or folder, is the one that has a name now."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return os.path.samestat(os.fstat(file.fileno()), status)
 
 
 @contextmanager
@@ -151,8 +149,10 @@ def errors_name(path: Path, needed_nbytes: int = 0) -> Iterator[None]:
         raise disk_error(error.errno or 0, path, needed_nbytes) from None
 
 
-def open_regular(path: Path, *, writable: bool = False) -> FileIO:
-    """Open a file that somebody else made, without a buffer.
+def descriptor_of_regular(
+    path: Path, *, writable: bool = False, closed_in_children: bool = False
+) -> Descriptor:
+    """Open a file that somebody else made.
 
     Raises
     ------
@@ -161,13 +161,35 @@ def open_regular(path: Path, *, writable: bool = False) -> FileIO:
     ValueError
         If it is something else: a pipe and a device may never end.
     """
-    flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
-    access = os.O_RDWR if writable else os.O_RDONLY
-    fd = os.open(path, access | sum(getattr(os, flag, 0) for flag in flags))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    flags = os.O_RDWR if writable else os.O_RDONLY
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    file = Descriptor(path, flags, closed_in_children=closed_in_children)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         raise ValueError("not a regular file")
-    return FileIO(fd, "r+b" if writable else "rb")
+    return file
+
+
+@contextmanager
+def open_regular(path: Path, *, writable: bool = False) -> Iterator[FileIO]:
+    """Open a file that somebody else made, without a buffer, while a block runs.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `descriptor_of_regular`.
+    """
+    with descriptor_of_regular(path, writable=writable) as descriptor:
+        mode = "r+b" if writable else "rb"
+        # That of FileIO would warn where an interrupt drops it.
+        with FileIO(descriptor.fileno(), mode, closefd=False) as file:
+            yield file
+
+
+def write_all(file: Descriptor, data: bytes) -> None:
+    """Write all of it, where the file is."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file.fileno(), left) :]
 
 
 def sync_file(path: Path) -> None:
@@ -180,13 +202,11 @@ def sync_file(path: Path) -> None:
     OSError
         If it cannot be opened: another try may do better.
     """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        raise device_error(error.errno or 0, path) from None
-    finally:
-        os.close(fd)
+    with Descriptor(path, os.O_RDONLY) as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise device_error(error.errno or 0, path) from None
 
 
 def process_lives(pid: int) -> bool:

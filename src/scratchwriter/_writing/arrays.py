@@ -268,7 +268,7 @@ class ArraySet:
     # ------------------------------------------------------------------------- growth
 
     def grow_in_memory(self, position: int, step: int) -> str | None:
-        """Make a step writable in memory; or return which limit it would cross, in words."""
+        """Make a step writable in memory, or name the limit that it would cross."""
         limit = self._budget.shortage(position, step)
         if limit is not None:
             return limit
@@ -297,7 +297,7 @@ class ArraySet:
         self._prepare_now(array, position, stop_nbytes, self._plan.frame_nbytes)
 
     def grow_records(self, stop_nbytes: int, folder: Path | None) -> None:
-        """Make records writable, in a folder or in memory; the first call makes their array.
+        """Make records writable, in a folder or in memory. The first call makes the array.
 
         Raises
         ------

@@ -114,7 +114,7 @@ class DatasetFiles:
         path = self.folder / name
         if name not in self._logs:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY
-            self._logs[name] = Descriptor(path, flags)
+            self._logs[name] = Descriptor(path, flags, closed_in_children=True)
         return self._logs[name].fileno(), path
 
     @property
@@ -139,7 +139,9 @@ class DatasetFiles:
                 str(self.folder),
             )
 
-    def write_manifest(self, writer: FrameWriter, global_metadata: Mapping[str, Any]) -> None:
+    def write_manifest(
+        self, writer: FrameWriter, global_metadata: Mapping[str, Any]
+    ) -> None:
         """Replace the manifest.
 
         Raises
@@ -159,9 +161,8 @@ class DatasetFiles:
             if self._plan.is_unbounded and not writer.closed:
                 # The lengths are renewed in both: frames need not wait for the disk. Those
                 # that came since the draft was begun are in it then, too.
-                file = draft.map()
                 writer.exclusively(
-                    lambda: writer.publish_steps(draft.length_addresses, file)
+                    lambda: writer.publish_steps(draft.length_addresses, draft.file)
                 )
             draft.replace()
         finally:

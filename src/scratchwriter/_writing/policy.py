@@ -1,7 +1,7 @@
 """Where an acquisition is placed, how much it may take, and what is said when it may not.
 
-`place` decides once, before anything is made: the `Placement` says where the arrays are, how
-their addresses are reserved, how far ahead of the frames they are made ready, and what
+`place` decides once, before anything is made: the `Placement` says where the arrays are,
+how their addresses are reserved, how far ahead of the frames they are made ready, and what
 happens at the limit of memory. Afterwards only an array that has reached a limit asks again
 (`MemoryBudget`, `spill`).
 """

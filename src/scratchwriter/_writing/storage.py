@@ -1,14 +1,14 @@
 """The life of a dataset that is being recorded: begin, growth, spill, flush, end.
 
-A `Storage` carries out its `Placement` from top to bottom: the folder, the arrays in it, the
-small files, the threads; and undoes it from bottom to top if that fails. In memory an
+A `Storage` carries out its `Placement` from top to bottom: the folder, the arrays in it,
+the small files, the threads; and undoes it from bottom to top if that fails. In memory an
 unbounded acquisition may outgrow its limit. Its arrays then spill: they continue in files
 of a temporary folder, behind what they have in memory. A thread copies that into the files,
 too, and when it has done so the dataset in the folder is complete and gets its manifest.
 
-Locks: `_lock` is of the small files and of the end; it is taken by `_guard.run` only, so that
-no interrupt can leave it taken, and that a call in the middle of another one of the same
-thread is refused, or done afterwards (`finish`). Growth runs under the writer's own lock.
+Locks: `_lock` is of the small files and of the end. It is taken by `_guard.run` only: no
+interrupt can leave it taken, and a call in the middle of another one of the same thread is
+refused, or done afterwards (`finish`). Growth runs under the writer's own lock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ class Storage:
         if self._is_durable:
             self._syncer = Syncer(self.flush, fmt.sync_interval_s)
             undo.callback(self._syncer.stop)
+            self._syncer.start()
         claim.close()
 
     def abandon(self) -> None:
@@ -201,9 +203,8 @@ class Storage:
         MemoryError, OSError
             If there is no room for it.
         """
-        self._guard.run(
-            lambda: self.writer.exclusively(lambda: self._make_room(position, stop_nbytes))
-        )
+        grow = partial(self._make_room, position, stop_nbytes)
+        self._guard.run(partial(self.writer.exclusively, grow))
 
     def make_steps(self, steps: int) -> None:
         """Make all arrays readable up to `steps`, for a long skip.
@@ -213,7 +214,7 @@ class Storage:
         MemoryError, OSError
             If arrays of that length cannot be made.
         """
-        self._guard.run(lambda: self.writer.exclusively(lambda: self._make_steps(steps)))
+        self._guard.run(partial(self.writer.exclusively, partial(self._make_steps, steps)))
 
     def _make_room(self, position: int, stop_nbytes: int) -> None:
         writer, arrays = self.writer, self.arrays
@@ -256,7 +257,7 @@ class Storage:
             self.arrays.spill_records(self._files.folder)
             self.arrays.start_writeback(self.placement.writeback)
             self._start_saver()
-        self._warn_of_spill(stacklevel=7)
+        self._warn_of_spill(stacklevel=6)
 
     def _warn_of_spill(self, *, stacklevel: int) -> None:
         if self._warns_of_spill and self.folder is not None:
@@ -357,9 +358,8 @@ class Storage:
         """Keep metadata of the acquisition; in the manifest, if there is one."""
         self._need_owner("set metadata")
         value = json.loads(encode_global_metadata(namespace, metadata))
-        self._guard.run(
-            lambda: self._set_global_metadata(namespace, value), self._lock, "set metadata"
-        )
+        keep = partial(self._set_global_metadata, namespace, value)
+        self._guard.run(keep, self._lock, "set metadata")
 
     def _set_global_metadata(self, namespace: str, value: Any) -> None:
         before = self._global_metadata
@@ -409,7 +409,9 @@ class Storage:
                 if self.arrays.records is not None:
                     count = self.plan.ring_frames or frames
                     records = self.arrays.records
-                    steps.callback(records.finish, files.folder, count * records.unit_nbytes)
+                    steps.callback(
+                        records.finish, files.folder, count * records.unit_nbytes
+                    )
                 for position, array in enumerate(self.arrays.positions):
                     nbytes = self.plan.file_nbytes(position, frames)
                     steps.callback(array.finish, files.folder, nbytes)

@@ -28,13 +28,16 @@ class Syncer:
             name="scratchwriter-sync",
             daemon=True,
         )
+
+    def start(self) -> None:
+        """Begin to call it."""
         self._thread.start()
 
     def stop(self) -> None:
         """End it; a call under way is waited for."""
         self._stopping.set()
         # Garbage may be collected, and a stream with it, on that very thread.
-        if self._thread is not threading.current_thread():
+        if self._thread.ident and self._thread is not threading.current_thread():
             self._thread.join()
 
 

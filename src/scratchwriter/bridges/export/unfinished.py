@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from scratchwriter._region.system import HAS_LOCKS, hold, lock_file, unlock
+from scratchwriter._region.descriptor import Descriptor
+from scratchwriter._region.system import HAS_LOCKS, is_at, lock_file
 from scratchwriter.bridges.export.job import Job
 
 _JOB, _LOCK = "export.json", "lock"
@@ -28,48 +29,41 @@ def locked(folder: Path) -> Iterator[Path]:
     Where a file system has no locks, several could; what a part is made of is told apart
     there too (see `parts`).
     """
-    fd = _lock(folder)
+    lock = _lock(folder)
     try:
         yield folder
     finally:
         with suppress(OSError):
-            is_ours = fd == -1 or _is_locked_by(fd, folder)  # it may be gone, and anew
+            # It may be gone, and another in its place.
+            is_ours = lock is None or is_at(lock, folder / _LOCK)
             if is_ours and {path.name for path in folder.iterdir()} <= {_LOCK}:
                 (folder / _LOCK).unlink(missing_ok=True)  # nothing was begun
                 folder.rmdir()
-        unlock(fd)
+        if lock is not None:
+            lock.close()
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> Descriptor | None:
     while True:
         folder.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):  # who had it was done, and removed it
             return _try_lock(folder)
 
 
-def _is_locked_by(fd: int, folder: Path) -> bool:
-    return os.path.samestat(os.fstat(fd), (folder / _LOCK).stat())
-
-
-def _try_lock(folder: Path) -> int:
+def _try_lock(folder: Path) -> Descriptor | None:
     path = folder / _LOCK
     is_of_an_export = path.exists() or (folder / _JOB).exists()
     if not is_of_an_export and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is of no export: remove it, or rename it.")
     if not HAS_LOCKS:
-        return -1
+        return None
     # Open for writing: NFS locks no other files.
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-    hold(fd)
-    try:
-        if lock_file(fd) is False:
-            raise BlockingIOError(f"{folder}: another process makes this export now.")
-        if not _is_locked_by(fd, folder):
-            raise FileNotFoundError(path)
-    except BaseException:
-        unlock(fd)
-        raise
-    return fd
+    file = Descriptor(path, os.O_RDWR | os.O_CREAT, closed_in_children=True)
+    if lock_file(file) is False:
+        raise BlockingIOError(f"{folder}: another process makes this export now.")
+    if not is_at(file, path):
+        raise FileNotFoundError(path)
+    return file
 
 
 def keep_what_is_of(job: Job, folder: Path) -> None:

@@ -1,0 +1,253 @@
+"""Datasets of this library: closed, killed, or still being recorded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter._files.faults import faults_of
+from scratchwriter._files.layout import (
+    FRAME_METADATA,
+    MANIFEST,
+    PROGRESS,
+    RECORD,
+    RECORDS,
+    array_name,
+)
+from scratchwriter._files.live import FixedProgress, LiveProgress
+from scratchwriter._files.manifest import read_manifest
+from scratchwriter._files.metadata import FrameMetadata
+from scratchwriter._files.progress import ProgressView
+from scratchwriter._files.records import arrange, count_dropped
+from scratchwriter._files.skips import read_skips
+from scratchwriter._files.source import (
+    Description,
+    RecordName,
+    Source,
+    State,
+    need_nbytes,
+    shape_text,
+)
+from scratchwriter._region import view_file, view_ring
+from scratchwriter.plan import FramePlan
+
+
+def state_of(progress: ProgressView) -> State:
+    """Return what became of a dataset; see `ScratchDataset.state`."""
+    has_writer = progress.has_writer  # first: who closes frees the lock after
+    if progress.is_closed:
+        return "closed"
+    return "killed" if has_writer is False else "recording"
+
+
+class RecordedSource(Source):
+    """A dataset whose frame cursor counts its frames.
+
+    Parameters
+    ----------
+    path, description
+        See `Source`.
+    progress : ProgressView
+        Of the dataset in that folder.
+    was_closed : bool
+        Whether it was closed before the manifest was read, which is the last one then.
+
+    Raises
+    ------
+    DatasetError
+        If its files do not fit each other.
+    """
+
+    counts_frames = True
+
+    def __init__(
+        self,
+        path: Path,
+        description: Description,
+        progress: ProgressView,
+        *,
+        was_closed: bool,
+    ) -> None:
+        super().__init__(path, description)
+        self._progress = progress
+        progress.num_frames = self.plan.num_frames
+        self._check(is_exact=was_closed)
+        self.frames = LiveProgress(path, progress)
+        self._read_metadata(lambda: progress.cursor)
+
+    def _read_metadata(self, cursor: Callable[[], int]) -> None:
+        # Of functions that do not hold this source: it is dropped with its last user.
+        self.frame_metadata = FrameMetadata(
+            self.path / FRAME_METADATA,
+            partial(_is_counted, self.path, self.plan, cursor),
+            partial(self._progress.need_in, self.path),
+        )
+
+    def _check(self, *, is_exact: bool) -> None:
+        plan, cursor = self.plan, self.frames_written
+        with faults_of(self.path / PROGRESS):
+            if plan.num_frames is not None and cursor > plan.num_frames:
+                raise ValueError(f"it tells of {cursor} frames of {plan.num_frames}")
+        for position, shape in enumerate(self.manifest.position_shapes):
+            found = plan.file_shape(position, cursor)
+            with faults_of(self.path / MANIFEST):
+                if shape[1:] != found[1:] or (is_exact and shape != found):
+                    raise ValueError(
+                        f"position {position} has shape {shape_text(shape)}, {found} is "
+                        f"expected by {PROGRESS}"
+                    )
+            nbytes = plan.file_nbytes(position, cursor)
+            need_nbytes(self.path / array_name(position), nbytes, PROGRESS)
+
+    @property
+    def state(self) -> State:
+        return state_of(self._progress)
+
+    @property
+    def recording_id(self) -> str:
+        status = (self.path / array_name(0)).lstat
+        return self._progress.recording_id or f"{status().st_ino}-0"
+
+    @property
+    def frames_written(self) -> int:
+        return self._progress.cursor
+
+    @property
+    def frames_synced(self) -> int:
+        return self._progress.synced
+
+    @property
+    def may_lack_frames(self) -> bool:
+        return self._progress.may_lack_frames
+
+    @property
+    def skipped(self) -> list[range]:
+        skips = read_skips(self.path, self.frames_written)
+        self.need_same()
+        return skips
+
+    @property
+    def dropped(self) -> int:
+        if self.plan.ring_frames or self.state == "recording":
+            # Of a ring the records of most frames are overwritten; and to look at all of
+            # them takes long, beside a camera.
+            return self._progress.dropped
+        return count_dropped(self.records(self.frames_written))
+
+    def need_same(self) -> None:
+        self._progress.need_in(self.path)
+
+    def written(self, position: int) -> npt.NDArray[np.bool_]:
+        frames, plan = self.frames_written, self.plan
+        return plan.written(position, frames, self.skipped).transpose(
+            plan.storage_axes[:-2]
+        )
+
+    def records(self, cursor: int) -> npt.NDArray[np.void] | None:
+        path = self.path / RECORDS
+        if not os.path.lexists(path):
+            return None
+        with faults_of(path):
+            need_nbytes(path, 0, PROGRESS)
+            if path.lstat().st_size < RECORD.itemsize:
+                return None
+            data = view_file(path)
+            self.need_same()  # after it was opened
+            # It may be shorter than that: the last frames have no record then.
+            count = min(self.plan.ring_frames or cursor, len(data) // RECORD.itemsize)
+            return np.frombuffer(data, RECORD, count) if count else None
+
+    def record_values(self, name: RecordName) -> tuple[npt.NDArray[np.int64], ...]:
+        cursor = self.frames_written
+        records = self.records(cursor)
+        return tuple(
+            arrange(self.plan, position, records, cursor, name)
+            for position in range(self.plan.num_positions)
+        )
+
+    @property
+    def global_metadata(self) -> dict[str, Any]:
+        if self.is_released:
+            return super().global_metadata
+        manifest, _ = read_manifest(self.path)  # it may have been renewed
+        self.need_same()
+        return manifest.global_metadata
+
+    def file_shape(self, position: int, cursor: int | None = None) -> tuple[int, ...]:
+        frames = self.frames_written if cursor is None else cursor
+        return self.plan.file_shape(position, frames)
+
+    def file_nbytes(self, position: int) -> int:
+        return self.plan.file_nbytes(position, self.frames_written)
+
+    @property
+    def records_nbytes(self) -> int:
+        return (self.plan.ring_frames or self.frames_written) * RECORD.itemsize
+
+    def array(self, position: int, cursor: int | None = None) -> npt.NDArray[Any]:
+        return super().array(position, cursor).transpose(self.plan.storage_axes)
+
+    def _bytes(self, position: int, nbytes: int) -> memoryview:
+        if not self.plan.ring_steps:
+            return super()._bytes(position, nbytes)
+        path, ring_nbytes = (
+            self.path / array_name(position),
+            self.plan.file_nbytes(position, 0),
+        )
+        need_nbytes(path, ring_nbytes, PROGRESS)
+        with faults_of(path):
+            data = view_ring(path, ring_nbytes)  # as it is now, if it is a copy
+        self.need_same()  # after it was opened
+        return data
+
+    def release(self) -> None:
+        super().release()
+        self._progress.release()
+
+
+class RestartedSource(RecordedSource):
+    """A dataset that nobody records since the machine was restarted, and was not closed.
+
+    A power cut may have brought a page with a cursor to the device, and not the length of
+    the files that it counts in. So no more frames count than the files have space for.
+    """
+
+    def __init__(
+        self, path: Path, description: Description, progress: ProgressView
+    ) -> None:
+        self._most_frames = max(_frames_in_files(path, description.plan), progress.synced)
+        super().__init__(path, description, progress, was_closed=False)
+        most_frames = self._most_frames
+        self.frames = FixedProgress(self.frames_written, self.skipped)
+        self._read_metadata(lambda: min(progress.cursor, most_frames))
+
+    @property
+    def frames_written(self) -> int:
+        return min(self._progress.cursor, self._most_frames)
+
+
+def _frames_in_files(path: Path, plan: FramePlan) -> int:
+    most = []
+    for position in range(plan.num_positions):
+        array_path = path / array_name(position)
+        with faults_of(array_path):
+            steps = array_path.lstat().st_size // plan.step_nbytes
+        most.append(plan.most_frames(position, steps))
+    return min(most)
+
+
+def _is_counted(
+    path: Path,
+    plan: FramePlan,
+    cursor: Callable[[], int],
+    position: int,
+    index: Sequence[int],
+) -> bool:
+    with faults_of(path / FRAME_METADATA):
+        return plan.frame_number(position, index) < cursor()

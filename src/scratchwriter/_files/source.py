@@ -1,0 +1,263 @@
+"""What the files of a dataset hold, whoever wrote them.
+
+There is a source for each kind of dataset (`sources.open_source` finds which): ours, ours
+after a restart of the machine, and those of ome-writers. `ScratchDataset` is their friendly
+face.
+
+Everything read here may have been written by anybody.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from scratchwriter._files.append_times import read_append_times
+from scratchwriter._files.faults import faults_of
+from scratchwriter._files.layout import FRAME_METADATA, MANIFEST, PROGRESS, array_name
+from scratchwriter._files.live import FixedProgress, LiveProgress
+from scratchwriter._files.manifest import Manifest, read_manifest
+from scratchwriter._files.metadata import FrameMetadata
+from scratchwriter._region import view_file
+from scratchwriter.plan import FramePlan, make_plan
+from scratchwriter.settings import AcquisitionSettings
+from scratchwriter.stats import AppendTimes
+
+State: TypeAlias = Literal["closed", "recording", "killed"]
+RecordName: TypeAlias = Literal["timestamp_ns", "frame_id"]
+
+
+class Description(NamedTuple):
+    """What the manifest says, checked."""
+
+    manifest: Manifest
+    settings: AcquisitionSettings
+    plan: FramePlan
+
+
+def describe(path: Path) -> Description:
+    """Read the manifest in a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    DatasetError
+        If it is no dataset, or a damaged one.
+    """
+    manifest, settings = read_manifest(path)
+    with faults_of(path / MANIFEST):
+        plan = make_plan(settings)
+        if len(manifest.position_shapes) != plan.num_positions:
+            raise ValueError("position_shapes does not fit the dimensions")
+    return Description(manifest, settings, plan)
+
+
+class Source(ABC):
+    """A dataset as its files have it.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Its folder.
+    manifest, settings, plan
+        See `Description`; as they were when it was opened.
+    frames : FixedProgress or LiveProgress
+        For those who wait for frames (`events.Frames`).
+    frame_metadata : FrameMetadata
+        The lines of frame_metadata.jsonl.
+    counts_frames : bool
+        Whether its writer counted the frames; ome-writers does not.
+    is_guessed : bool
+        Whether the shapes are what files of ome-writers have space for.
+    is_released : bool
+        Whether `release` was called.
+    """
+
+    counts_frames: bool
+    is_guessed = False
+    frames: FixedProgress | LiveProgress
+    frame_metadata: FrameMetadata
+
+    def __init__(self, path: Path, description: Description) -> None:
+        self.path = path
+        self.manifest, self.settings, self.plan = description
+        self.is_released = False
+        self._mapped: dict[int, memoryview] = {}
+
+    # --------------------------------------------------------------- how far, and whose
+
+    @property
+    @abstractmethod
+    def state(self) -> State:
+        """What became of it; see `ScratchDataset.state`."""
+
+    @property
+    @abstractmethod
+    def recording_id(self) -> str:
+        """What no other recording has."""
+
+    @property
+    @abstractmethod
+    def frames_written(self) -> int:
+        """Frames appended and skipped, or those that the arrays have."""
+
+    @property
+    @abstractmethod
+    def frames_synced(self) -> int:
+        """How many of the first frames are certain to outlive a power cut."""
+
+    @property
+    @abstractmethod
+    def may_lack_frames(self) -> bool:
+        """Whether the machine was restarted before the dataset was closed.
+
+        Only `frames_synced` frames are certain then, and the files may have more than are
+        counted.
+        """
+
+    @property
+    @abstractmethod
+    def skipped(self) -> list[range]:
+        """Which frames, numbered in acquisition order, were skipped."""
+
+    @property
+    @abstractmethod
+    def dropped(self) -> int:
+        """How many frame numbers are missing between those that came."""
+
+    @abstractmethod
+    def need_same(self) -> None:
+        """Check that the files in the folder are still those of this dataset.
+
+        To be called once what was opened by its name is open.
+
+        Raises
+        ------
+        DatasetError
+            If they are not.
+        """
+
+    @abstractmethod
+    def written(self, position: int) -> npt.NDArray[np.bool_]:
+        """Tell which frames of a position came; see `ScratchDataset.written`."""
+
+    # --------------------------------------------------------------------------- records
+
+    @abstractmethod
+    def records(self, cursor: int) -> npt.NDArray[np.void] | None:
+        """Return the records of the first frames, of a ring all of them; None: it has none.
+
+        There may be fewer than frames.
+        """
+
+    @abstractmethod
+    def record_values(self, name: RecordName) -> tuple[npt.NDArray[np.int64], ...]:
+        """Return one number per frame, one array per position; see `records.arrange`."""
+
+    @property
+    def append_times(self) -> AppendTimes | None:
+        """How long appends took, so far; None if the writer did not report it."""
+        times = read_append_times(self.path)
+        self.need_same()
+        return times
+
+    @property
+    def global_metadata(self) -> dict[str, Any]:
+        """Metadata of the acquisition by namespace."""
+        return self.manifest.global_metadata
+
+    # ---------------------------------------------------------------------------- arrays
+
+    @property
+    def manifest_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each position's file as the manifest has it now."""
+        manifest, _ = read_manifest(self.path)
+        self.need_same()
+        return manifest.position_shapes
+
+    @property
+    def file_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each position's file as the frames that came make it."""
+        return [self.file_shape(i) for i in range(self.plan.num_positions)]
+
+    @abstractmethod
+    def file_shape(self, position: int, cursor: int | None = None) -> tuple[int, ...]:
+        """Return the shape of a position's file; `cursor`: as that many frames make it."""
+
+    @abstractmethod
+    def file_nbytes(self, position: int) -> int:
+        """Return the size of a position's file as the frames that came make it."""
+
+    @property
+    @abstractmethod
+    def records_nbytes(self) -> int:
+        """Size of the records of those frames, if there are any."""
+
+    def frame_number(self, position: int, index: Sequence[int]) -> int:
+        """Return which frame, in acquisition order, has an index in a position's file."""
+        with faults_of(self.path / FRAME_METADATA):
+            return self.plan.frame_number(position, index)
+
+    def array(self, position: int, cursor: int | None = None) -> npt.NDArray[Any]:
+        """Return the array of a position as `cursor` frames make it, by default all.
+
+        Raises
+        ------
+        ValueError
+            If it is released.
+        DatasetError
+            If the file is not as long as that, or of another dataset by now.
+        """
+        if self.is_released:
+            raise ValueError(f"The dataset is closed: open_scratch({str(self.path)!r})")
+        if cursor is None:
+            cursor = self.frames_written
+        shape = self.file_shape(position, cursor)
+        data = self._bytes(position, math.prod(shape) * self.plan.dtype.itemsize)
+        start = self.plan.start_nbytes(position, cursor)
+        return np.ndarray(shape, self.plan.dtype, buffer=data, offset=start)
+
+    def _bytes(self, position: int, nbytes: int) -> memoryview:
+        """Return the bytes of a position's file, so many at least."""
+        data = self._mapped.get(position)
+        if data is None or len(data) < nbytes:
+            path = self.path / array_name(position)
+            need_nbytes(path, nbytes, PROGRESS)
+            with faults_of(path):
+                data = view_file(path)
+            self.need_same()  # after it was opened
+            self._mapped[position] = data
+        return data
+
+    # ------------------------------------------------------------------------------ life
+
+    def release(self) -> None:
+        """Keep no file; arrays that were taken stay readable."""
+        self.is_released = True
+        self.frames.give_up()
+        self._mapped.clear()
+
+
+def need_nbytes(path: Path, nbytes: int, required_by: str) -> None:
+    """Check that a file is one, and long enough, without opening it."""
+    with faults_of(path):
+        status = path.lstat()
+        if not path.is_file() or path.is_symlink():
+            raise ValueError("not a regular file")
+        if status.st_size < nbytes:
+            raise ValueError(
+                f"it has {status.st_size} bytes, {nbytes} are expected by {required_by}"
+            )
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Return a shape for a message; one that may be as long as a file."""
+    text = str(shape[:8])
+    return text if len(text) < 80 else f"{text[:80]}..."
