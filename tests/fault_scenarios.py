@@ -24,7 +24,7 @@ from scratchwriter import (
     open_scratch,
 )
 from scratchwriter._files.repair import find_faults
-from scratchwriter._writing import growth
+from scratchwriter._writing import policy
 
 SCENARIOS = {
     "unbounded on disk": {"t": None},
@@ -176,8 +176,8 @@ def main(folder, scenario, code, stays, every):
     faults.faults_arm.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3]
     what = SCENARIOS[scenario]
     # Far enough to be busy all the time, near enough to be quick.
-    growth._FILE_WINDOW_NBYTES = growth._MEMORY_WINDOW_NBYTES = 1 << 15
-    growth._GRANT_NBYTES = 1 << 16
+    policy._FILE_WINDOW_NBYTES = policy._MEMORY_WINDOW_NBYTES = 1 << 15
+    policy._GRANT_NBYTES = 1 << 16
     warnings.simplefilter("ignore")
     faults.faults_without_fallocate(not what.get("fallocate", True))
     failed = Counter()

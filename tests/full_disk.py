@@ -122,7 +122,7 @@ def check(dataset, stored):
 def main(folder, seed):
     rng = random.Random(seed)
     window_nbytes = rng.choice([4, 16, 64, 256]) << 20  # also more than there is
-    policy.file_window_nbytes = lambda folder, most_nbytes: window_nbytes
+    policy.file_window_nbytes = lambda folder, needed_nbytes: window_nbytes
     ballast = Ballast(folder / "ballast")
     ballast.add(rng.randrange(40 << 20))
     with contextlib.ExitStack() as stack:

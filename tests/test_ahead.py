@@ -146,7 +146,7 @@ def test_it_never_writes_over_a_frame(
 ):
     # Windows so small that the writer and the thread are at the same place all the time.
     for name in ("_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES", "_GRANT_NBYTES"):
-        monkeypatch.setattr(f"scratchwriter._writing.growth.{name}", window)
+        monkeypatch.setattr(f"scratchwriter._writing.policy.{name}", window)
     fields = place | ({"storage_order": order} if order else {})
     settings = make_settings({"t": count, "p": 2, "c": 3, "y": 40, "x": 30}, **fields)
     frames = [np.full((40, 30), i + 1, "uint16") for i in range(900)]

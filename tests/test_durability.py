@@ -569,9 +569,9 @@ class Interrupter:
 def test_an_interrupt_at_any_line_while_arrays_grow_costs_nothing(
     make_settings, tmp_path, place, monkeypatch
 ):
-    monkeypatch.setattr("scratchwriter._writing.growth._GRANT_NBYTES", 4 * 8192)
-    monkeypatch.setattr("scratchwriter._writing.growth._MEMORY_WINDOW_NBYTES", 4 * 8192)
-    monkeypatch.setattr("scratchwriter._writing.growth._FILE_WINDOW_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter._writing.policy._GRANT_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter._writing.policy._MEMORY_WINDOW_NBYTES", 4 * 8192)
+    monkeypatch.setattr("scratchwriter._writing.policy._FILE_WINDOW_NBYTES", 4 * 8192)
     fmt = ScratchFormat(
         spill_dir=str(tmp_path),
         max_memory_bytes=10 * 8192 if place == "leaving memory" else 1 << 30,

@@ -503,12 +503,11 @@ def test_what_c_commits_are_its_own_slots(make_settings):
 def test_slots_whose_commit_fails_are_given_back(make_settings, monkeypatch):
     with create_stream(make_settings({"t": None, "y": 4, "x": 5})) as stream:
         c, slot = native(stream), ctypes.c_void_p()
-        records = stream._storage.growth.records
 
         def no_room(folder):
             raise OSError(28, "No space: \udcff")  # a name that is not UTF-8
 
-        monkeypatch.setattr(records, "make", no_room)
+        monkeypatch.setattr(stream._storage.arrays, "make_records", no_room)
         assert c.reserve(c.state, 1, slot) == OK
         ctypes.memset(slot, 1, 40)
         times = (ctypes.c_int64 * 1)(5)

@@ -131,8 +131,7 @@ def test_positions_share_the_limit_evenly_and_the_first_get_the_rest():
 
 
 def test_the_remedy_is_one_that_helps(monkeypatch):
-    fmt = ScratchFormat(max_memory_bytes=100)
-    assert "raise max_memory" in str(policy.memory_error(101, policy.memory_limit(fmt)))
+    assert "raise max_memory" in str(policy.memory_error(101, policy.limit_text(100)))
     monkeypatch.setattr(policy, "available_memory_nbytes", lambda: 50)
     limit = policy.machine_shortage(60)
     assert "max_memory" not in str(policy.memory_error(60, limit))
@@ -148,8 +147,11 @@ def test_addresses_are_left_to_others_where_a_process_has_few(monkeypatch):
 def test_files_are_allocated_not_far_ahead_on_a_small_disk(monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)._replace(free=8000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert policy.file_window_nbytes(tmp_path, 10**6) == 1000
-    assert policy.file_window_nbytes(tmp_path, 10) == 10
+    assert policy.file_window_nbytes(tmp_path / "new" / "folder", 0) == 1000
+    assert policy.file_window_nbytes(tmp_path / "new" / "folder", 4000) == 500
+    assert policy.file_window_nbytes(tmp_path, 9000) == 0  # it is refused elsewhere
+    monkeypatch.setattr(policy, "_FILE_WINDOW_NBYTES", 10)
+    assert policy.file_window_nbytes(tmp_path, 0) == 10
 
 
 def test_the_spill_folder_is_chosen_by_setting_then_environment(monkeypatch, tmp_path):

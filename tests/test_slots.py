@@ -152,10 +152,10 @@ def test_who_opens_slots_all_the_time_lets_others_go_first(stream):
 
 def test_arrays_do_not_move_while_a_slot_is_open(stream):
     # Another thread may have asked for room before the slot was opened.
-    growth = stream._storage.growth
+    storage = stream._storage
     with stream.slot() as frame:
-        growth._make_room(0, growth.regions[0].nbytes + frame.nbytes)
-        growth._make_steps(1000)
+        storage.make_room(0, storage.arrays.positions[0].region.nbytes + frame.nbytes)
+        storage.make_steps(1000)
         frame[...] = FRAME
     np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
 

@@ -190,12 +190,12 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(make_settings):
 
 
 def test_what_fails_half_way_leaves_no_folder(make_settings, tmp_path, monkeypatch):
-    import scratchwriter._writing.storage as storage
+    from scratchwriter._writing import dataset_files
 
     def fail(*_, **__):
         raise OSError(errno.EIO, "broken")
 
-    monkeypatch.setattr(storage, "ManifestDraft", fail)
+    monkeypatch.setattr(dataset_files, "ManifestDraft", fail)
     with pytest.raises(OSError, match="broken"):
         create_stream(make_settings(SIZES, root_path=str(tmp_path / "data")))
     assert names(tmp_path) == set()
@@ -228,7 +228,7 @@ def test_files_are_exactly_as_long_as_their_shapes(make_settings, tmp_path, fram
 
 def test_growth_in_small_windows_is_seamless(make_settings, place, frames, monkeypatch):
     for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
-        monkeypatch.setattr(f"scratchwriter._writing.growth.{name}", 1)
+        monkeypatch.setattr(f"scratchwriter._writing.policy.{name}", 1)
     settings = make_settings(UNBOUNDED, **place)
     model = Model(settings)
     with create_stream(settings) as stream:
@@ -251,7 +251,7 @@ def test_room_that_another_thread_has_made_meanwhile_is_left_as_it_is(
             stream.append(frames[i])
             model.append(frames[i])
         # What a thread asks for that arrived at the same end, and comes second.
-        stream._storage.growth._make_room(0, frames[0].nbytes)
+        stream._storage.make_room(0, frames[0].nbytes)
         np.testing.assert_array_equal(stream.arrays[0], model.array(0))
 
 
@@ -339,7 +339,7 @@ def test_too_little_memory_left_in_the_machine_spills(
     fmt = ScratchFormat(spill_dir=str(tmp_path))
     settings = make_settings({"t": None, "y": 4, "x": 5}, format=fmt)
     for name in ("_GRANT_NBYTES", "_MEMORY_WINDOW_NBYTES", "_FILE_WINDOW_NBYTES"):
-        monkeypatch.setattr(f"scratchwriter._writing.growth.{name}", 1)
+        monkeypatch.setattr(f"scratchwriter._writing.policy.{name}", 1)
     monkeypatch.setattr(
         "scratchwriter._writing.policy.available_memory_nbytes", lambda: 2 * 40
     )
@@ -377,10 +377,10 @@ def test_frames_behind_a_spill_for_lack_of_memory_have_their_place_on_the_disk(
     nbytes = 64 << 10
     window_nbytes = 64 * nbytes
     monkeypatch.setattr(
-        "scratchwriter._writing.growth._MEMORY_WINDOW_NBYTES", window_nbytes
+        "scratchwriter._writing.policy._MEMORY_WINDOW_NBYTES", window_nbytes
     )
-    monkeypatch.setattr("scratchwriter._writing.growth._FILE_WINDOW_NBYTES", 4 * nbytes)
-    monkeypatch.setattr("scratchwriter._writing.growth._GRANT_NBYTES", 20 * nbytes)
+    monkeypatch.setattr("scratchwriter._writing.policy._FILE_WINDOW_NBYTES", 4 * nbytes)
+    monkeypatch.setattr("scratchwriter._writing.policy._GRANT_NBYTES", 20 * nbytes)
     available_nbytes = window_nbytes + 20 * nbytes
     monkeypatch.setattr(
         "scratchwriter._writing.policy.available_memory_nbytes", lambda: available_nbytes
@@ -857,8 +857,8 @@ def test_growth_after_close_does_nothing(make_settings, tmp_path, frames):
     stream.append(frames[0])
     stream.close()
     # As a thread does that asked for room when another one closed.
-    stream._storage.growth._make_room(0, 1 << 20)
-    stream._storage.growth._make_steps(1 << 20)
+    stream._storage.make_room(0, 1 << 20)
+    stream._storage.make_steps(1 << 20)
     assert (tmp_path / "d" / "pos_0.dat").stat().st_size == 40
 
 
@@ -1025,7 +1025,7 @@ def test_a_child_forked_while_a_stream_is_being_made_does_not_keep_its_lock(tmp_
     import os, signal, sys
     from scratchwriter import AcquisitionSettings, create_stream, dims_from_standard_axes
     from scratchwriter._files import manifest
-    from scratchwriter._writing import storage
+    from scratchwriter._writing import dataset_files
     made = manifest.ManifestDraft
     def fork_and_make(*args, **kwargs):
         pid = os.fork()
@@ -1033,7 +1033,7 @@ def test_a_child_forked_while_a_stream_is_being_made_does_not_keep_its_lock(tmp_
             signal.pause()
         print(pid, flush=True)
         return made(*args, **kwargs)
-    storage.ManifestDraft = fork_and_make
+    dataset_files.ManifestDraft = fork_and_make
     dims = dims_from_standard_axes({{"t": 3, "y": 4, "x": 5}})
     stream = create_stream(
         AcquisitionSettings(root_path={str(tmp_path / "d")!r}, dimensions=dims, dtype="u2")

@@ -161,7 +161,9 @@ def test_append_is_a_method_with_a_signature_that_can_be_overridden(make_setting
         OMEStream.append(stream, frames[1])
         assert stream.frames_written == 1
     settings = make_settings(SIZES)
-    with Counting(Storage(settings, make_plan(settings))) as stream:
+    storage = Storage(settings, make_plan(settings))
+    storage.begin()
+    with Counting(storage) as stream:
         stream.append(frames[2], frame_metadata={"a": 1})
         assert (stream.count, stream.frames_written) == (1, 1)
 

@@ -79,7 +79,10 @@ class Progress:
             self.is_locked = is_locked is True
             write_all(lock, header.tobytes())
             self._identity = _Identity(lock, header)
-            self._file: MappedFile | None = MappedFile(lock)
+            # Opened once more: a mapping, which a forked child has, too, keeps its open
+            # file, and with it the lock.
+            with Descriptor(path, os.O_RDWR) as file:
+                self._file: MappedFile | None = MappedFile(file)
         self._lock: Descriptor | None = lock
 
     @property

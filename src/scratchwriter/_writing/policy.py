@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -116,12 +117,12 @@ def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
         folder = Path(settings.output_path).expanduser().absolute()
         if folder.is_symlink():
             folder = folder.resolve()
-        window_nbytes = _file_window_nbytes(folder, needed_nbytes)
+        window_nbytes = file_window_nbytes(folder, needed_nbytes)
         writeback = _writeback()
     elif limit:
         kind, spills = "temporary", False
         folder = spill_parent(fmt)
-        window_nbytes = _file_window_nbytes(folder, needed_nbytes)
+        window_nbytes = file_window_nbytes(folder, needed_nbytes)
         writeback = _writeback()
     elif spills:
         folder = spill_parent(fmt)
@@ -296,14 +297,15 @@ def _or_raise(limit: str) -> str:
     return ", or raise max_memory_bytes" if "max_memory_bytes" in limit else ""
 
 
-def _file_window_nbytes(folder: Path, needed_nbytes: int) -> int:
+def file_window_nbytes(folder: Path, needed_nbytes: int) -> int:
     """Return how far ahead files may be allocated: not much of a disk nearly full."""
     disk = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
     if disk is None:
         return _FILE_WINDOW_NBYTES
     free_nbytes = shutil.disk_usage(disk).free - needed_nbytes
     if disk == folder:  # with a dataset that is to be replaced
-        free_nbytes += sum(map(disk_nbytes, dataset_files(folder)))
+        with suppress(OSError):  # somebody else may be replacing it just now
+            free_nbytes += sum(map(disk_nbytes, dataset_files(folder)))
     return min(_FILE_WINDOW_NBYTES, max(free_nbytes, 0) // 8)
 
 

@@ -244,8 +244,9 @@ class Storage:
         """Let a position continue in a file of a temporary folder."""
         if self.folder is None:
             needed_nbytes = step * self.plan.total_nbytes
-            self.placement = policy.spill(self.placement, needed_nbytes, limit)
+            placement = policy.spill(self.placement, needed_nbytes, limit)
             self._open_files(make_spill_folder(self.settings.format, needed_nbytes))
+            self.placement = placement
         assert self.folder is not None
         self.arrays.spill(position, self.folder)
 
