@@ -155,8 +155,12 @@ def look_at_live_progress(folder):
 
 
 def claim(folder):
-    with ExitStack() as undo, folders.claimed(folder / "new", 0, False, undo):
-        pass
+    """And what was made is gone again, wherever the interrupt came."""
+    try:
+        with ExitStack() as undo, folders.claimed(folder / "new", 0, False, undo):
+            pass
+    finally:
+        assert not (folder / "new").exists()
 
 
 def claim_what_exists(folder):
