@@ -155,12 +155,15 @@ def look_at_live_progress(folder):
 
 
 def claim(folder):
-    """And what was made is gone again, wherever the interrupt came."""
+    new = folder / "new"
     try:
-        with ExitStack() as undo, folders.claimed(folder / "new", 0, False, undo):
-            pass
-    finally:
-        assert not (folder / "new").exists()
+        with ExitStack() as undo:
+            with folders.claimed(new, 0, False, undo):
+                pass
+            undo.pop_all()
+    except KeyboardInterrupt:
+        assert not new.exists()
+        raise
 
 
 def claim_what_exists(folder):

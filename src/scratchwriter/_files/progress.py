@@ -164,7 +164,7 @@ class _Identity:
                 return False
             if is_held:
                 return True
-            with open_regular(path) as file:
+            with descriptor_of_regular(path) as file:
                 return self.is_of(_read_header(file.fileno()))
         except (OSError, ValueError):
             return False
