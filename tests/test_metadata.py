@@ -2,6 +2,7 @@
 
 import datetime
 import enum
+import itertools
 import json
 import math
 import warnings
@@ -17,6 +18,7 @@ from reference import read_lines
 from scratchwriter import create_stream
 from scratchwriter._files.metadata import (
     RESERVED_KEYS,
+    FrameMetadata,
     encode_frame_metadata,
     encode_global_metadata,
 )
@@ -276,3 +278,21 @@ def test_a_value_that_no_reader_could_read_is_left_out_with_a_warning(value):
 @pytest.mark.parametrize("value", [10**4000, nest(150), [[]] * 1000, "[{" * 1000])
 def test_large_values_that_can_be_read_are_stored(value):
     assert json.loads(encode_frame_metadata({"a": value})) == {"a": value}
+
+
+def test_whoever_asks_while_the_lines_are_being_found_gets_an_answer(tmp_path):
+    """A signal handler does, say, on the thread that is reading."""
+    path = tmp_path / "frame_metadata.jsonl"
+    lines = [{"_pos": 0, "_idx": [i], "i": i} for i in range(5)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answers, asks = [], itertools.count()
+
+    def ask_again():
+        if next(asks) < 3:
+            answers.append((len(metadata), metadata.at(0, 3)))
+
+    metadata = FrameMetadata(path, lambda position, index: True, ask_again)
+    assert metadata.at(0, 4) == lines[4]
+    assert list(metadata) == lines
+    assert metadata.nbytes == path.stat().st_size
+    assert answers == [(5, lines[3])] * 3

@@ -12,6 +12,7 @@ import pytest
 
 from reference import read_plain
 from scratchwriter import DatasetError, ScratchFormat, create_stream, open_scratch
+from scratchwriter._files.records import count_dropped
 from scratchwriter._files.repair import find_faults, recover
 from scratchwriter.cli import main
 
@@ -202,3 +203,24 @@ def test_a_time_that_is_none_is_refused_and_stores_nothing(make_settings, place,
             with pytest.raises((ValueError, TypeError, OverflowError)):
                 stream.append(FRAME, **{name: value})
         assert stream.frames_written == 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "dropped"),
+    [
+        ([0, 1, 2], 0),
+        ([0, 3, 1, 5], 2 + 3),
+        ([5, 5, 4], 0),
+        ([0, 2**63 - 1], 2**63 - 2),
+        ([0, 2**63 - 1, 0, 2], 2**63 - 1),
+        ([0, 2**63 - 1, 0, 2**63 - 1], 2**63 - 1),
+        ([0, 2**33, 0, 2**33], 2 * (2**33 - 1)),
+        ([-(2**63), 2**63 - 1], 2**63 - 1),  # which nobody but a damaged file says
+        ([7], 0),
+        ([], 0),
+    ],
+)
+def test_numbers_that_are_missing_are_counted_exactly_as_far_as_64_bits_go(ids, dropped):
+    records = np.zeros(len(ids), RECORD)
+    records["frame_id"], records["known"] = ids, 2
+    assert count_dropped(records) == dropped

@@ -316,16 +316,25 @@ def test_recover_follows_no_symbolic_link(whole, tmp_path):
     assert outside.read_bytes().endswith(b"more")
 
 
-def test_a_manifest_one_frame_ahead_of_its_killed_writer_is_set_back(folder):
-    """The length in the manifest is stored before the cursor is."""
+@pytest.mark.parametrize(("cursor", "num_faults"), [(1, 2), (2, 1)])
+def test_a_manifest_that_counts_other_frames_than_a_killed_writer_is_set_right(
+    folder, cursor, num_faults
+):
+    """It may lack the frames of the call that the writer died in, and have no others."""
     kill(folder, {"t": None, "y": 4, "x": 5}, "stream.append(frame); stream.append(frame)")
-    with (folder / "progress.bin").open("r+b") as file:
-        file.seek(64)
-        file.write((1).to_bytes(8, sys.byteorder))
+    if cursor == 1:
+        with (folder / "progress.bin").open("r+b") as file:
+            file.seek(64)
+            file.write((1).to_bytes(8, sys.byteorder))
+    else:
+        replace_shapes(folder, [(0, 4, 5)])
+    with open_scratch(folder) as dataset:
+        faults = find_faults(dataset.source)
+        assert len(faults) == num_faults  # that it was killed is one
     recover(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["position_shapes"] == [[1, 4, 5]]
-    assert (folder / "pos_0.dat").stat().st_size == 40
+    assert manifest["position_shapes"] == [[cursor, 4, 5]]
+    assert (folder / "pos_0.dat").stat().st_size == 40 * cursor
 
 
 # -------------------------------------------------------------------------------- clean

@@ -260,6 +260,7 @@ class ScratchDataset:
             A read-only view of the stored frame; with `keep_last` a copy, and who is slower
             than the camera is given the newer ones only.
         """
+        self._source.need_open()
         seen, view = start, self.view()
         keep_frames = (self._plan.keep_steps or 0) * self._plan.step_frames
         while True:

@@ -16,9 +16,8 @@ import numpy as np
 from scratchwriter._files.faults import faults_of
 from scratchwriter._files.layout import APPEND_TIMES, APPEND_TIMES_RECORD
 from scratchwriter._files.mapped_file import MappedFile
-from scratchwriter._region import view_file
 from scratchwriter._region.descriptor import Descriptor
-from scratchwriter._region.system import errors_name, write_all
+from scratchwriter._region.system import errors_name, open_regular, write_all
 from scratchwriter.stats import AppendTimes, make_append_times
 
 _MOST = 1 << 40  # of appends that took equally long
@@ -74,12 +73,13 @@ def read_append_times(folder: Path) -> AppendTimes | None:
     if not os.path.lexists(path):
         return None
     with faults_of(path):
-        data = view_file(path)
-        if len(data) != APPEND_TIMES_RECORD.itemsize:
-            raise ValueError(
-                f"it has {len(data)} bytes, not {APPEND_TIMES_RECORD.itemsize}"
-            )
-        record = np.frombuffer(data, APPEND_TIMES_RECORD)[0].copy()
+        # Read, not mapped: another may cut it meanwhile.
+        with open_regular(path) as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            data = file.read(APPEND_TIMES_RECORD.itemsize)
+        if not nbytes == len(data) == APPEND_TIMES_RECORD.itemsize:
+            raise ValueError(f"it has {nbytes} bytes, not {APPEND_TIMES_RECORD.itemsize}")
+        record = np.frombuffer(data, APPEND_TIMES_RECORD)[0]
         counts = record["append_counts"]
         if counts.min() < 0 or counts.max() > _MOST or record["longest_append_ns"] < 0:
             raise ValueError("its counts are out of range")

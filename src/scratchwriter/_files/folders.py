@@ -48,8 +48,11 @@ def claimed(
     OSError
         If it cannot be made, or the disk is too small.
     """
+    made = ExitStack()
+    undo.push(made)
     while True:
-        is_new = _make_if_absent(folder, needed_nbytes)
+        made.pop_all()  # of the time before: it is not there any more
+        is_new = _make_if_absent(folder, needed_nbytes, made)
         if not (is_new or overwrite):
             with suppress(DatasetError):  # it holds something else
                 _refuse_if_recorded(folder)
@@ -62,26 +65,21 @@ def claimed(
             lock, is_free = lock_folder(folder)
         except FileNotFoundError:
             continue  # another stream had made it, could not begin, and removed it
-        except OSError:
-            if is_new:
-                _remove_if_empty(folder)
-            raise
         break
     with ExitStack() as unlock:
         if lock is not None:
             unlock.enter_context(lock)
         if is_free is False:
+            made.pop_all()  # it is in use
             raise _refusal(
                 "Another stream is just being made in the folder. Use another root_path",
                 folder,
             )
-        if is_new:
-            undo.callback(_remove_if_empty, folder)
         _empty(folder, needed_nbytes)
         yield
 
 
-def _make_if_absent(folder: Path, needed_nbytes: int) -> bool:
+def _make_if_absent(folder: Path, needed_nbytes: int, made: ExitStack) -> bool:
     """Make a folder; tell whether it was not there."""
     if folder.is_dir():
         return False
@@ -90,9 +88,12 @@ def _make_if_absent(folder: Path, needed_nbytes: int) -> bool:
     parent = next((p for p in folder.parents if p.is_dir()), None)
     if parent is not None:
         require_disk(needed_nbytes, parent)
+    # Before it is made: an interrupt may come right after that.
+    made.callback(_remove_if_empty, folder)
     try:
         folder.mkdir(parents=True)
-    except FileExistsError:  # somebody else has just made it
+    except FileExistsError:  # another stream has just made it
+        made.pop_all()
         return False
     return True
 

@@ -190,7 +190,9 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of lines, and the end
         self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # of a line
         self._num_indexed = 0
-        self._lock = threading.Lock()  # of all that is found out by reading
+        # Of all that is found out by reading. A signal handler may ask, too, while the
+        # thread that it came to has the lock: it finds what was there before, or more.
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """Return the number of frames with metadata."""
@@ -233,10 +235,11 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         """Return the metadata of the frame at an index of a position's file, or None."""
         count = len(self)
         with self._lock:
-            for line in self._read(self._num_indexed, count):
+            first = self._num_indexed
+            for line_number, line in enumerate(self._read(first, count), first):
                 with self._faults():
-                    self._number_of[where(line)] = self._num_indexed
-                self._num_indexed += 1
+                    self._number_of[where(line)] = line_number
+                self._num_indexed = line_number + 1
         number = self._number_of.get((position, index))
         return None if number is None else self._line(number)
 
@@ -256,11 +259,14 @@ class FrameMetadata(Sequence[dict[str, Any]]):
             return
         with self._faults(), open_regular(self._path) as file:
             self._need_same()  # once it is open
+            starts = [self._starts]
             at = file.seek(int(self._starts[-1]))
             while data := file.read(_CHUNK_NBYTES):
                 ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
-                self._starts = np.append(self._starts, at + ends + 1)
+                starts.append(at + ends + 1)
                 at += len(data)
+            if len(starts) > 1:
+                self._starts = np.concatenate(starts)
 
     def _line(self, number: int) -> dict[str, Any]:
         return next(self._read(number, number + 1))

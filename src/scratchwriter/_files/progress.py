@@ -79,9 +79,11 @@ class Progress:
             self.is_locked = is_locked is True
             write_all(lock, header.tobytes())
             self._identity = _Identity(lock, header)
-            # Opened once more: a mapping, which a forked child has, too, keeps its open
-            # file, and with it the lock.
+            # A lock lives as long as a mapping of what was opened with it, in forked
+            # children, too. So it is opened once more to be mapped.
             with Descriptor(path, os.O_RDWR) as file:
+                if not os.path.sameopenfile(file.fileno(), lock.fileno()):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 self._file: MappedFile | None = MappedFile(file)
         self._lock: Descriptor | None = lock
 
@@ -105,21 +107,26 @@ class Progress:
 
     def mark_synced(self, frames: int) -> None:
         """Note that so many frames are on the device, and have that there, too."""
-        if self._file is not None:
-            self._file.record(PROGRESS_HEADER)["synced"] = frames
-        else:
-            with open_regular(self._path, writable=True) as file:
-                if not self._identity.is_of(_read_header(file.fileno())):
-                    raise FileNotFoundError(
-                        errno.ENOENT, "Another dataset has come there", str(self._path)
-                    )
-                file.seek(_offset("synced"))
-                file.write(np.int64(frames).tobytes())
+        self._store("synced", np.int64(frames))
         sync_file(self._path)
 
     def mark_closed(self) -> None:
-        self.file.record(PROGRESS_HEADER)["state"] = CLOSED
+        """Note that the dataset is finished, and give up the lock. Again: no harm."""
+        self._store("state", np.uint32(CLOSED))
         self.release()
+
+    def _store(self, name: str, value: np.generic) -> None:
+        if self._file is not None:
+            self._file.record(PROGRESS_HEADER)[name] = value
+            return
+        # It is released: a flush after the close, or a close that was interrupted.
+        with open_regular(self._path, writable=True) as file:
+            if not self._identity.is_of(_read_header(file.fileno())):
+                raise FileNotFoundError(
+                    errno.ENOENT, "Another dataset has come there", str(self._path)
+                )
+            file.seek(_offset(name))
+            file.write(value.tobytes())
 
     def is_in(self, folder: Path) -> bool:
         """Tell whether it is still the one in its folder."""
@@ -157,7 +164,7 @@ class _Identity:
                 return False
             if is_held:
                 return True
-            with open_regular(path) as file:
+            with descriptor_of_regular(path) as file:
                 return self.is_of(_read_header(file.fileno()))
         except (OSError, ValueError):
             return False

@@ -215,8 +215,7 @@ class Source(ABC):
         DatasetError
             If the file is not as long as that, or of another dataset by now.
         """
-        if self.is_released:
-            raise ValueError(f"The dataset is closed: open_scratch({str(self.path)!r})")
+        self.need_open()
         if cursor is None:
             cursor = self.frames_written
         shape = self.file_shape(position, cursor)
@@ -237,6 +236,11 @@ class Source(ABC):
         return data
 
     # ------------------------------------------------------------------------------ life
+
+    def need_open(self) -> None:
+        """Raise ValueError if it is released."""
+        if self.is_released:
+            raise ValueError(f"The dataset is closed: open_scratch({str(self.path)!r})")
 
     def release(self) -> None:
         """Keep no file; arrays that were taken stay readable."""

@@ -162,7 +162,7 @@ def after_fork_in_child():
         link.fd = -1
         _remove(link)
         link = _closed_in_children.after
-    sw_mutex_unlock(&_forking)
+    sw_mutex_init(&_forking)  # threads that waited for it are not here
 
 
 if hasattr(os, "register_at_fork"):

@@ -9,11 +9,11 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from libc.errno cimport errno
 from libc.stdint cimport int64_t
 
-from scratchwriter._region.system import open_regular
+from scratchwriter._region.system import errors_name, open_regular
 
 
 def map_file(path):
-    with open_regular(path) as file:
+    with open_regular(path) as file, errors_name(path):
         return memoryview(_FileView(file.fileno(), False))
 
 
@@ -32,11 +32,13 @@ cdef class _FileView:
     def __cinit__(self, int fd, bint writable):
         cdef int64_t nbytes = os.fstat(fd).st_size
         cdef int access = PROT_READ | PROT_WRITE if writable else PROT_READ
+        cdef int code
         if nbytes == 0:
             raise ValueError("the file is empty")
         base = mmap(NULL, nbytes, access, MAP_SHARED, fd, 0)
         if base == MAP_FAILED:
-            raise OSError(errno, os.strerror(errno))
+            code = errno
+            raise OSError(code, os.strerror(code))
         self._base, self._nbytes = <char*>base, nbytes
         self._is_readonly = not writable
 

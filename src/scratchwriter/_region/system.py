@@ -81,19 +81,22 @@ def lock_file(
         return None
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline_s = time.monotonic() + (0 if shared else patience_s)
-    while True:
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline_s:
-                return False
-            time.sleep(_LOOK_S / 50)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                return None
+    while (is_free := _try_lock(file, kind)) is False and time.monotonic() < deadline_s:
+        time.sleep(_LOOK_S / 50)
+    return is_free
+
+
+def _try_lock(file: Descriptor | int, kind: int) -> bool | None:
+    is_free: bool | None = True
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_free = False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise
-        else:
-            return True
+        is_free = None
+    return is_free
 
 
 def is_lock_free(file: Descriptor) -> bool | None:

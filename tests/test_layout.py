@@ -1,0 +1,40 @@
+"""The layouts of files are the same in Python and in the compiled modules."""
+
+import numpy as np
+
+from scratchwriter import _core, stats
+from scratchwriter._files import layout
+
+
+def test_the_compiled_modules_have_the_layouts_of_the_files():
+    assert hasattr(_core, "layout"), "_core.layout() is to return what the core stores"
+    compiled = _core.layout()
+    fields = layout.RECORD.fields
+    assert compiled["record_nbytes"] == layout.RECORD.itemsize
+    assert compiled["record_offsets"] == {name: fields[name][1] for name in fields}
+    assert compiled["digits"] == layout.DIGITS
+    assert compiled["num_buckets"] == stats.NUM_BUCKETS
+    assert compiled["num_buckets"] == layout.APPEND_TIMES_RECORD["append_counts"].shape[0]
+    assert compiled["knows_time"] == layout.KNOWS_TIME
+    assert compiled["knows_id"] == layout.KNOWS_ID
+    assert compiled["is_host_time"] == layout.IS_HOST_TIME
+    assert compiled["unknown"] == layout.UNKNOWN
+    assert compiled["skip_pair_nbytes"] == layout.SKIP_PAIR.itemsize
+
+
+def test_what_the_core_stores_into_progress_is_aligned_and_in_its_page():
+    header = layout.PROGRESS_HEADER
+    assert header.itemsize == layout.PROGRESS_NBYTES
+    for name in ("cursor", "synced", "dropped"):
+        kind, offset = header.fields[name]
+        assert kind == np.dtype(np.int64)
+        assert offset % 8 == 0
+
+
+def test_no_two_fields_of_a_file_overlap():
+    for dtype in (layout.PROGRESS_HEADER, layout.RECORD, layout.APPEND_TIMES_RECORD):
+        ends = 0
+        for kind, offset in sorted(dtype.fields.values(), key=lambda field: field[1]):
+            assert offset >= ends
+            ends = offset + kind.itemsize
+        assert ends <= dtype.itemsize
