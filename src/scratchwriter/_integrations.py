@@ -39,6 +39,3 @@ def load_integration(name: str, extra: str, *needed: str) -> Any:
             f"This needs {', '.join(missing)}: pip install 'scratchwriter[{extra}]'"
         )
     return import_module(f"scratchwriter.bridges.{name}")
-
-
-greet = register_loaded_integrations  # as `stream` calls it

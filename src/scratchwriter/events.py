@@ -188,7 +188,9 @@ class Events:
 
     def __init__(self, coords: CoordSystem, frames: Frames) -> None:
         self._coords, self._frames = coords, frames
-        self._listeners: list[Listener] = []
+        # Each change is one step of a set: several threads may call, without a lock that an
+        # interrupt could leave taken.
+        self._listeners: set[Listener] = set()
 
     def on(self, event: EventName, callback: Callback, owner: object = None) -> Listener:
         """Have a callback told of the frames from now on; see `ScratchStream.on`.
@@ -203,7 +205,10 @@ class Events:
         if not callable(callback):
             raise TypeError(f"callback must be callable, got {callback!r}")
         listener = Listener(event, callback, self._coords, self._frames, owner)
-        self._listeners = [*(x for x in self._listeners if not x.is_stopped), listener]
+        for other in tuple(self._listeners):
+            if other.is_stopped:
+                self._listeners.discard(other)
+        self._listeners.add(listener)
         return listener
 
     def finish(self, timeout_s: float) -> None:
@@ -213,7 +218,7 @@ class Events:
         """
         self._frames.give_up()
         end_s = time.monotonic() + timeout_s
-        listeners, self._listeners = self._listeners, []
-        for listener in listeners:
+        for listener in tuple(self._listeners):
+            self._listeners.discard(listener)
             if not listener.is_stopped:
                 listener.join(max(end_s - time.monotonic(), 0))

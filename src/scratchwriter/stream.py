@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from scratchwriter._core import FrameWriter
 from scratchwriter._files.records import arrange
-from scratchwriter._integrations import greet
+from scratchwriter._integrations import register_loaded_integrations
 from scratchwriter._native.appender import Appender, Slot
 from scratchwriter._native.c_api import c_append_of
 from scratchwriter._native.watch import wait_for_writer
@@ -303,7 +303,7 @@ class ScratchStream:
             Whether an integer index beyond that is an IndexError also if it is within
             what is planned; otherwise there are zeros.
         """
-        greet()
+        register_loaded_integrations()
         return StreamView(
             self._storage.plan,
             self._coords,
