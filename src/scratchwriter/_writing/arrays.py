@@ -291,8 +291,8 @@ class ArraySet:
         array, unit = self.positions[position], self._plan.step_nbytes
         if self._ahead is None:
             step = -(-stop_nbytes // unit)
-            more_steps = policy.window_steps(self._plan)
-            array.grow((step - 1) * unit, step * unit, (step - 1 + more_steps) * unit)
+            last = step - 1 + self._placement.growth_steps
+            array.grow((step - 1) * unit, step * unit, last * unit)
             return
         self._prepare_now(array, position, stop_nbytes, self._plan.frame_nbytes)
 
@@ -347,7 +347,8 @@ class ArraySet:
             return
         plan, unit = self._plan, RECORD.itemsize
         frames = plan.ring_frames or plan.num_frames
-        nbytes = policy.reserve_nbytes() if frames is None else frames * unit
+        reserve_nbytes = self._placement.records_reserve_nbytes
+        nbytes = reserve_nbytes if frames is None else frames * unit
         region = make_region(
             nbytes,
             folder and folder / RECORDS,

@@ -45,8 +45,8 @@ class DatasetFiles:
 
     Attributes
     ----------
-    is_published : bool
-        Whether others find a dataset in the folder.
+    syncs_manifest : bool
+        As the parameter.
     """
 
     def __init__(
@@ -59,11 +59,15 @@ class DatasetFiles:
     ) -> None:
         self.folder = folder
         self.syncs_manifest = syncs_manifest
-        self.is_published = False
         self._plan, self._settings_fields = plan, settings_fields
         self._progress: Progress | None = None
         self._append_times: AppendTimesFile | None = None
         self._logs: dict[str, Descriptor] = {}  # files that only grow, by name
+
+    @property
+    def is_published(self) -> bool:
+        """Whether others find a dataset in the folder."""
+        return self._progress is not None
 
     @property
     def is_locked(self) -> bool:
@@ -90,6 +94,8 @@ class DatasetFiles:
         """
         with ExitStack() as undo:
             for name in (PROGRESS, APPEND_TIMES, MANIFEST):
+                # Also now: an interrupt may have left what was made before.
+                (self.folder / name).unlink(missing_ok=True)
                 undo.callback((self.folder / name).unlink, missing_ok=True)
             progress = Progress(self.folder / PROGRESS)
             undo.callback(progress.release)
@@ -106,9 +112,8 @@ class DatasetFiles:
             writer.exclusively(write_there)
             # Last: a folder with a manifest is complete.
             self.write_manifest(writer, global_metadata)
-            self._progress, self._append_times = progress, append_times
             undo.pop_all()
-        self.is_published = True
+            self._progress, self._append_times = progress, append_times
 
     def _log(self, name: str) -> tuple[int, Path]:
         path = self.folder / name

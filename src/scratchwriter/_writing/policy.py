@@ -72,6 +72,10 @@ class Placement:
         Whether arrays in memory continue in files at its limit; else that is a MemoryError.
     reserve_nbytes : int
         Addresses to reserve per position.
+    records_reserve_nbytes : int
+        Addresses to reserve for records that have no end.
+    growth_steps : int
+        How many steps a file grows by where no thread is ahead of the frames.
     huge_pages : bool
         Whether memory is taken in huge pages.
     memory_steps : tuple of int
@@ -90,6 +94,8 @@ class Placement:
     limit: str
     spills: bool
     reserve_nbytes: int
+    records_reserve_nbytes: int
+    growth_steps: int
     huge_pages: bool
     memory_steps: tuple[int, ...]
     max_memory_bytes: int
@@ -139,6 +145,8 @@ def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
         limit=limit,
         spills=spills,
         reserve_nbytes=addresses,
+        records_reserve_nbytes=reserve_nbytes(),
+        growth_steps=max(_MEMORY_WINDOW_NBYTES // needed_nbytes, 1),
         huge_pages=huge_from_nbytes >= _HUGE_FROM_NBYTES,
         memory_steps=tuple(memory_steps(plan, fmt, position) for position in positions),
         max_memory_bytes=fmt.max_memory_bytes,
@@ -259,11 +267,6 @@ def reserve_nbytes() -> int:
     """
     limit = addresses_nbytes()
     return _RESERVE_NBYTES if limit is None else min(_RESERVE_NBYTES, limit // 4)
-
-
-def window_steps(plan: FramePlan) -> int:
-    """Return how many steps a file grows by where no thread is ahead of the frames."""
-    return max(_MEMORY_WINDOW_NBYTES // plan.total_nbytes, 1)
 
 
 def memory_error(needed_nbytes: int, limit: str) -> MemoryError:

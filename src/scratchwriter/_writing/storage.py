@@ -59,8 +59,6 @@ class Storage:
 
     Attributes
     ----------
-    folder : pathlib.Path or None
-        Folder of the dataset, also of a temporary one; None in memory.
     writer : FrameWriter
     arrays : ArraySet
     finished : bool
@@ -78,7 +76,6 @@ class Storage:
         fmt = settings.format
         self.settings, self.plan = settings, plan
         self.placement = policy.place(settings, plan)
-        self.folder: Path | None = None
         self.finished = False
         self.synced = 0  # frames that are on the device
         self.writer = FrameWriter(
@@ -104,6 +101,11 @@ class Storage:
         self._lost: DeviceError | None = None  # what the device did not take
         self._warns_of_spill = True
         self._disowned = False
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the dataset, also of a temporary one; None in memory."""
+        return None if self._files is None else self._files.folder
 
     # ----------------------------------------------------------------------- begin
 
@@ -176,7 +178,6 @@ class Storage:
             self._files = DatasetFiles(
                 folder, self.plan, self._settings_fields, syncs_manifest=self._is_durable
             )
-        self.folder = folder
         return self._files
 
     def _publish(self) -> None:

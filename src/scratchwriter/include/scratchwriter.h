@@ -6,8 +6,10 @@
  * need neither a Python thread state nor the GIL, but for what Python has to decide (memory
  * has reached its limit, the disk is full): for that they take it themselves.
  *
- * They may be called at any time, also after the stream was closed: that is a status. Who
- * has the capsule, or has asked for an address, keeps what they touch alive.
+ * They may be called at any time, also after the stream was closed: that is a status.
+ * Whoever holds the capsule, or has asked for an address, keeps alive what they touch.
+ * Memory that `reserve` gave can be written until `commit`, also when the stream is closed
+ * and dropped meanwhile; what is written there after `close` is no frame.
  *
  * Frames are in C order, of `height` rows with `width` pixels of `itemsize` bytes, and go
  * to the slots in acquisition order, as those that are appended from Python.
@@ -67,7 +69,8 @@ typedef struct {
     /* Store the first `count` of the reserved frames, and give the others back; 0 gives back
      * all. `timestamps_ns` and `frame_ids` are NULL or have one number for each frame. From
      * whichever thread. After SCRATCHWRITER_INVALID the frames are still reserved; after any
-     * other status they are not. */
+     * other status they are not, and their memory must not be touched any more. Call it also
+     * when the stream was closed meanwhile: it gives the memory back. */
     int (*commit)(void *state, int64_t count, const int64_t *timestamps_ns,
                   const int64_t *frame_ids);
 
