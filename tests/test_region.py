@@ -97,7 +97,7 @@ def test_going_on_in_a_file_keeps_the_bytes_and_save_completes_the_file(
     before = np.arange(start, dtype="uint32").astype(U8)
     poke(region, 0, before.tobytes())
     held = region.array(U8, (start,))
-    region.continue_in_file(tmp_path / "a.dat", start)
+    region.spill(tmp_path / "a.dat", start)
     assert region.path == tmp_path / "a.dat"
     np.testing.assert_array_equal(held, before)
     region.allocate(start, 2_000_000)
@@ -115,7 +115,7 @@ def test_saving_leaves_holes_where_nothing_was_written(new, tmp_path):
     region = new(1 << 28)
     region.extend(100 << 20)
     poke(region, 90 << 20, b"hello")
-    region.continue_in_file(tmp_path / "a.dat", 100 << 20)
+    region.spill(tmp_path / "a.dat", 100 << 20)
     region.save()
     with (tmp_path / "a.dat").open("rb") as file:
         file.seek(90 << 20)
@@ -130,7 +130,7 @@ def test_a_file_in_the_way_leaves_the_region_in_memory(new, tmp_path):
     poke(region, 0, b"hello")
     (tmp_path / "a.dat").write_text("precious")
     with pytest.raises(FileExistsError):
-        region.continue_in_file(tmp_path / "a.dat", 5000)
+        region.spill(tmp_path / "a.dat", 5000)
     assert region.path is None
     assert bytes(region.array(U8, (5,))) == b"hello"
     assert (tmp_path / "a.dat").read_text() == "precious"
@@ -181,7 +181,7 @@ class TestMapped:
         region.allocate(0, 5000)
         region.extend(20_000)
         array = region.array(U8, (20_000,))
-        region.continue_in_file(tmp_path / "a.dat", 5000)
+        region.spill(tmp_path / "a.dat", 5000)
         region.allocate(5000, 20_000)
         poke(region, 5000, b"hello")
         poke(region, 19_000, b"world")
@@ -241,7 +241,7 @@ def test_what_cannot_be_saved_stays_in_memory(new, small_disk):
     region.allocate(0, 50 << 20)
     poke(region, 0, b"x" * (50 << 20))
     with pytest.raises(OSError, match="No space"):
-        region.continue_in_file(small_disk / "a.dat", 50 << 20)
+        region.spill(small_disk / "a.dat", 50 << 20)
         region.save()
     assert region.array(U8, (50 << 20,)).min() == ord("x")
 

@@ -16,10 +16,10 @@ unmaps what the second is to write back.
 Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
 writer therefore goes no further than `writable_nbytes`, which this thread stores when it
 has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
-In a file that `populates` no allocated bytes are overwritten: the gate is open as far as
-they go, which is some way ahead of the pages, and a writer that is faster than this
-thread populates pages beside it, by its stores. Slots that come in another order are
-populated, which changes no bytes, and have no gate.
+Where faults make huge pages of a file (`makes_huge_pages`), no allocated bytes are
+overwritten: the gate is open as far as they go, which is some way ahead of the pages, and a
+writer that is faster than this thread populates pages beside it, by its stores. Slots that
+come in another order are populated, which changes no bytes, and have no gate.
 
 Records: what is known of frames besides their pixels is one more array, the last one, with
 a record for each frame in acquisition order. It may come later than the others.
@@ -71,7 +71,7 @@ from scratchwriter._region.mapped cimport (
     drop_cached,
     make_readable,
     populate,
-    populates,
+    makes_huge_pages,
     prepare,
     reserve_blocks,
     unmap,
@@ -118,7 +118,7 @@ cdef struct Walk:
     bint* in_file                     # per position: as noticed by `_notice_file`
     bint is_disk_full                 # as far as more than a piece is asked for
     bint is_busy                      # it has not been far enough ahead for a while
-    int64_t left_nbytes               # for the writer to populate, which is there already
+    int64_t for_writer_nbytes         # left for the writer to populate: it has come there
     int code                          # errno of what failed last
 
     # How long appends took: the writer's, and where others see it; guarded by `working`
@@ -156,7 +156,7 @@ cdef int64_t _position(Walk* walk) noexcept nogil:
 cdef void _open_gate(Walk* walk, int64_t position) noexcept nogil:
     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
     cdef int64_t stop = walk.prepared_nbytes[position]
-    if populates(walk.mappings[position]):
+    if makes_huge_pages(walk.mappings[position]):
         stop = max(stop, walk.allocated_nbytes[position])
     if walk.in_file[position] and sw_load_acquire(gate) < stop:
         sw_store_release(gate, stop)
@@ -182,7 +182,7 @@ cdef void _allocate_ahead(
     cdef int64_t chunk_stop
     if (
         stop <= walk.allocated_nbytes[position]
-        or not populates(mapping)
+        or not makes_huge_pages(mapping)
         or walk.is_disk_full
     ):
         return
@@ -205,7 +205,7 @@ cdef int _prepare_piece(
 ) noexcept nogil:
     cdef Mapping* mapping = walk.mappings[position]
     cdef int64_t allocated_nbytes = walk.allocated_nbytes[position]
-    cdef int64_t left_nbytes
+    cdef int64_t for_writer_nbytes
     cdef int code
     if not walk.in_file[position]:
         # As it was noticed: a file that came since may have frames here.
@@ -215,14 +215,14 @@ cdef int _prepare_piece(
     if code:
         return code
     if (
-        walk.left_nbytes
+        walk.for_writer_nbytes
         and position < walk.num_positions
         and stop <= allocated_nbytes
-        and populates(mapping)
+        and makes_huge_pages(mapping)
     ):
-        left_nbytes = min(walk.left_nbytes, stop - start)
-        walk.left_nbytes -= left_nbytes
-        start += left_nbytes
+        for_writer_nbytes = min(walk.for_writer_nbytes, stop - start)
+        walk.for_writer_nbytes -= for_writer_nbytes
+        start += for_writer_nbytes
     return prepare(mapping, start, stop, allocated_nbytes)
 
 
@@ -357,7 +357,7 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
         jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
         sw_store_release(&walk.ahead, cursor)
         # If the writer is faster: better to do the next page than the one it is at.
-        walk.left_nbytes = PIECE_NBYTES if walk.is_busy else 0
+        walk.for_writer_nbytes = PIECE_NBYTES if walk.is_busy else 0
     walk.is_busy = False
     while done_nbytes < walk.piece_nbytes:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:

@@ -62,7 +62,7 @@ class Region(Protocol):
         region is as it was before.
         """
 
-    def continue_in_file(self, path: Path, start: int) -> None:
+    def spill(self, path: Path, start: int) -> None:
         """Spill: go on in a new file at `path`; nothing was written from `start` on.
 
         What lies before may stay in memory until `save`: a hole in the file.

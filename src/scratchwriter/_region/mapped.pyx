@@ -224,7 +224,7 @@ cdef class MappedRegion:
             code = reserve_blocks(&self.mapping, first, last)
         self._check(code, stop)
 
-    def continue_in_file(self, path, start):
+    def spill(self, path, start):
         self._check_reserve(start)
         self._map_file(path, start)
 
@@ -367,11 +367,11 @@ cdef int prepare(
 ) noexcept nogil:
     """Make bytes that were never written ready for stores that take no fault.
 
-    Those of a file that are allocated may have been written, if it `populates`.
+    Those of a file that are allocated may have been written, if `makes_huge_pages`.
     """
     cdef int64_t first = max(start, sw_load_acquire(&mapping.file_start))
     cdef int code = 0
-    if populates(mapping):
+    if makes_huge_pages(mapping):
         first = max(first, allocated_nbytes)
     if first < stop:
         code = _prepare_file(mapping, first, stop, stop <= allocated_nbytes)
@@ -396,13 +396,13 @@ cdef int _prepare_file(
     code = _allocate_blocks(mapping, fd, first, stop)
     if code == 0 and may_fault and mapping.huge_faults == UNKNOWN:
         _try_a_fault(mapping, start, stop)
-    if code == 0 and not (may_fault and populates(mapping)):
+    if code == 0 and not (may_fault and makes_huge_pages(mapping)):
         code = _write_zeros(fd, start, stop)
     close(fd)
     return code
 
 
-cdef bint populates(Mapping* mapping) noexcept nogil:
+cdef bint makes_huge_pages(Mapping* mapping) noexcept nogil:
     """Tell whether `prepare` changes no bytes that are allocated, from now on."""
     return mapping.huge_faults == HUGE
 
@@ -580,7 +580,7 @@ cdef int _end_file(Mapping* mapping, int64_t start, int64_t lent_stop) noexcept 
 cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
     """Make the first `nbytes` readable. With `growing` held."""
     cdef int64_t memory_nbytes = min(_whole_pages(nbytes), mapping.file_start)
-    cdef int64_t unit = HUGE_PAGE_NBYTES if populates(mapping) else PAGE_NBYTES
+    cdef int64_t unit = HUGE_PAGE_NBYTES if makes_huge_pages(mapping) else PAGE_NBYTES
     cdef int fd
     cdef int code = 0
     if nbytes <= mapping.nbytes:
@@ -615,7 +615,7 @@ cdef int _allocate_blocks(
     sw_mutex_lock(&mapping.growing)
     while fallocate(fd, 0, start, stop - start) != 0:
         # This file system allocates when it is written.
-        if errno == EOPNOTSUPP and not populates(mapping):
+        if errno == EOPNOTSUPP and not makes_huge_pages(mapping):
             mapping.no_fallocate = True
             code = _extend(mapping, stop)
             break
@@ -670,7 +670,7 @@ cdef int64_t _whole_pages(int64_t nbytes) noexcept nogil:
     return _whole(nbytes, PAGE_NBYTES)
 
 
-cdef char* _map_twice(int fd, int64_t nbytes, int access) noexcept nogil:
+cdef char* _map_mirrored(int fd, int64_t nbytes, int access) noexcept nogil:
     """Map a file behind itself; NULL with an errno if that cannot be."""
     cdef char* base = <char*>mmap(
         NULL, 2 * nbytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
@@ -709,7 +709,7 @@ cdef class MappedRing:
                 if code == EOPNOTSUPP:  # this file system allocates when it is written
                     code = _write_zeros(fd, 0, wanted)
             if code == 0:
-                self._base = _map_twice(fd, wanted, PROT_READ | PROT_WRITE)
+                self._base = _map_mirrored(fd, wanted, PROT_READ | PROT_WRITE)
                 code = 0 if self._base != NULL else errno
         os.close(fd)
         if code != 0 and path is not None:
@@ -763,7 +763,7 @@ cdef class MappedRing:
     def allocate(self, start, stop):
         self.extend(stop)
 
-    def continue_in_file(self, path, start):
+    def spill(self, path, start):
         raise MemoryError("a ring does not leave memory")
 
     def save(self):
@@ -798,7 +798,7 @@ cdef class _RingView:
         with open_regular(path) as file:
             if not 0 < nbytes <= os.fstat(file.fileno()).st_size:
                 raise ValueError(f"it has not the {nbytes} bytes of its ring")
-            self._base = _map_twice(file.fileno(), nbytes, PROT_READ)
+            self._base = _map_mirrored(file.fileno(), nbytes, PROT_READ)
             if self._base == NULL:
                 raise disk_error(errno, path)
             self._nbytes = nbytes

@@ -79,7 +79,7 @@ class PortableRegion:
                     self._buffer = _map(file, stop)
         self.extend(stop)
 
-    def continue_in_file(self, path: Path, start: int) -> None:
+    def spill(self, path: Path, start: int) -> None:
         with _new_file(path, self.nbytes) as file:
             _write_all(file, self._buffer.data)
             buffer = _map(file, self.nbytes)
@@ -87,7 +87,7 @@ class PortableRegion:
         self._path, self._identity, self._buffer = path, identity, buffer
 
     def save(self) -> None:
-        """All is in the file since `continue_in_file`."""
+        """All is in the file since `spill`."""
 
     def save_as(self, path: Path, nbytes: int) -> None:
         if not self._is_saved_as:

@@ -129,7 +129,7 @@ class GrowingArray:
         # First: behind it the file has no blocks yet that could be stored to.
         self.attach(min(start, self.writable_nbytes))
         self.region.extend(max(start, 1))
-        self.region.continue_in_file(folder / self._file_name, start)
+        self.region.spill(folder / self._file_name, start)
         self.attach(self.writable_nbytes)
 
     def save(self) -> None:
