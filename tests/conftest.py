@@ -36,6 +36,12 @@ def _files_in(folder):
                 continue
 
 
+def _remove_large(files):
+    for path, nbytes in files:
+        if nbytes > KEPT_FILE_NBYTES:
+            path.unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory):
     """Everything temporary is in pytest's own folder, which pytest removes.
@@ -61,23 +67,21 @@ def no_core_files():
 def tmp_path(tmp_path):
     """The test's own folder; of a test that fails, only what is small stays in it."""
     yield tmp_path
-    for path, nbytes in _files_in(tmp_path):
-        if nbytes > KEPT_FILE_NBYTES:
-            path.unlink(missing_ok=True)
+    _remove_large(_files_in(tmp_path))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest removes the folder
 def pytest_sessionfinish(session, exitstatus):
-    """Fail a run that leaves more than a little in the temporary folder."""
-    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        return
+    """Fail a run that leaves more than a little in the temporary folder, and remove it."""
     folder = session.config._tmp_path_factory.getbasetemp()
     files = sorted(_files_in(folder), key=lambda file: -file[1])
     left = sum(nbytes for _, nbytes in files)
-    if left > KEPT_NBYTES:
+    was_interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if left > KEPT_NBYTES and not was_interrupted:
         print(f"\nThe tests leave {left:,} bytes in {folder}, the most is {KEPT_NBYTES:,}:")
         print(*(f"{nbytes:>13,} {path}" for path, nbytes in files[:10]), sep="\n")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    _remove_large(files)
 
 
 @pytest.fixture(autouse=True)
