@@ -3,6 +3,7 @@
 SCRATCHWRITER_DEBUG=1         no optimisation, symbols, assertions
 SCRATCHWRITER_STRICT=1        warnings of Cython and of the C compiler are errors
 SCRATCHWRITER_SANITIZE=NAMES  what -fsanitize takes; see tests/sanitize
+SCRATCHWRITER_COVERAGE=1      counts which lines run (gcov); see tests/coverage
 """
 
 import os
@@ -16,6 +17,7 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("SCRATCHWRITER_DEBUG") == "1"
 STRICT = os.environ.get("SCRATCHWRITER_STRICT") == "1"
 SANITIZE = os.environ.get("SCRATCHWRITER_SANITIZE")
+COVERAGE = os.environ.get("SCRATCHWRITER_COVERAGE") == "1"
 
 Options.warning_errors = STRICT
 compile_args: list[str] = []
@@ -26,6 +28,9 @@ if sys.platform != "win32":
 if SANITIZE:
     link_args = [f"-fsanitize={SANITIZE}"]
     compile_args += [*link_args, "-fno-omit-frame-pointer", "-g", "-O1"]
+if COVERAGE:
+    link_args += ["--coverage"]
+    compile_args += ["--coverage", "-fprofile-update=atomic", "-O0"]
 
 
 def extension(name: str) -> Extension:

@@ -1,15 +1,96 @@
 import os
 import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 from scratchwriter import AcquisitionSettings, dims_from_standard_axes
 
 # How long something takes decides no test.
 hypothesis.settings.register_profile("scratchwriter", deadline=None)
 hypothesis.settings.load_profile("scratchwriter")
+
+# How much of what a test made may stay for somebody who looks why it has failed, and how
+# much of all tests together.
+KEPT_FILE_NBYTES = 1 << 20
+KEPT_NBYTES = 50 << 20
+
+
+def _files_in(folder):
+    """The size on the disk of every file, also while other programs remove some."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            try:
+                yield path, path.lstat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+
+
+def _remove_large(files):
+    for path, nbytes in files:
+        if nbytes > KEPT_FILE_NBYTES:
+            path.unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """Everything temporary is in pytest's own folder, which pytest removes.
+
+    A test that kills a program cannot rely on that program to clean up.
+    """
+    folder = tmp_path_factory.mktemp("tmp", numbered=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_core_files():
+    """Programs that a test aborts leave no image of their memory."""
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """The test's own folder; of a test that fails, only what is small stays in it."""
+    yield tmp_path
+    _remove_large(_files_in(tmp_path))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest removes the folder
+def pytest_sessionfinish(session, exitstatus):
+    """Fail a run that leaves more than a little in the temporary folder, and remove it."""
+    folder = session.config._tmp_path_factory.getbasetemp()
+    files = sorted(_files_in(folder), key=lambda file: -file[1])
+    left = sum(nbytes for _, nbytes in files)
+    was_interrupted = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if left > KEPT_NBYTES and not was_interrupted:
+        print(f"\nThe tests leave {left:,} bytes in {folder}, the most is {KEPT_NBYTES:,}:")
+        print(*(f"{nbytes:>13,} {path}" for path, nbytes in files[:10]), sep="\n")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    _remove_large(files)
+
+
+@pytest.fixture(autouse=True)
+def tracer_stays():
+    """A test that traces by itself does not end the measuring of coverage."""
+    tracer = sys.gettrace()
+    yield
+    if sys.gettrace() is not tracer:
+        sys.settrace(tracer)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The demo: the real demo camera of Micro-Manager, in the real MMCore."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -13,7 +14,8 @@ from scratchwriter._showing import demo
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "data"
-    return demo.run_demo(60, folder, folder.with_suffix(".png"))
+    yield demo.run_demo(60, folder, folder.with_suffix(".png"))
+    shutil.rmtree(folder)
 
 
 def read_plain(folder):
