@@ -29,8 +29,8 @@ from scratchwriter import (
     dims_from_standard_axes,
     open_scratch,
 )
+from scratchwriter._files.repair import find_faults
 from scratchwriter._writing import policy
-from scratchwriter.repair import find_faults
 
 HERE = Path(__file__).parent
 EVERY = int(os.environ.get("SCRATCHWRITER_LINES", "4"))
@@ -92,7 +92,7 @@ def check_stream(stream, frames):
 def check_dataset(folder, frames):
     with open_scratch(folder) as dataset:
         assert dataset.state == "closed"
-        assert find_faults(dataset) == []
+        assert find_faults(dataset.source) == []
         assert dataset.frames_written == frames
         check_frames(dataset.arrays[0], frames)
         is_ring = dataset.settings.format.keep_last is not None
@@ -241,7 +241,7 @@ def _begin(log):
     faulthandler.dump_traceback_later(_HANG_S, exit=True)
     warnings.filterwarnings("ignore", "The arrays need", UserWarning)
     # Hundreds of streams: 256 MB ahead of each take time, to be allocated and to be cut.
-    policy.file_window_nbytes = lambda folder, most_nbytes: min(1 << 20, most_nbytes)
+    policy.file_window_nbytes = lambda folder, needed_nbytes: 1 << 20
 
 
 class _Server:

@@ -23,7 +23,7 @@ from scratchwriter import (
     dims_from_standard_axes,
     open_scratch,
 )
-from scratchwriter.repair import find_faults, recover
+from scratchwriter._files.repair import find_faults, recover
 from test_native import OK, native
 from waiting import wait_until
 
@@ -148,7 +148,7 @@ def check_whole(folder, at_least):
         firsts = 1 + np.arange(dataset.frames_written) % 60_000
         for corner in (0, -1):
             np.testing.assert_array_equal(array[:, corner, corner], firsts)
-        return find_faults(dataset)
+        return find_faults(dataset.source)
 
 
 @pytest.mark.parametrize("way", ["extend", "slots", "leaving memory"])
@@ -259,7 +259,7 @@ def recover_a_folder_that_is_replaced(folder):
                 stream.append(frame_of(number))
         check_frames(stream.arrays[0], 20)
         with open_scratch(stream.path) as dataset:
-            assert find_faults(dataset) == [], line.where
+            assert find_faults(dataset.source) == [], line.where
 
 
 def test_recover_looks_whether_what_it_has_locked_is_still_what_it_recovers(tmp_path):

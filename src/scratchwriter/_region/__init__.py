@@ -82,10 +82,10 @@ class Region(Protocol):
         """Whether nothing is in memory that a file lacks."""
 
     def trim(self, nbytes: int, lent_stop: int = 0) -> None:
-        """Cut the file, if there is one, to `nbytes`. The last call on a region.
+        """Keep the first `nbytes`, in the file, too, if there is one. The last growth.
 
-        Memory takes the place of what was behind them: up to `lent_stop` at least, where
-        somebody may still store what is no frame any more.
+        What is behind them is given back, but for memory up to `lent_stop`, where somebody
+        may still store what is no frame any more.
         """
 
     def array(

@@ -283,18 +283,19 @@ cdef class MappedRegion:
         return self._is_saved
 
     def trim(self, nbytes, lent_stop=0):
-        if self._path is None:
-            return
         cdef Mapping* mapping = &self.mapping
-        cdef int64_t page_stop = max(_whole_pages(nbytes), mapping.file_start)
-        cdef int fd = self._open_file()
-        # First: whoever still stores to memory that was lent to him must find some.
-        cdef int code = _end_file(mapping, page_stop, lent_stop)
-        if code == 0 and ftruncate(fd, nbytes) != 0:
-            code = errno
-        close(fd)
+        cdef int fd
+        cdef int code = 0
+        if self._path is not None:
+            fd = self._open_file()
+            # First: somebody may still store to memory that was lent out.
+            code = _end_file(mapping, max(_whole_pages(nbytes), mapping.file_start), lent_stop)
+            if code == 0 and ftruncate(fd, nbytes) != 0:
+                code = errno
+            close(fd)
         self._check(code, nbytes)
-        sw_store_release(&mapping.nbytes, <int64_t>nbytes)
+        sw_store_release(&mapping.nbytes, min(<int64_t>nbytes, self.nbytes))
+        _give_back(mapping, max(nbytes, lent_stop))
 
     cdef int _open_file(self) except -1:
         cdef int fd = _open(&self.mapping)
@@ -558,23 +559,27 @@ cdef int _reserve(Mapping* mapping, int64_t nbytes, bint huge_pages) noexcept no
 
 
 cdef int _end_file(Mapping* mapping, int64_t start, int64_t lent_stop) noexcept nogil:
-    """Put memory in place of the file from a page on: 0, or an errno.
+    """Put memory in place of the file where it is lent out behind a page: 0, or an errno.
 
     In one step: what another thread stores meanwhile goes to the file or to the memory.
     """
-    cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
-    if start >= mapping.reserved_nbytes or mmap(
-        mapping.base + start, mapping.reserved_nbytes - start, PROT_READ | PROT_WRITE,
-        flags, -1, 0,
-    ) != MAP_FAILED:
-        return 0
-    # The system counts memory that is only promised: ask for what is needed.
     if start < lent_stop and mmap(
         mapping.base + start, _whole_pages(lent_stop) - start, PROT_READ | PROT_WRITE,
-        flags, -1, 0,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0,
     ) == MAP_FAILED:
         return errno
     return 0
+
+
+cdef void _give_back(Mapping* mapping, int64_t stop) noexcept nogil:
+    """Give back the addresses behind a byte: a process has room for few that are unbounded."""
+    cdef int64_t kept = max(_whole_pages(stop), PAGE_NBYTES)
+    if kept < mapping.reserved_nbytes and munmap(
+        mapping.base + kept, mapping.reserved_nbytes - kept
+    ) == 0:
+        if mapping.file_start == mapping.reserved_nbytes:  # there is no file
+            mapping.file_start = kept
+        mapping.reserved_nbytes = kept
 
 
 cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:

@@ -142,18 +142,19 @@ class GrowingArray:
         """
         self.region.save()
 
-    def finish(self, folder: Path, nbytes: int) -> None:
-        """Give its file the exact size, and what it lacks, when the writer is closed.
+    def finish(self, folder: Path | None, nbytes: int) -> None:
+        """Keep the first bytes only, when the writer is closed.
+
+        In a folder they are all in a file of exactly that size then.
 
         Raises
         ------
         MemoryError, OSError
             If that fails; the next call tries again.
         """
-        if not self.is_in_file:
+        if folder is not None and not self.is_in_file:
             self.region.save_as(folder / self._file_name, nbytes)
-            return
-        # First: it gives back room on the disk.
+        # Before more is written: it gives back room on the disk.
         self.region.trim(nbytes, self._writer.lent_stop_nbytes(self._number))
         self.region.save()
 
@@ -441,6 +442,17 @@ class ArraySet:
         nbytes = max(array.region.memory_nbytes for array in self.positions)
         frames = -(-nbytes // self._plan.step_nbytes) * self._plan.step_frames
         return self._writer.closed or self._writer.frames_written >= frames
+
+    def sizes(self, cursor: int) -> list[tuple[GrowingArray, int]]:
+        """Return each array, and the bytes that it has after so many frames."""
+        sizes = [
+            (array, self._plan.file_nbytes(position, cursor))
+            for position, array in enumerate(self.positions)
+        ]
+        if self.records is not None:
+            count = self._plan.ring_frames or cursor
+            sizes.append((self.records, count * self.records.unit_nbytes))
+        return sizes
 
     # --------------------------------------------------------------------------- data
 

@@ -402,21 +402,14 @@ class Storage:
         self.arrays.stop_ahead()
         if self.finished:
             return
-        files, frames = self._files, self.writer.frames_written
-        if files is not None:
-            self._need_own_folder(files)
-            # Run from the last to the first, each whatever became of the others.
-            with ExitStack() as steps:
+        files, folder = self._files, self.folder
+        # Run from the last to the first, each whatever became of the others.
+        with ExitStack() as steps:
+            if files is not None:
+                self._need_own_folder(files)
                 steps.callback(self._finish_dataset, files)
-                if self.arrays.records is not None:
-                    count = self.plan.ring_frames or frames
-                    records = self.arrays.records
-                    steps.callback(
-                        records.finish, files.folder, count * records.unit_nbytes
-                    )
-                for position, array in enumerate(self.arrays.positions):
-                    nbytes = self.plan.file_nbytes(position, frames)
-                    steps.callback(array.finish, files.folder, nbytes)
+            for array, nbytes in self.arrays.sizes(self.writer.frames_written):
+                steps.callback(array.finish, folder, nbytes)
         self.finished = True
         self._undo = ExitStack()  # it refers to this object
 
