@@ -49,14 +49,14 @@ def close_many(folder, place, then):
             dataset = open_scratch(stream.path)
             assert dataset.frame_metadata[0]["a"] == 1
             check_frames(dataset.arrays[0], 1)
-            assert dataset.timestamps[0].tolist() == [1]
+            assert dataset.timestamps[0].ravel()[0] == 1
             dataset.close()
             kept[-1] = dataset
     assert len(descriptors()) <= before
     for name in SMALL_FILES:
         assert mappings(name) == []
-    # The arrays are mapped, and no more: once each.
-    assert len(mappings("pos_0.dat")) <= MANY
+    # The arrays are mapped, and no more: once each, a ring behind itself.
+    assert len(mappings("pos_0.dat")) <= MANY * (2 if "ring" in place else 1)
     if then != "dataset":
         for stream in kept:
             check_frames(stream.arrays[0], 1)

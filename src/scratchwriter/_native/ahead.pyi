@@ -57,7 +57,7 @@ class AheadThread:
         """Prepare the slot before `stop_nbytes`; return 0, an errno, or -1 past the end."""
 
     def add_records(self, region: MappedRegion) -> None:
-        """Prepare the records of frames, too, from now on."""
+        """Prepare the records of frames, too, from now on. Again: of no effect."""
 
     def show_times(self, address: int, owner: object) -> None:
         """Keep a record of `append_times.RECORD` at an address up to date, roughly."""

@@ -638,6 +638,8 @@ cdef class AheadThread:
 
     def add_records(self, MappedRegion region not None):
         cdef int64_t at = self.walk.num_positions
+        if self.walk.mappings[at] == &region.mapping:
+            return
         self.regions.append(region)
         with nogil:
             _lock(&self.walk)

@@ -344,32 +344,34 @@ class ArraySet:
         MemoryError, OSError
             If there is no room for it.
         """
-        if self.records is not None:
-            return
+        path = folder and folder / RECORDS
+        if self.records is None:
+            try:
+                self.records = self._new_records(path)
+            except FileExistsError:
+                raise  # it is somebody else's
+            except BaseException:
+                if path is not None:
+                    path.unlink(missing_ok=True)
+                raise
+        array = self.records
+        frames = self._plan.ring_frames or self._plan.num_frames
+        # Where a thread makes them ready it opens the gate, too.
+        is_gated = array.is_in_file and not (array.region.moves or self._plan.ring_frames)
+        first = 0 if frames is None or is_gated else frames * array.unit_nbytes
+        array.attach(max(first, array.writable_nbytes))
+        self._prepare_records()
+
+    def _new_records(self, path: Path | None) -> GrowingArray:
         plan, unit = self._plan, RECORD.itemsize
         frames = plan.ring_frames or plan.num_frames
         reserve_nbytes = self._placement.records_reserve_nbytes
         nbytes = reserve_nbytes if frames is None else frames * unit
-        region = make_region(
-            nbytes,
-            folder and folder / RECORDS,
-            least_nbytes=_RECORDS_GRANT_NBYTES if frames is None else nbytes,
-        )
-        array = GrowingArray(self._writer, plan.num_positions, RECORDS, unit, region)
-        try:
-            if frames is not None:
-                region.allocate(0, nbytes)
-            # Where a thread makes them ready it opens the gate, too.
-            is_gated = folder is not None and not region.moves and not plan.ring_frames
-            array.attach(nbytes if frames is not None and not is_gated else 0)
-        except BaseException:
-            if folder is not None:
-                (folder / RECORDS).unlink()
-            raise
-        self.records = array
-        self._prepare_records()
-        if frames is None and folder is None:
-            self.grow_records(unit, None)  # now, and not in the first append
+        least_nbytes = _RECORDS_GRANT_NBYTES if frames is None else nbytes
+        region = make_region(nbytes, path, least_nbytes=least_nbytes)
+        if frames is not None:
+            region.allocate(0, nbytes)
+        return GrowingArray(self._writer, plan.num_positions, RECORDS, unit, region)
 
     def _prepare_records(self) -> None:
         if self._ahead is not None and self.records is not None:

@@ -30,6 +30,7 @@ from scratchwriter._files.folders import (
     remove_files,
     remove_spill_folder,
 )
+from scratchwriter._files.layout import RECORD
 from scratchwriter._files.manifest import dump_settings
 from scratchwriter._files.metadata import encode_frame_metadata, encode_global_metadata
 from scratchwriter._native.call_guard import CallGuard
@@ -126,6 +127,8 @@ class Storage:
         self.arrays.make(folder)
         if fmt.timestamps:
             self.arrays.make_records(folder)
+            if folder is None:  # now, and not in the first append
+                self.arrays.grow_records(RECORD.itemsize, None)
         if folder is not None:
             self._open_files(folder)
             undo.callback(self._release)
