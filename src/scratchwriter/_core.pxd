@@ -100,7 +100,7 @@ cdef class FrameWriter:
     cdef int _file_axes[MAX_AXES]            # acquisition axis per file axis
     cdef int64_t _counts[MAX_AXES]           # 0: unbounded
     cdef int64_t _strides_nbytes[MAX_AXES]   # 0 for the position axis
-    cdef int64_t _ring_nbytes                # of a position, then it begins anew; 0: never
+    cdef int64_t _ring_nbytes                # of a position, before the oldest is overwritten; 0: never
     cdef int64_t _ring_frames                # the same for all positions
     cdef int64_t _keep_steps                 # of them, those that are shown; 0: all
     cdef bint _clears_next                   # the slot that a step later comes there

@@ -67,7 +67,7 @@ class Provider(Protocol):
 class FrameWriter:
     """Writes frames into the slots of a plan.
 
-    It knows numbers and addresses only. Where it cannot go on by itself it asks its
+    It knows numbers and addresses only. What a frame lacks it asks of its
     provider.
 
     Parameters
@@ -112,7 +112,7 @@ class FrameWriter:
         """Whether memory of the arrays is lent out; asked by an action of `exclusively`."""
 
     def lent_stop_nbytes(self, position: int) -> int:
-        """Return how far in an array somebody may store after `close`; 0: nowhere."""
+        """Return how far memory of an array is still lent out after `close`; 0: none is."""
 
     def writable_nbytes(self, position: int) -> int:
         """Return how far an array may be written: its gate."""
@@ -124,7 +124,7 @@ class FrameWriter:
         """Return the fields of `AppendStats` that the writer knows."""
 
     def exclusively(self, action: Callable[[], _T]) -> _T:
-        """Run `action()` while nobody appends; what is below is called from it."""
+        """Run `action()` while no frame is stored; it may call all that is below."""
 
     def attach(self, position: int, owner: _Memory, writable_nbytes: int) -> None:
         """Take a position's array, or what has become of it after it has grown.

@@ -392,9 +392,9 @@ cdef class FrameWriter:
     # -------------------------------------------------------------- for the provider
 
     def exclusively(self, action):
-        """Run `action()` while nobody appends; it may call all that is below."""
+        """Run `action()` while no frame is stored; it may call all that is below."""
         if self._is_exclusive() or self._acquire() == CLOSED:
-            return action()  # no one else can append: nested, or for good
+            return action()  # nothing can be stored: nested, or after close
         sw_store_release(&self._exclusive_thread, <int64_t>sw_this_thread())
         try:
             return action()

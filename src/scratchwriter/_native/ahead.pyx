@@ -6,9 +6,9 @@ filled with zeros and mapped. An append then takes no page fault and makes no sy
 (The idea of a pre-toucher is Chronicle Queue's.)
 
 A second thread, for files only, writes back what is far behind the cursor, evenly, before
-the kernel finds that there is too much of it and makes those wait who fill pages. What is
-much farther behind it drops from memory: the pages are filled again at once, and nobody
-has to search for free ones when an acquisition is longer than memory. It runs when no
+the kernel finds that too much of it waits, and stops the threads that fill pages. What is
+much farther behind it drops from memory: the pages are used again at once, and the kernel
+need not search for free ones when an acquisition is longer than memory. It runs when no
 other thread wants to (with two cores it took them from the writer, measured). So it must
 not hold what others need: the lock of the address space is for the first one, which
 unmaps what the second is to write back.
@@ -176,7 +176,7 @@ cdef void _allocate_ahead(
     Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t limit,
     int64_t step_nbytes,
 ) noexcept nogil:
-    """Allocate more than a piece, where the writer may go on before it is populated."""
+    """Allocate more than a piece, where the writer may store before it is populated."""
     cdef Mapping* mapping = walk.mappings[position]
     cdef int64_t chunk_nbytes = walk.window_nbytes // (8 * walk.num_positions)
     cdef int64_t chunk_stop
@@ -197,7 +197,7 @@ cdef void _allocate_ahead(
     ):
         walk.allocated_nbytes[position] = chunk_stop
     else:
-        walk.is_disk_full = True  # what is left is for who needs it first
+        walk.is_disk_full = True  # what is left is for the next slot
 
 
 cdef int _prepare_piece(
@@ -275,7 +275,7 @@ cdef int _prepare_record(Walk* walk, int64_t frame) noexcept nogil:
 
 
 cdef void _notice_file(Walk* walk, int64_t position) noexcept nogil:
-    """Begin anew at the frames, if an array goes on in a file since the last look.
+    """Start again at the frames, if an array has spilled since the last look.
 
     The walk was ahead of them in memory that is no more.
     """
@@ -301,7 +301,7 @@ cdef int _reserve_step(
 ) noexcept nogil:
     """Give a step blocks, with the rest of the huge pages that it is in.
 
-    The kernel may have made such pages for who looked there; a store needs all blocks.
+    The kernel may have made such pages for a reader; a store needs all their blocks.
     """
     cdef Mapping* mapping = walk.mappings[position]
     cdef int64_t start = step * walk.step_nbytes
@@ -349,7 +349,7 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
 
 
 cdef bint _walk_on(Walk* walk) noexcept nogil:
-    """Prepare a piece; tell whether there may be more to do. With `working` held."""
+    """Prepare a piece; return whether more may be left to do. With `working` held."""
     cdef int64_t cursor = _cursor(walk)
     cdef int64_t most = walk.window_nbytes // walk.frame_nbytes + 1
     cdef int64_t done_nbytes = 0
@@ -363,7 +363,7 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
             return False
         _notice_file(walk, _position(walk))
-        _prepare_record(walk, walk.ahead)  # if it fails, the writer is told in its time
+        _prepare_record(walk, walk.ahead)  # if it fails, the writer meets the error itself
         walk.code = _prepare_slot(walk, _position(walk), walk.next.offset_nbytes)
         if walk.code:
             return False
@@ -396,7 +396,7 @@ cdef int64_t _piece_frames(Walk* walk) noexcept nogil:
 
 
 cdef void _unmap_behind(Walk* walk, int64_t cursor) noexcept nogil:
-    """Unmap the next piece that is to be written back, if there is a whole one."""
+    """Unmap the next piece that is to be written back, if it is whole."""
     cdef int64_t start = walk.unmapped
     cdef int64_t stop = start + _piece_frames(walk)
     cdef int64_t position
@@ -472,7 +472,7 @@ cdef void* _run_writeback(void* arg) noexcept nogil:
                 return NULL
             continue
         # Piece by piece, so that the disk is never given much at once. Each position is
-        # begun before the first is waited for.
+        # started before the first is waited for.
         stop = start + _piece_frames(walk)
         for step in range(2 * walk.num_positions):
             position = step % walk.num_positions

@@ -7,7 +7,7 @@ from scratchwriter._core import FrameWriter
 
 @final
 class Appender:
-    """The way in: who holds it, or its `append`, keeps the acquisition going.
+    """The way in: whoever holds it, or its `append`, keeps the acquisition going.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Appender:
 
 @final
 class Slot:
-    """The memory of the next frame, or frames, open for one who fills it in place.
+    """The memory of the next frame, or frames, open to be filled in place.
 
     A context manager, to be used once; made by `ScratchStream.slot` and
     `ScratchStream.slots`. What is set before its block is left is kept with the frames.

@@ -4,7 +4,7 @@
 All end in a table of `Frame` (see _core.pxd) for the writer. What is in it is kept alive by
 the Python objects that it was made of, until the writer has it.
 
-Slots: a `Slot` is a lease on the writer's memory: nobody appends to it before the slot is
+Slots: a `Slot` is a lease on the writer's memory: no frame is stored there before the slot is
 left. Its array keeps that memory alive, and is read-only from then on.
 """
 
@@ -180,7 +180,7 @@ cdef void release_capsule(object capsule) noexcept:
 @cython.no_gc_clear
 @cython.freelist(4)
 cdef class Slot:
-    """The memory of the next frame, or frames, open for one who fills it in place.
+    """The memory of the next frame, or frames, open to be filled in place.
 
     A context manager; see `ScratchStream.slot` and `ScratchStream.slots`.
     """

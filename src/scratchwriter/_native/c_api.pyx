@@ -128,7 +128,7 @@ cdef int answer_native(
 
 
 cdef inline bint prepare_native(FrameWriter writer, Request* request) noexcept nogil:
-    """Have a slot in a file made ready without Python, if that is to be had."""
+    """Have a slot in a file made ready without Python, where that is possible."""
     return writer._prepare != NULL and writer._prepare(
         writer._ahead, request.position, request.stop_nbytes
     ) == 0
@@ -272,7 +272,7 @@ cdef int c_commit(
                 break
             answer = answer_native(writer, status, &request)
         if answer != SCRATCHWRITER_OK:
-            writer.give_back(serial)  # nobody else would
+            writer.give_back(serial)  # the caller has no way to
     if start_ns and answer == SCRATCHWRITER_OK:
         writer._timer.count(start_ns)
     if frames != few:

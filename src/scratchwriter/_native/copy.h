@@ -1,6 +1,6 @@
 /* The copy of a frame into its slot.
  *
- * Frames are stored past the cache (non-temporal stores, x86-64 only): nobody reads them
+ * Frames are stored past the cache (non-temporal stores, x86-64 only): they are not read
  * soon, and the memory they go to need not be fetched first. Very small ones stay in the
  * cache.
  */

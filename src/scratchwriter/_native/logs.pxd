@@ -3,7 +3,7 @@
 Memory: each log owns its buffers. Its file descriptor belongs to whoever gave it.
 
 Locks: none of their own; the writer's mutex guards them. `copy_first_block` alone runs
-without it: nobody else touches a block that another one follows.
+without it: nothing is written into a block that another one follows.
 """
 
 from libc.stdint cimport int64_t

@@ -23,4 +23,4 @@ def wait_for_cursor(
     timeout_ns: int,
     poll_ns: int,
 ) -> int:
-    """Do the same with a cursor (an array of one) that somebody else stores."""
+    """Do the same with a cursor (an array of one) that is stored elsewhere."""

@@ -1,7 +1,7 @@
 """Waiting for frames, without the GIL and without anything that the writer has to do.
 
-A frame wakes nobody: that would be a system call in an append. Who waits looks at the
-frame cursor again and again, and naps in between.
+A frame wakes no thread: that would be a system call in an append. A thread that waits polls
+the frame cursor, and sleeps in between.
 """
 
 from libc.stdint cimport int64_t

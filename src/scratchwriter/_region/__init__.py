@@ -35,7 +35,7 @@ class Region(Protocol):
 
     @property
     def memory(self) -> object:
-        """What keeps the bytes at `address` where they are for who has it."""
+        """What keeps the bytes at `address` while it is held."""
 
     @property
     def moves(self) -> bool:
@@ -63,7 +63,7 @@ class Region(Protocol):
         """
 
     def spill(self, path: Path, start: int) -> None:
-        """Spill: go on in a new file at `path`; nothing was written from `start` on.
+        """Spill: continue in a new file at `path`; nothing was written from `start` on.
 
         What lies before may stay in memory until `save`: a hole in the file.
         """
@@ -84,8 +84,8 @@ class Region(Protocol):
     def trim(self, nbytes: int, lent_stop: int = 0) -> None:
         """Keep the first `nbytes`, in the file, too, if there is one. The last growth.
 
-        What is behind them is given back, but for memory up to `lent_stop`, where somebody
-        may still store what is no frame any more.
+        What is behind them is given back, but for memory up to `lent_stop`, which is
+        still lent out.
         """
 
     def array(
@@ -93,7 +93,7 @@ class Region(Protocol):
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         """Return the region from a byte on, the first as a rule, as a read-only array.
 
-        That of a ring goes on at its beginning.
+        That of a ring continues at its beginning.
         """
 
 
@@ -179,7 +179,7 @@ def allocate_most(region: Region, start: int, stop: int, most_stop: int, unit: i
 
 
 def make_ring(nbytes: int, path: Path | None = None) -> Region:
-    """Make a region that does not grow and whose arrays go on at its beginning.
+    """Make a region that does not grow and whose arrays continue at its beginning.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def view_file(path: Path) -> memoryview:
 def view_open_file(file: Descriptor, *, writable: bool = False) -> memoryview:
     """Return the bytes of an open file, as far as it reaches now.
 
-    They stay mapped as long as somebody has them; the file may be closed.
+    They stay mapped as long as they are held; the file may be closed.
 
     Parameters
     ----------

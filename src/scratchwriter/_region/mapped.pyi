@@ -55,7 +55,7 @@ class MappedRegion:
 
 @final
 class MappedRing:
-    """A region that is mapped behind itself, so that its end goes on at its beginning.
+    """A region that is mapped behind itself, so that its end continues at its beginning.
 
     See `scratchwriter._region.make_ring`, and `Region` for its methods.
     """

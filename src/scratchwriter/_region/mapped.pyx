@@ -2,7 +2,7 @@
 
 Memory: a `MappedRegion` owns `reserved_nbytes` of addresses from `base` on, until it is
 deallocated, and never moves. Arrays and buffers made from it hold a reference to it, so
-that nothing is unmapped that somebody can still read. It is anonymous memory up to
+that nothing is unmapped that can still be read. It is anonymous memory up to
 `file_start`, and its file from there on.
 
 Files: kept open only while they are extended, so that ten thousand of them do not exhaust
@@ -13,15 +13,15 @@ GIL, and held for system calls only. The writer stores into what is ready withou
 
 Pages: a page that is first touched by a store costs a fault in the middle of a frame.
 `populate` touches pages ahead. In a file these should be huge ones (2 MiB): if the kernel
-has to write one back while it is mapped, it tells the other cores once, and not 512 times,
-that they may no longer store to it (measured: appends of 20 ms instead of 0.7). What this
+has to write one back while it is mapped, it interrupts the other cores once, and not 512 times,
+so that they no longer store to it (measured: appends of 20 ms instead of 0.7). What this
 library has written back is unmapped before (see `unmap`).
 
 Zeros are written there first: for a `write` of a whole huge page many kernels make one,
 which is then mapped at once (measured: 7 GB/s, and no more by two cores, because a file has
 one lock for `write`). New kernels make one in a fault, too, if asked (ext4 since Linux
 6.16): that is faster (8 GB/s, and 14 by two cores), and as it changes no bytes, the writer
-need not wait for it. The first huge page of a file tells whether it is one. But such a
+need not wait for it. The first huge page of a file shows whether that works. But such a
 fault allocates what its page lacks of blocks, wherever in the page it is, and kills the
 process if the disk is full. So all blocks of a page are allocated before its fault; and at
 the end of a disk, where there are none for a whole page, `madvise` is asked to make the
@@ -97,7 +97,7 @@ cdef extern from * nogil:
     #define SW_PAGEMAP_SCAN _IOWR('f', 16, struct sw_pm_scan_arg)
     #define SW_PAGE_IS_HUGE (1 << 6)
 
-    /* Whether a page is mapped as a part of a huge one; not, where that is not told. */
+    /* Whether a page is mapped as a part of a huge one; no, where the kernel does not say. */
     static int sw_is_mapped_huge(const char* page) {
         struct sw_page_region found;
         struct sw_pm_scan_arg ask = {
@@ -274,7 +274,7 @@ cdef class MappedRegion:
                     synced = at
             if code:
                 raise disk_error(code, path, stop - (at - nbytes))
-            if sync_code:  # the kernel reports this once: nobody else would notice
+            if sync_code:  # the kernel reports this only once
                 raise device_error(sync_code, path)
         return 0
 
@@ -288,7 +288,7 @@ cdef class MappedRegion:
         cdef int code = 0
         if self._path is not None:
             fd = self._open_file()
-            # First: somebody may still store to memory that was lent out.
+            # First: memory that was lent out may still be stored to.
             code = _end_file(mapping, max(_whole_pages(nbytes), mapping.file_start), lent_stop)
             if code == 0 and ftruncate(fd, nbytes) != 0:
                 code = errno
@@ -473,10 +473,10 @@ cdef int populate(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
 
 
 cdef void unmap(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
-    """Unmap bytes of the file that are complete, until somebody reads them.
+    """Unmap bytes of the file that are complete; a reader maps them again.
 
     The kernel takes the right to write from each mapped page that it writes back, and
-    tells the other cores so, page by page: that made the copy of a frame two to three
+    interrupts the other cores for it, page by page: that made the copy of a frame two to three
     times as long (measured).
     """
     start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
@@ -513,7 +513,7 @@ cdef int write_back(
 cdef int drop_cached(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
     """Give back the memory that caches bytes of the file that have been written back.
 
-    Only advice: what is mapped, because somebody reads it, stays.
+    Only advice: what a reader has mapped stays.
     """
     cdef int code, fd
     start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES

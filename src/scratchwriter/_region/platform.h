@@ -82,12 +82,12 @@ static inline uintptr_t sw_this_thread(void) { return (uintptr_t)pthread_self();
 
 /* A mutex that is given back by a plain store. The atomic exchange of pthread's waits until
  * the last bytes of a frame have left the store buffer: half of what an append of 8 KiB took
- * (measured). The price: who gives it back may look for sleepers a moment too early. So
+ * (measured). The price: the thread that unlocks it may look for sleepers a moment too early. So
  * they sleep for a millisecond at the most, and look themselves. */
 typedef struct {
     int taken;
     int sleepers;
-    int impatient; /* of those that wait, who have waited for long; they go first */
+    int impatient; /* those that have waited for long; they go first */
 } sw_mutex;
 
 static inline void sw_mutex_init(sw_mutex *m) { m->taken = m->sleepers = m->impatient = 0; }
@@ -107,7 +107,7 @@ static inline void sw_mutex_lock(sw_mutex *m) {
         __atomic_add_fetch(&m->sleepers, 1, __ATOMIC_SEQ_CST);
         syscall(SYS_futex, &m->taken, FUTEX_WAIT_PRIVATE, 1, &most, NULL, 0);
         __atomic_sub_fetch(&m->sleepers, 1, __ATOMIC_SEQ_CST);
-        /* Who appends as fast as it can has taken it again before a sleeper is awake. */
+        /* A thread that appends in a loop takes it again before a sleeper is awake. */
         if (!is_impatient) {
             is_impatient = 1;
             __atomic_add_fetch(&m->impatient, 1, __ATOMIC_RELAXED);
@@ -152,7 +152,7 @@ static inline void sw_nap(int64_t nap_ns) {
     const struct timespec nap = {0, (long)nap_ns};
     nanosleep(&nap, NULL);
 }
-/* Have a page made for a byte; whatever somebody else stores there stays. */
+/* Have a page made for a byte; what another thread stores there stays. */
 static inline void sw_touch(char *p) { __atomic_fetch_or(p, 0, __ATOMIC_RELAXED); }
 /* About 25 ns, without a system call. */
 static inline int64_t sw_now_ns(void) {
@@ -214,7 +214,7 @@ static inline void sw_thread_yields_to_others(void) {
 }
 static inline void sw_yield(void) { sched_yield(); }
 
-/* Rings once and for all; who waits for it sleeps until then or for a time. */
+/* Rings once; a thread that waits for it sleeps until then, or until a timeout. */
 typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t cond;

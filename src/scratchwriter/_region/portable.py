@@ -1,4 +1,4 @@
-"""A region of numpy and files alone, for where `MappedRegion` is not to be had."""
+"""A region of numpy and files alone, for systems without `MappedRegion`."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class PortableRegion:
 
 
 class PortableRing(PortableRegion):
-    """See `make_ring`. An array that goes on at the beginning is a copy."""
+    """See `make_ring`. An array that continues at the beginning is a copy."""
 
     def __init__(self, nbytes: int, path: Path | None = None) -> None:
         super().__init__(path)

@@ -1,4 +1,4 @@
-"""What the operating system tells about its memory and its file systems."""
+"""What the operating system reports about its memory and its file systems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 # EBADF: NFS does not lock for writing what is open for reading only, as folders are.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-_LOOK_S = 0.1  # more than anybody takes who only looks at a lock
+_LOOK_S = 0.1  # more than it takes to look whether a lock is free
 
 
 def available_memory_nbytes() -> int | None:
@@ -68,13 +68,13 @@ def lock_file(
 ) -> bool | None:
     """Lock an open file, or folder, for as long as it is open.
 
-    The lock goes with the process, and binds only those who ask for it. Those who only
+    The lock ends with the process, and binds only those that ask for it. Those that only
     look (by a shared lock) have it for a moment: it is asked for again until then.
 
     Returns
     -------
     bool or None
-        False if somebody else has it. None where there are no locks (some network file
+        False if it is taken. None where there are no locks (some network file
         systems, Windows).
     """
     if fcntl is None:
@@ -100,7 +100,7 @@ def _try_lock(file: Descriptor | int, kind: int) -> bool | None:
 
 
 def is_lock_free(file: Descriptor) -> bool | None:
-    """Tell whether nobody has locked an open file; None where there are no locks."""
+    """Return whether an open file is not locked; None where there are no locks."""
     is_free = lock_file(file, shared=True)
     if is_free and fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_UN)
@@ -155,7 +155,7 @@ def errors_name(path: Path, needed_nbytes: int = 0) -> Iterator[None]:
 def descriptor_of_regular(
     path: Path, *, writable: bool = False, closed_in_children: bool = False
 ) -> Descriptor:
-    """Open a file that somebody else made.
+    """Open a file of unknown origin.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def descriptor_of_regular(
 
 @contextmanager
 def open_regular(path: Path, *, writable: bool = False) -> Iterator[FileIO]:
-    """Open a file that somebody else made, without a buffer, while a block runs.
+    """Open a file of unknown origin, without a buffer, while a block runs.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def sync_file(path: Path) -> None:
 
 
 def process_lives(pid: int) -> bool:
-    """Tell whether there is a process of this number, whatever it is by now.
+    """Return whether a process of this number exists, whichever it is.
 
     False where one cannot ask without harm (Windows).
     """

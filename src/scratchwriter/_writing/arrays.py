@@ -349,7 +349,7 @@ class ArraySet:
             try:
                 self.records = self._new_records(path)
             except FileExistsError:
-                raise  # it is somebody else's
+                raise  # it is not ours
             except BaseException:
                 if path is not None:
                     path.unlink(missing_ok=True)

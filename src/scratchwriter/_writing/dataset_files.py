@@ -80,7 +80,7 @@ class DatasetFiles:
         Raises
         ------
         OSError
-            If that fails; the next call goes on where it was.
+            If that fails; the next call continues where this one ended.
         """
         writer.copy_log(*self._log(FRAME_METADATA))
 
@@ -165,7 +165,7 @@ class DatasetFiles:
         try:
             if self._plan.is_unbounded and not writer.closed:
                 # The lengths are renewed in both: frames need not wait for the disk. Those
-                # that came since the draft was begun are in it then, too.
+                # that came since the draft was made are in it then, too.
                 writer.exclusively(
                     lambda: writer.publish_steps(draft.length_addresses, draft.file)
                 )

@@ -307,7 +307,7 @@ def file_window_nbytes(folder: Path, needed_nbytes: int) -> int:
         return _FILE_WINDOW_NBYTES
     free_nbytes = shutil.disk_usage(disk).free - needed_nbytes
     if disk == folder:  # with a dataset that is to be replaced
-        with suppress(OSError):  # somebody else may be replacing it just now
+        with suppress(OSError):  # another process may be replacing it just now
             free_nbytes += sum(map(disk_nbytes, dataset_files(folder)))
     return min(_FILE_WINDOW_NBYTES, max(free_nbytes, 0) // 8)
 

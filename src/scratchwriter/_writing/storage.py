@@ -274,7 +274,7 @@ class Storage:
             saver = threading.Thread(
                 target=self._try_save, name="scratchwriter-save", daemon=True
             )
-            with suppress(RuntimeError):  # no thread to be had: `flush` and `finish` save
+            with suppress(RuntimeError):  # else `flush` and `finish` save
                 saver.start()
                 self._saver = saver
 

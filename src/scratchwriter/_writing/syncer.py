@@ -15,7 +15,7 @@ class Syncer:
     Parameters
     ----------
     flush : bound method
-        What to call. What it raises is told as a warning; the next call may do better.
+        What to call. What it raises becomes a warning; the next call may succeed.
     interval_s : float
         Between two calls.
     """
@@ -42,7 +42,7 @@ class Syncer:
 
 
 def warn_in_thread(text: str) -> None:
-    """Warn; where warnings are errors, a thread that has more to do goes on."""
+    """Warn; where warnings are errors, the thread continues all the same."""
     with suppress(Warning):
         warnings.warn(text, stacklevel=3)
 
