@@ -34,7 +34,7 @@ cdef struct Array:
     char* shape_digits         # where it says so, or NULL
     char* new_digits           # and in the manifest that is just replacing it, or NULL
 
-cdef struct Lease:             # memory of the next frames, lent to a caller that fills it in place
+cdef struct Lease:             # memory of the next frames, lent to be filled in place
     int64_t frames             # how many; 0: none are lent
     int64_t serial             # of the loan; no two have the same
     uintptr_t thread           # that has it
@@ -42,7 +42,7 @@ cdef struct Lease:             # memory of the next frames, lent to a caller tha
     bint is_revoked            # by close; the memory is kept until it is given back
     int64_t position           # of the array
     int64_t stop_nbytes        # where the memory ends in it
-    char* copy                 # lent in place of the array's memory, which may move; or NULL
+    char* copy                 # lent in place of the array's, which may move; or NULL
 
 cdef struct Frame:             # that is to be stored
     const char* data           # NULL: it is in its slot already
@@ -100,7 +100,7 @@ cdef class FrameWriter:
     cdef int _file_axes[MAX_AXES]            # acquisition axis per file axis
     cdef int64_t _counts[MAX_AXES]           # 0: unbounded
     cdef int64_t _strides_nbytes[MAX_AXES]   # 0 for the position axis
-    cdef int64_t _ring_nbytes                # of a position, before the oldest is overwritten; 0: never
+    cdef int64_t _ring_nbytes                # of a position, if it is overwritten; else 0
     cdef int64_t _ring_frames                # the same for all positions
     cdef int64_t _keep_steps                 # of them, those that are shown; 0: all
     cdef bint _clears_next                   # the slot that a step later comes there
@@ -122,7 +122,7 @@ cdef class FrameWriter:
     cdef bint _lends_copies                  # the arrays move when they grow
     cdef int64_t _last_frame_id              # UNKNOWN: none yet
     cdef int64_t _dropped                    # frame numbers that never came; atomic
-    cdef int64_t _waiting                    # threads that wait for the lease to end; atomic
+    cdef int64_t _waiting                    # threads that wait for its end; atomic
     cdef char _error_text[1024]              # of the last failure, for C
 
     # What is ahead of the frames; NULL without it, and after close
@@ -140,7 +140,7 @@ cdef class FrameWriter:
 
     # What keeps the memory above; exchanged under _mutex, dropped after it
     cdef list _array_owners
-    cdef object _lent                        # what keeps the memory of a lease that was revoked
+    cdef object _lent                        # what keeps the memory of a revoked lease
     cdef object _file_owner
     cdef object _digits_owner, _new_digits_owner
     # What a call lacks is asked of the provider: a weak reference, as it owns the writer

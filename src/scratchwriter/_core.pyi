@@ -51,7 +51,7 @@ class _Memory(Protocol):
     @property
     def moves(self) -> bool: ...
 
-class Provider(Protocol):
+class _Provider(Protocol):
     """Provides what a frame lacks. It is called with no lock held."""
 
     def make_room(self, position: int, stop_nbytes: int) -> None:
@@ -76,7 +76,7 @@ class FrameWriter:
         Counts, strides and sizes.
     casting : {'safe', 'same_kind', 'unsafe'}
         Which conversions of a frame's dtype are accepted.
-    provider : Provider
+    provider : Storage
         Provides what a frame lacks. It owns the writer, which keeps a weak reference.
     encode_metadata : callable(mapping) -> bytes
         Returns a JSON object on one line, or nothing.
@@ -90,7 +90,7 @@ class FrameWriter:
         cls,
         plan: _Plan,
         casting: str,
-        provider: Provider,
+        provider: _Provider,
         encode_metadata: Callable[[Mapping[str, Any]], bytes],
         *,
         keep_metadata: bool,

@@ -24,8 +24,8 @@ manifest are renewed after that: they never count a frame that is not committed.
 Ways in: `put` for one frame from Python; all others (appender.pyx, c_api.pyx) make a table
 of `Frame` of what they are given, and call the same methods as it does.
 
-Elsewhere: what a frame has to be (frame_spec.pyx), the logs of metadata and skips (logs.pyx),
-the times of appends (append_timer.pyx), the texts of errors (refusals.py).
+Elsewhere: what a frame has to be (frame_spec.pyx), the logs of metadata and skips
+(logs.pyx), the times of appends (append_timer.pyx), the texts of errors (refusals.py).
 """
 
 cimport cython

@@ -12,7 +12,7 @@ cdef class AppendTimer:
     # All are atomic
     cdef int64_t counts[NUM_BUCKETS]
     cdef int64_t longest_ns
-    cdef int64_t first_ns            # when the first began, on the monotonic clock; 0: none yet
+    cdef int64_t first_ns            # when the first began (monotonic); 0: none yet
     cdef int64_t last_ns             # when the last ended that was timed
 
     cdef void count(self, int64_t start_ns) noexcept nogil

@@ -4,8 +4,8 @@
 All end in a table of `Frame` (see _core.pxd) for the writer. What is in it is kept alive by
 the Python objects that it was made of, until the writer has it.
 
-Slots: a `Slot` is a lease on the writer's memory: no frame is stored there before the slot is
-left. Its array keeps that memory alive, and is read-only from then on.
+Slots: a `Slot` is a lease on the writer's memory: no frame is stored there before the slot
+is left. Its array keeps that memory alive, and is read-only from then on.
 """
 
 cimport cython

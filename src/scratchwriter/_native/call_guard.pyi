@@ -1,7 +1,7 @@
 """A guard of an object's calls: none runs in the middle of another of the same thread."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, final
 
 _T = TypeVar("_T")
 
@@ -9,6 +9,7 @@ class _Lock(Protocol):
     def acquire(self) -> bool: ...
     def release(self) -> None: ...
 
+@final
 class CallGuard:
     """Knows which threads are in the middle of a call of an object."""
 

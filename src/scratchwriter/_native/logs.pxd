@@ -23,7 +23,7 @@ cdef class MetadataLog:
     cdef int fd                     # -1: there is no file (yet)
     cdef bint keep                  # without a file, keep the lines in blocks for one
     cdef int64_t nbytes             # of whole lines written so far
-    cdef int64_t copied_nbytes      # of those, in the file; with the first block at this place
+    cdef int64_t copied_nbytes      # of those, in the file; there the first block goes
     cdef LogBlock* first
     cdef LogBlock* last
     cdef char* lines                # those that are being made
@@ -38,7 +38,7 @@ cdef class MetadataLog:
 
 cdef class SkipLog:
     cdef int fd                     # -1: there is no file (yet)
-    cdef int64_t* ranges            # start and stop of each, in order, none touching the next
+    cdef int64_t* ranges            # start and stop of each, in order, none adjacent
     cdef int64_t count
     cdef int64_t capacity
 

@@ -11,7 +11,7 @@ cdef struct Mapping:
     const char* path          # of the file
     uint64_t device, inode    # which file that was: another may have come in its place
     bint no_fallocate         # its file system has none
-    int huge_faults           # whether a fault maps a huge page of it: see `makes_huge_pages`
+    int huge_faults           # whether a fault maps one: see `makes_huge_pages`
     sw_mutex growing          # guards the length of the file and what is mapped
 
 # Each returns 0 or an errno.

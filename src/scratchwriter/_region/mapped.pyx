@@ -13,9 +13,9 @@ GIL, and held for system calls only. The writer stores into what is ready withou
 
 Pages: a page that is first touched by a store costs a fault in the middle of a frame.
 `populate` touches pages ahead. In a file these should be huge ones (2 MiB): if the kernel
-has to write one back while it is mapped, it interrupts the other cores once, and not 512 times,
-so that they no longer store to it (measured: appends of 20 ms instead of 0.7). What this
-library has written back is unmapped before (see `unmap`).
+has to write one back while it is mapped, it interrupts the other cores once, and not 512
+times, so that they no longer store to it (measured: appends of 20 ms instead of 0.7). What
+this library has written back is unmapped before (see `unmap`).
 
 Zeros are written there first: for a `write` of a whole huge page many kernels make one,
 which is then mapped at once (measured: 7 GB/s, and no more by two cores, because a file has
@@ -97,7 +97,7 @@ cdef extern from * nogil:
     #define SW_PAGEMAP_SCAN _IOWR('f', 16, struct sw_pm_scan_arg)
     #define SW_PAGE_IS_HUGE (1 << 6)
 
-    /* Whether a page is mapped as a part of a huge one; no, where the kernel does not say. */
+    /* Whether a page is mapped as a part of a huge one; no, if the kernel does not say. */
     static int sw_is_mapped_huge(const char* page) {
         struct sw_page_region found;
         struct sw_pm_scan_arg ask = {
@@ -242,7 +242,8 @@ cdef class MappedRegion:
     def save_as(self, path, nbytes):
         if self._is_saved:
             return
-        cdef int fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        cdef int fd = os.open(path, flags, 0o666)
         try:
             self._write_memory(fd, path, nbytes)
             if ftruncate(fd, nbytes) != 0:  # what ends in zeros is a hole
@@ -284,12 +285,14 @@ cdef class MappedRegion:
 
     def trim(self, nbytes, lent_stop=0):
         cdef Mapping* mapping = &self.mapping
+        cdef int64_t start
         cdef int fd
         cdef int code = 0
         if self._path is not None:
             fd = self._open_file()
             # First: memory that was lent out may still be stored to.
-            code = _end_file(mapping, max(_whole_pages(nbytes), mapping.file_start), lent_stop)
+            start = max(_whole_pages(nbytes), mapping.file_start)
+            code = _end_file(mapping, start, lent_stop)
             if code == 0 and ftruncate(fd, nbytes) != 0:
                 code = errno
             close(fd)
@@ -476,8 +479,8 @@ cdef void unmap(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
     """Unmap bytes of the file that are complete; a reader maps them again.
 
     The kernel takes the right to write from each mapped page that it writes back, and
-    interrupts the other cores for it, page by page: that made the copy of a frame two to three
-    times as long (measured).
+    interrupts the other cores for it, page by page: that made the copy of a frame two to
+    three times as long (measured).
     """
     start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
     stop = stop // PAGE_NBYTES * PAGE_NBYTES  # the last page is still written into
@@ -572,7 +575,7 @@ cdef int _end_file(Mapping* mapping, int64_t start, int64_t lent_stop) noexcept 
 
 
 cdef void _give_back(Mapping* mapping, int64_t stop) noexcept nogil:
-    """Give back the addresses behind a byte: a process has room for few that are unbounded."""
+    """Give back the addresses behind a byte: a process has few of that size."""
     cdef int64_t kept = max(_whole_pages(stop), PAGE_NBYTES)
     if kept < mapping.reserved_nbytes and munmap(
         mapping.base + kept, mapping.reserved_nbytes - kept
