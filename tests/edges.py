@@ -4,7 +4,6 @@ SCRATCHWRITER_LINES=1 pytest tests/test_interrupts.py    at each line, not at on
 """
 
 import atexit
-import dis
 import faulthandler
 import functools
 import importlib
@@ -138,8 +137,8 @@ def num_threads():
 class AtLine:
     """Acts just before a thread runs its n-th line of this library. A context manager.
 
-    `lines` has each line that was run: file and number. The end of a `with` block is none:
-    Python lets no signal in between its body and its `__exit__`.
+    `lines` has each line that was run: file and number. The end of a `with` block is one,
+    too, though Python lets no signal in between its body and its `__exit__`.
     """
 
     def __init__(self, at, act):
@@ -163,17 +162,11 @@ class AtLine:
     def trace(self, frame, event, arg):
         if "/scratchwriter/" not in frame.f_code.co_filename:
             return None
-        if event == "line" and not _leaves_with(frame):
+        if event == "line":
             self.lines.append((Path(frame.f_code.co_filename).name, frame.f_lineno))
             if len(self.lines) == self._at:
                 self._act()
         return self.trace
-
-
-def _leaves_with(frame):
-    """Tell whether a frame is about to call an `__exit__` with three times None."""
-    ahead = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 6 : 2]
-    return ahead == bytes([dis.opmap["LOAD_CONST"]] * 3)
 
 
 def lines_of(call, every=EVERY):
