@@ -23,6 +23,12 @@ def test_an_action_runs_with_its_lock_and_gives_its_result(guard, lock):
     assert not lock.locked()
 
 
+def test_several_locks_are_taken_in_order_and_given_back(guard):
+    locks = threading.Lock(), threading.Lock()
+    assert guard.run(lambda: [lock.locked() for lock in locks], *locks) == [True, True]
+    assert [lock.locked() for lock in locks] == [False, False]
+
+
 def test_what_an_action_raises_is_raised_and_its_lock_is_free(guard, lock):
     with pytest.raises(ZeroDivisionError):
         guard.run(lambda: 1 / 0, lock)
@@ -64,7 +70,7 @@ def test_what_is_for_afterwards_is_done_when_the_call_fails_too(guard, lock):
 def test_a_call_with_a_lock_is_refused_in_the_middle_of_another(guard, lock):
     def action():
         with pytest.raises(RuntimeError, match="Cannot flush in the middle of another"):
-            guard.run(lambda: 5, lock, "flush")
+            guard.run(lambda: 5, lock, what="flush")
         return guard.run(lambda: 5)  # without a lock nothing is in its way
 
     assert guard.run(action, lock) == 5

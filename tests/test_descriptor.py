@@ -207,7 +207,7 @@ def recover_a_dataset(folder):
 
 
 def descriptors():
-    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    return set(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -255,7 +255,8 @@ def test_an_interrupt_at_any_line_leaves_nothing_open_or_locked(
             sys.settrace(before_trace)
         for made in list(folders._spill_folders):  # those stay until the process ends
             folders.remove_spill_folder(made)
-        assert descriptors() == before, f"interrupted at line {number}"
+        # Garbage of other tests may go meanwhile.
+        assert descriptors() <= before, f"interrupted at line {number}"
         if is_done:
             assert number > 1
             return

@@ -147,7 +147,7 @@ def test_the_names_of_all_folders_that_were_made_are_brought_to_the_device(
     make_settings, tmp_path, monkeypatch, durability
 ):
     synced = []
-    for place in ("_writing.storage", "_files.manifest"):
+    for place in ("_writing.storage", "_writing.dataset_files", "_files.manifest"):
         monkeypatch.setattr(f"scratchwriter.{place}.sync_file", synced.append)
     fmt = ScratchFormat(durability=durability, sync_interval_s=60)
     folder = tmp_path / "new" / "newer" / "data"

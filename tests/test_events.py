@@ -168,7 +168,7 @@ def test_stopped_listeners_are_forgotten(stream):
     for _ in range(10):
         stream.on("coords_changed", lambda _: None).stop()
     kept = stream.on("coords_changed", lambda _: None)
-    assert stream._events._listeners == [kept]
+    assert stream._events._listeners == {kept}
 
 
 def test_listeners_at_different_frames_are_each_told_what_holds_there(make_settings):

@@ -431,6 +431,7 @@ cdef class FrameWriter:
         cdef int64_t position
         if self._new_digits_owner is None:
             return
+        is_replaced = is_replaced and not self._closed  # then they are as they stay
         for position in range(self._num_positions):
             if is_replaced:
                 self._arrays[position].shape_digits = self._arrays[position].new_digits

@@ -423,9 +423,9 @@ class ScratchStream:
             self._storage.finish()
         finally:
             self._events.finish(_TELL_S)
-        if self._storage.finished:  # else it is when a call ends that this one is in
-            self._finalizer.detach()
-            _open.pop(self._storage, None)
+            if self._storage.finished:  # else it is when the call ends that this is in
+                self._finalizer.detach()
+                _open.pop(self._storage, None)
 
     def __enter__(self) -> Self:
         return self

@@ -234,11 +234,16 @@ cdef class Slot:
         owner = writer.lend(max(self._count, 1), &address, &self._serial)
         self._is_used = True
         Py_INCREF(writer._dtype)  # which the array takes over
-        self._array = PyArray_NewFromDescr(
-            &PyArray_Type, <cnp.dtype>writer._dtype, 3 if self._count else 2,
-            &shape[0] if self._count else &shape[1], NULL, address,
-            cnp.NPY_ARRAY_CARRAY, NULL,
-        )
+        try:
+            self._array = PyArray_NewFromDescr(
+                &PyArray_Type, <cnp.dtype>writer._dtype, 3 if self._count else 2,
+                &shape[0] if self._count else &shape[1], NULL, address,
+                cnp.NPY_ARRAY_CARRAY, NULL,
+            )
+        except MemoryError:
+            writer.give_back(self._serial)
+            self._serial = 0
+            raise
         cnp.set_array_base(self._array, owner)
         return self._array
 

@@ -14,16 +14,14 @@ class CallGuard:
     """Knows which threads are in the middle of a call of an object."""
 
     def __init__(self) -> None: ...
-    def run(
-        self, action: Callable[[], _T], lock: _Lock | None = None, what: str = ""
-    ) -> _T:
-        """Run an action as a call of the object, with a lock or without one.
+    def run(self, action: Callable[[], _T], *locks: _Lock, what: str = "") -> _T:
+        """Run an action as a call of the object, with locks or without any.
 
         Raises
         ------
         RuntimeError
-            If a lock is wanted, and this thread is in the middle of a call already; the
-            message says what (`what`) cannot be done. Without a lock the action runs.
+            If locks are wanted, and this thread is in the middle of a call already; the
+            message says what (`what`) cannot be done. Without locks the action runs.
         """
 
     def after(self, action: Callable[[], object]) -> None:

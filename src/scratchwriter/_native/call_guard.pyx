@@ -22,11 +22,12 @@ cdef class CallGuard:
     def __cinit__(self):
         self._deferred = {}
 
-    def run(self, action, lock=None, what=""):
+    def run(self, action, *locks, what=""):
         cdef object me = get_ident()
         cdef list deferred
+        cdef Py_ssize_t taken = 0
         if me in self._deferred:
-            if lock is not None:
+            if locks:
                 raise RuntimeError(
                     f"Cannot {what} in the middle of another call of this thread (from a "
                     "signal handler, say): call it again later."
@@ -34,14 +35,13 @@ cdef class CallGuard:
             return action()
         self._deferred[me] = deferred = []
         try:
-            if lock is None:
-                return action()
-            lock.acquire()
-            try:
-                return action()
-            finally:
-                lock.release()
+            for lock in locks:
+                lock.acquire()
+                taken += 1
+            return action()
         finally:
+            for lock in locks[:taken][::-1]:
+                lock.release()
             del self._deferred[me]
             for later in deferred:
                 later()

@@ -163,7 +163,7 @@ class DatasetFiles:
             durable=self.syncs_manifest,
         )
         try:
-            if self._plan.is_unbounded and not writer.closed:
+            if self._plan.is_unbounded:
                 # The lengths are renewed in both: frames need not wait for the disk. Those
                 # that came since the draft was made are in it then, too.
                 writer.exclusively(

@@ -6,9 +6,10 @@ unbounded acquisition may outgrow its limit. Its arrays then spill: they continu
 of a temporary folder, behind what they have in memory. A thread copies that into the files,
 too, and when it has done so the dataset in the folder is complete and gets its manifest.
 
-Locks: `_lock` is of the small files and of the end. It is taken by `_guard.run` only: no
-interrupt can leave it taken, and a call in the middle of another one of the same thread is
-refused, or done afterwards (`finish`). Growth runs under the writer's own lock.
+Locks: `_saving` guards what is copied from memory into files, `_lock` the small files and
+the end. They are taken by `_guard.run` only: no interrupt can leave one taken, and a call
+in the middle of another one of the same thread is refused, or done afterwards (`finish`).
+Growth runs under the writer's own lock.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Storage:
         self._settings_fields = dump_settings(settings)
         self._global_metadata: dict[str, Any] = {}
         self._guard = CallGuard()
-        self._lock = threading.Lock()
+        self._saving, self._lock = threading.Lock(), threading.Lock()  # in that order
         self._undo = ExitStack()  # what `begin` has done
         self._saver: threading.Thread | None = None
         self._syncer: Syncer | None = None
@@ -284,8 +285,8 @@ class Storage:
         while not self.arrays.are_past_memory:
             time.sleep(_LOOK_S)
         try:
-            self._guard.run(self._save)
-            self._guard.run(self._publish, self._lock, "publish")
+            self._guard.run(self._save, self._saving, what="save")
+            self._guard.run(self._publish, self._lock, what="publish")
         except Exception as error:
             warn_in_thread(f"{self.folder} is not complete yet: {error}")
 
@@ -314,15 +315,14 @@ class Storage:
         self._need_owner("flush")
         if self.folder is None or not self.arrays.are_past_memory:
             return
-        self._wait_for_saver()
-        self._guard.run(self._flush, self._lock, "flush")
+        self._guard.run(self._save, self._saving, what="flush")
+        self._guard.run(self._flush, self._lock, what="flush")
 
     def _flush(self) -> None:
         files = self._files
         if files is None:
             return
         if not self.finished:
-            self._save()
             self._publish()
         files.need_own_folder()
         # From now on: what replaces a manifest that is on the device is there, too.
@@ -364,7 +364,7 @@ class Storage:
         self._need_owner("set metadata")
         value = json.loads(encode_global_metadata(namespace, metadata))
         keep = partial(self._set_global_metadata, namespace, value)
-        self._guard.run(keep, self._lock, "set metadata")
+        self._guard.run(keep, self._lock, what="set metadata")
 
     def _set_global_metadata(self, namespace: str, value: Any) -> None:
         before = self._global_metadata
@@ -398,7 +398,7 @@ class Storage:
         if self._syncer is not None:
             self._syncer.stop()
         self._wait_for_saver()
-        self._guard.run(self._finish_files, self._lock, "close")
+        self._guard.run(self._finish_files, self._saving, self._lock, what="close")
         self._check_lost()
 
     def _finish_files(self) -> None:
@@ -442,7 +442,8 @@ class Storage:
         """In a forked child: leave everything to the parent."""
         self.writer.disown()
         # Threads that do not exist here may have held them.
-        self._guard, self._lock = CallGuard(), threading.Lock()
+        self._guard = CallGuard()
+        self._saving, self._lock = threading.Lock(), threading.Lock()
         self.finished = self._disowned = True
         self._undo = ExitStack()
         self._release()
