@@ -39,7 +39,7 @@ class Frames(Protocol):
         """Return the cursor, when it is past `seen`, at the latest after the timeout."""
 
     def is_over(self) -> bool:
-        """Tell whether no more frames come; asked before the cursor."""
+        """Return whether no more frames come; asked before the cursor."""
 
     def give_up(self) -> None:
         """Have those who wait wait no more: it is over."""

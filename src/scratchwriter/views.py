@@ -264,7 +264,7 @@ class StreamView:
     def _has_come(
         self, index: Sequence[int | slice], shape: Sequence[int], cursor: int
     ) -> bool:
-        """Tell whether a frame is complete, if it is one that is indexed."""
+        """Return whether a frame is complete, if it is one that is indexed."""
         indices = []
         for i, n in zip(index[:-2], shape[:-2], strict=True):
             chosen = range(n)[i]
@@ -290,7 +290,7 @@ class StreamView:
         return (*extents, *self._plan.frame_shape)
 
     def _is_within(self, index: Sequence[int | slice], shape: Sequence[int]) -> bool:
-        """Tell whether integers are within what is seen, and check that they may be."""
+        """Return whether integers are within what is seen, and check that they may be."""
         counts = (*self._plan.counts, *self._plan.frame_shape)
         is_within = True
         for axis, (i, n, count) in enumerate(zip(index, shape, counts, strict=True)):

@@ -36,7 +36,7 @@ class StreamViewWrapper(ndv.DataWrapper[StreamView]):
 
     @classmethod
     def supports(cls, obj: Any) -> TypeGuard[Any]:
-        """Tell whether it is one."""
+        """Return whether it is one."""
         return isinstance(obj, StreamView)
 
     @property
@@ -86,7 +86,7 @@ class DatasetWrapper(StreamViewWrapper):
 
     @classmethod
     def supports(cls, obj: Any) -> TypeGuard[Any]:
-        """Tell whether it is one."""
+        """Return whether it is one."""
         return isinstance(obj, ScratchDataset)
 
 

@@ -64,7 +64,7 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Tell whether ome-writers uses this library."""
+    """Return whether ome-writers uses this library."""
     return bool(_theirs)
 
 

@@ -114,7 +114,7 @@ def need_free(path: Path, overwrite: bool) -> None:
 
 
 def _may_be_replaced(path: Path) -> bool:
-    """Tell whether a path is a file, or a folder with nothing but what exports make."""
+    """Return whether a path is a file, or a folder with nothing but what exports make."""
     if not path.is_dir() or path.is_symlink():
         return True
     tiff = re.compile(rf"{re.escape(path.name)}_p\d+\..*|.*\.ome")
