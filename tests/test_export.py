@@ -793,7 +793,7 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, interruptible):
             export.send_signal(signal.SIGINT)
             told = export.communicate()[1]
         assert export.returncode == 130
-        assert "goes on where it was" in told
+        assert "resumes it" in told
         assert "Traceback" not in told
         writer.kill()
     assert not out.exists()
