@@ -132,7 +132,7 @@ def recover(path: Path) -> list[str]:
             finally:
                 source.release()
         if was_temporary:
-            done.append(f"{path}: not temporary any more, it stays")
+            done.append(f"{path}: no longer temporary, it stays")
         return done
 
 
