@@ -316,7 +316,7 @@ def test_only_what_came_since_is_counted_as_folded(make_settings, monkeypatch, c
 def test_close_from_a_callback_or_with_one_that_waits_for_it_is_no_deadlock(
     make_settings, monkeypatch
 ):
-    monkeypatch.setattr("scratchwriter.stream._TELL_S", 0.2)
+    monkeypatch.setattr("scratchwriter.stream._CALLBACKS_TIMEOUT_S", 0.2)
     settings = make_settings({"t": None, "y": 4, "x": 5})
     stream = create_stream(settings)
     stream.on("coords_changed", lambda _: stream.close())
@@ -459,7 +459,7 @@ def test_an_update_can_be_sent_to_another_process_and_put_into_a_set(stream):
 
 
 def test_closing_does_not_wait_for_a_listener_that_was_stopped(stream, monkeypatch):
-    monkeypatch.setattr("scratchwriter.stream._TELL_S", 1e6)
+    monkeypatch.setattr("scratchwriter.stream._CALLBACKS_TIMEOUT_S", 1e6)
     go_on = threading.Event()
     watchdog = threading.Timer(60, go_on.set)
     watchdog.start()

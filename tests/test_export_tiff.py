@@ -44,7 +44,7 @@ def test_positions_are_a_folder_of_files_that_know_each_other(tmp_path, mode, le
     warned = (
         nullcontext()
         if mode == "redundant"
-        else pytest.warns(UserWarning, match="Frame metadata are kept with")
+        else pytest.warns(UserWarning, match="Frame metadata is kept only with")
     )
     with warned:
         made = dataset.export(

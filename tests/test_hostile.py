@@ -27,7 +27,7 @@ FILES = [
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="pipes, links"),
     pytest.mark.filterwarnings("ignore:.*ome-writers did not close"),
-    pytest.mark.filterwarnings("ignore:.*machine was started anew"),
+    pytest.mark.filterwarnings("ignore:.*machine was restarted"),
 ]
 
 
@@ -193,7 +193,7 @@ def test_a_file_of_skips_as_large_as_a_disk_is_not_read(make_settings, tmp_path)
 def test_a_manifest_that_no_reader_would_take_is_not_written(make_settings, tmp_path):
     settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "data"))
     with create_stream(settings) as stream:
-        with pytest.raises(ValueError, match=r"the most is 16,777,216"):
+        with pytest.raises(ValueError, match=r"the limit is 16,777,216"):
             stream.set_global_metadata("mine", {"text": "x" * (1 << 24)})
         stream.set_global_metadata("mine", {"text": "x" * 1000})
     with open_scratch(tmp_path / "data") as dataset:

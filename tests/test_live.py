@@ -300,7 +300,7 @@ def test_damage_ends_a_listener_and_is_logged(make_settings, tmp_path, frames, c
         listener = dataset.on("coords_changed", lambda _: None)
         put_cursor(tmp_path / "data", -1)
         listener.join(10)
-        assert "told of no more frames" in caplog.text
+        assert "gets no more frames" in caplog.text
         stream.append(frames[0])  # which sets it right
         updates = []
         dataset.on("coords_changed", updates.append)

@@ -309,7 +309,7 @@ def test_a_temporary_folder_is_not_reclaimed_while_it_is_recovered(tmp_path, mon
     monkeypatch.setattr(repair, "_finish", finish)
     done = recover(folder)
     assert reclaimed == [copy]
-    assert done[-1] == f"{folder}: no temporary folder any more, it stays"
+    assert done[-1] == f"{folder}: no longer temporary, it stays"
     assert folders.reclaim_spill_folders(tmp_path) == []
     with open_scratch(folder) as dataset:
         assert (dataset.state, dataset.frames_written) == ("closed", 50)

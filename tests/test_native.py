@@ -208,7 +208,7 @@ def test_a_driver_is_told_that_the_disk_is_full_and_why(make_settings, small_dis
         text = ctypes.create_string_buffer(1024)
         state = native(stream).state
         assert native(stream).error_text(state, text, 1024) == len(text.value)
-        assert re.search(rb"OSError.*No space.*bytes more are needed", text.value)
+        assert re.search(rb"OSError.*No space.*more bytes are needed", text.value)
         assert native(stream).error_text(state, text, 5) > 5
         assert text.value == b"OSEr"
         written = stream.frames_written

@@ -65,7 +65,7 @@ def test_a_preview_that_cannot_be_is_refused_and_leaves_nothing(settings, tmp_pa
     sheet = tmp_path / "sheet.png"
     with create_stream(settings):
         assert main(["preview", str(tmp_path / "data"), "-o", str(sheet)]) == 1
-        assert "no frames yet" in capsys.readouterr().err
+        assert "No frame has come yet" in capsys.readouterr().err
     assert not sheet.exists()
     sheet.write_bytes(b"mine")
     assert main(["preview", str(tmp_path / "data"), "-o", str(sheet)]) == 1

@@ -147,7 +147,7 @@ def test_frames_go_to_the_camera_that_their_event_names_and_none_twice(caplog):
     handler.sequenceFinished(seq)
     assert np.asarray(handler.view())[..., 0, 0].tolist() == [[1, 2], [0, 12], [21, 22]]
     assert (handler.num_refused, handler.error) == (1, None)
-    assert "came again or too late" in caplog.text
+    assert "came twice or too late" in caplog.text
 
 
 def test_a_sequence_that_no_array_has_room_for_is_stored_frame_by_frame(core, caplog):
@@ -190,7 +190,7 @@ def test_an_error_is_kept_and_told_and_the_run_goes_on(core, tmp_path, caplog):
     assert len(run(core, SEQUENCES["times"], handler)) == 3
     assert isinstance(handler.error, FileExistsError)
     assert "No more frames of this sequence are stored" in caplog.text
-    with pytest.raises(RuntimeError, match=r"There is no stream.*exists"):
+    with pytest.raises(RuntimeError, match=r"No stream was made.*exists"):
         handler.view()
     handler = MDAHandler(tmp_path / "run", overwrite=True)
     run(core, SEQUENCES["times"], handler)

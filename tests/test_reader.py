@@ -147,7 +147,7 @@ def test_a_killed_dataset_is_told_as_such_and_has_every_frame(folder):
         "stream.set_global_metadata('mine', {'a': 1})",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the machine was not started anew since
+        warnings.simplefilter("error")  # the machine was not restarted since
         dataset = open_scratch(folder)
     with dataset:
         assert dataset.state == "killed"
@@ -377,13 +377,13 @@ def test_a_dataset_of_ome_writers_can_be_opened(folder):
         assert dataset.arrays[0].shape == (3, 2, 4, 5)
         assert (dataset.arrays[0][:, :, 0, 0] == [[1, 2], [3, 4], [5, 6]]).all()
         assert [line["i"] for line in dataset.frame_metadata] == list(range(6))
-        with pytest.raises(DatasetError, match=r"does not tell how many frames came"):
+        with pytest.raises(DatasetError, match=r"does not record how many frames came"):
             dataset.written(0)
 
 
 def test_a_killed_dataset_of_ome_writers_can_be_opened_with_a_warning(folder):
     theirs(folder, {"t": None, "c": 2, "y": 4, "x": 5}, ending="")
-    with pytest.warns(UserWarning, match=r"pos_0\.dat.*not close.*room for"):
+    with pytest.warns(UserWarning, match=r"pos_0\.dat.*not close.*space for"):
         dataset = open_scratch(folder)
     with dataset:
         (array,) = dataset.arrays

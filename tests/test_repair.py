@@ -164,7 +164,7 @@ def test_recover_finishes_a_killed_dataset(folder, sizes, code, frames, capsys):
 
 
 def restart(folder):
-    """Let a dataset look as if the machine had been started anew since."""
+    """Let a dataset look as if the machine had been restarted since."""
     with (folder / "progress.bin").open("r+b") as file:
         file.seek(24)
         file.write(b"0" * 36)
@@ -457,7 +457,7 @@ def set_cursor(folder, cursor):
 RECORD_6 = "[stream.append(frame + i, frame_metadata={'i': i}) for i in range(6)]"
 
 
-@pytest.mark.filterwarnings("ignore:.*started anew")
+@pytest.mark.filterwarnings("ignore:.*was restarted")
 def test_lines_of_frames_that_are_not_counted_are_not_told_and_are_cut(folder):
     kill(folder, {"t": None, "y": 4, "x": 5}, RECORD_6)
     restart(folder)
@@ -471,7 +471,7 @@ def test_lines_of_frames_that_are_not_counted_are_not_told_and_are_cut(folder):
     assert (folder / "frame_metadata.jsonl").read_text().count("\n") == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*started anew")
+@pytest.mark.filterwarnings("ignore:.*was restarted")
 @pytest.mark.parametrize(
     ("name", "at"), [("frame_metadata.jsonl", -17), ("skips.bin", -16)]
 )
@@ -481,7 +481,7 @@ def test_recover_finishes_the_frames_though_a_file_beside_them_is_damaged(folder
         file.seek(at, os.SEEK_END)
         file.write(bytes(16))  # as after a power cut: a block that was never written
     before = (folder / name).read_bytes()
-    assert any("left as it is" in what and name in what for what in recover(folder))
+    assert any("left unchanged" in what and name in what for what in recover(folder))
     assert (folder / name).read_bytes() == before
     with open_scratch(folder) as dataset:
         assert dataset.state == "closed"

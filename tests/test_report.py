@@ -48,7 +48,7 @@ def test_the_page_tells_what_was_recorded_and_how_it_went(page):
     assert "<th>dropped</th><td>2</td>" in text
     assert "<th>skipped</th><td>3</td>" in text
     assert "frames 40-42" in text
-    assert "of 3 that were timed" in text
+    assert "of 3 timed appends" in text
 
 
 def test_the_page_has_everything_in_it_and_runs_nothing(page):

@@ -264,7 +264,7 @@ def test_what_a_sequence_says_in_vain_is_told():
         asked = useq_to_acquisition_settings(seq, 64, 64)
     assert asked["plate"] is None
     seq = useq.MDASequence(time_plan={"interval": 0, "loops": 3})
-    with pytest.warns(UserWarning, match="pixel_size_um=-1 is no size"):
+    with pytest.warns(UserWarning, match="pixel_size_um=-1 is not a pixel size"):
         asked = useq_to_acquisition_settings(seq, 64, 64, pixel_size_um=-1)
     assert asked["dimensions"][-1].scale is None
 

@@ -1,7 +1,7 @@
 """The fastest and safest place for a Python camera loop to put its frames.
 
-The rooms behind these names are imported when the first of them is asked for (as in SPEC 1
-of Scientific Python): `import scratchwriter` alone costs next to nothing.
+The modules behind these names are imported on first use (as in SPEC 1 of Scientific
+Python), so that `import scratchwriter` alone costs next to nothing.
 """
 
 from importlib import import_module
@@ -53,7 +53,7 @@ __all__ = [
     "useq_to_acquisition_settings",
 ]
 
-# From the bottom.
+# In the order in which they import each other.
 _MODULES = (
     "_native",
     "dimensions",
@@ -68,8 +68,8 @@ _MODULES = (
 
 
 def __getattr__(name: str) -> object:
-    for room in _MODULES if name in __all__ else ():
-        module = import_module(f"scratchwriter.{room}")
+    for module_name in _MODULES if name in __all__ else ():
+        module = import_module(f"scratchwriter.{module_name}")
         if hasattr(module, name):
             globals()[name] = value = getattr(module, name)
             return value

@@ -1,4 +1,4 @@
-"""Optional integrations: with libraries that are loaded already, and those asked for."""
+"""Loads optional integrations: for libraries that are loaded already, and on request."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _tried: set[str] = set()
 
 
 def register_loaded_integrations() -> None:
-    """Load the integrations with libraries that this program has loaded, and no others."""
+    """Load the integrations with those libraries that this program has loaded."""
     for library, module in _INTEGRATIONS.items():
         if library in sys.modules and module not in _tried:
             _tried.add(module)
             try:
                 import_module(module)
-            except Exception:  # another version of it, say: no reason to record nothing
+            except Exception:  # say, another version of it: recording must still work
                 _log.warning(
                     "%s cannot be used with this %s", module, library, exc_info=True
                 )
 
 
 def load_integration(name: str, extra: str, *needed: str) -> Any:
-    """Load an integration that somebody asked for.
+    """Load an integration that the caller needs.
 
     Raises
     ------
     ImportError
-        If a module that it needs is not installed; it names the extra that has it.
+        If a module that it needs is not installed; the message names the extra to install.
     """
     if missing := [module for module in needed if find_spec(module) is None]:
         raise ImportError(

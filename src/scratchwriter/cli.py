@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scratchwriter",
         description="Frames of a camera in plain numpy arrays, in memory or on disk.",
-        epilog="exit status: 0 done, 1 failed (or: not whole), 2 wrong arguments, 130 "
+        epilog="exit status: 0 done, 1 failed (or not whole), 2 wrong arguments, 130 "
         "interrupted. example: scratchwriter info run1",
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=_path,
         metavar="DIR",
-        help="folder of the dataset, which must not exist; the contact sheet goes beside "
-        "it, DIR.png (default: in a new temporary folder)",
+        help="folder of the dataset, which must not exist; the contact sheet is put beside "
+        "it, as DIR.png (default: in a new temporary folder)",
     )
     demo.add_argument(
         "--frames",
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         _watch,
         help="show a dataset in a window, live while it is recorded",
         description="Show a scratch dataset with ndv. While it is recorded, the newest "
-        "frame is shown until a slider is moved to another one.",
+        "frame is shown until a slider is moved to another frame.",
     )
 
     monitor = _add(
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Show rate, frames, drops, disk left, and how long appends take, live "
         "until the dataset is closed.",
     )
-    monitor.add_argument("--once", action="store_true", help="show it once, and end")
+    monitor.add_argument("--once", action="store_true", help="show it once, and exit")
 
     preview = _add(
         commands,
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write an OME-Zarr, an OME-TIFF or a .npy of a dataset",
         description="Write an OME-Zarr or an OME-TIFF (by ome-writers), or one position as "
         "a .npy file. A dataset that is being recorded is followed to its end (a .npy has "
-        "what is there now). If it is interrupted, the same command goes on where it was "
+        "what has come so far). After an interruption the same command resumes "
         "(OME-Zarr).",
         example="run1.ome.zarr",
     )
@@ -171,20 +171,18 @@ def _parser() -> argparse.ArgumentParser:
         "out",
         type=_path,
         metavar="OUT",
-        help="what to write: its end, .ome.zarr, .ome.tiff or .npy, tells the format",
+        help="what to write: its suffix, .ome.zarr, .ome.tiff or .npy, sets the format",
     )
+    export.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     export.add_argument(
-        "--overwrite", action="store_true", help="replace OUT if it is there"
-    )
-    export.add_argument(
-        "--position", type=int, metavar="N", help="for .npy: which position, if several"
+        "--position", type=int, metavar="N", help="for .npy: which position, of several"
     )
 
     _add(
         commands,
         _verify,
         has_json=True,
-        help="tell what is whole in a dataset, and what is missing",
+        help="report what is damaged in a dataset, and what is missing",
         description="Check a scratch dataset: its manifest, the sizes of its files, its "
         "frame metadata. Exit status 0 if it is whole, 1 if not.",
     )
@@ -195,14 +193,15 @@ def _parser() -> argparse.ArgumentParser:
         has_json=True,
         help="finish a dataset whose writer was killed",
         description="Finish a scratch dataset whose writer was killed: exact shapes in "
-        "the manifest, files cut to their size, marked as closed. Frames are not touched.",
+        "the manifest, files cut to their exact size, marked as closed. Frames are not "
+        "touched.",
     )
 
     clean = commands.add_parser(
         "clean",
         help="remove temporary folders that killed processes have left",
-        description="Remove the temporary folders of this user that processes have left "
-        "which were killed. Those of running processes are not touched.",
+        description="Remove the temporary folders of this user that killed processes have "
+        "left. Those of running processes are not touched.",
         epilog="example: scratchwriter clean /scratch/tmp",
     )
     clean.add_argument(
@@ -219,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _PrintCompletion(argparse.Action):
-    """Print a script for a shell, and end."""
+    """Print a script for a shell, and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         if find_spec("shtab") is None:
@@ -243,7 +242,7 @@ def _add(
     has_json: bool = False,
     **texts: str,
 ) -> argparse.ArgumentParser:
-    """Add a command that is about a dataset, named as what it runs."""
+    """Add a command for a dataset, with the name of the function that it runs."""
     name = run.__name__.removeprefix("_")
     epilog = f"example: scratchwriter {name} run1 {example}".rstrip()
     parser: argparse.ArgumentParser = commands.add_parser(name, epilog=epilog, **texts)
@@ -255,7 +254,7 @@ def _add(
 
 
 def _need(extra: str, *modules: str) -> None:
-    """Check that what a command needs besides is installed."""
+    """Check that the optional modules of a command are installed."""
     if missing := [name for name in modules if find_spec(name) is None]:
         raise ImportError(
             f"This needs {', '.join(missing)}: pip install 'scratchwriter[{extra}]'"
@@ -295,7 +294,7 @@ def _demo(args: argparse.Namespace) -> None:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    # Drawn between frames: a thread that draws would hold the GIL when append wants it.
+    # Drawn between frames, because a thread that draws would hold the GIL during appends.
     with Progress(*columns, auto_refresh=False) as progress:
         task = progress.add_task("", total=args.frames)
         drawn_s = 0.0
@@ -355,7 +354,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _facts(dataset: ScratchDataset) -> dict[str, Any]:
-    """Return what a program may want to know of a dataset, as JSON has it."""
+    """Return the facts about a dataset that JSON output has."""
     settings = dataset.settings
     return {
         "path": str(dataset.path),
@@ -429,7 +428,7 @@ def _export(args: argparse.Namespace) -> None:
         bar.update(task, completed=done, total=total)
 
     def stop() -> None:
-        if bar.live.is_started:  # else it prints an empty line
+        if bar.live.is_started:  # otherwise stopping it prints an empty line
             bar.stop()
 
     with open_scratch(args.path) as dataset:
@@ -439,13 +438,12 @@ def _export(args: argparse.Namespace) -> None:
             )
         except (ValueError, FileExistsError) as error:
             text = str(error).replace("overwrite=True", "--overwrite")
-            is_there = isinstance(error, FileExistsError)
-            kind = FileExistsError if is_there else ValueError
+            kind = FileExistsError if isinstance(error, FileExistsError) else ValueError
             raise kind(text.replace("position=", "--position ")) from None
         except KeyboardInterrupt:
             unfinished = args.out.with_name(f".{args.out.name}.partial")
             is_kept = (unfinished / "parts").is_dir()
-            how = "goes on where it was" if is_kept else "begins anew"
+            how = "resumes it" if is_kept else "starts it again"
             stop()
             _print(f"The same command {how}.", sys.stderr)
             raise
@@ -465,11 +463,11 @@ def _frames(dataset: ScratchDataset) -> str:
 
 
 def _missing(dataset: ScratchDataset) -> Iterator[str]:
-    """Tell what is missing: that is no fault, but zeros are not frames there."""
+    """Yield what is missing: it is no fault, but zeros in its place are not frames."""
     if not dataset.counts_frames:
         yield f"frames that came: {NOT_COUNTED}"
         return
-    with suppress(DatasetError):  # a fault, told as such
+    with suppress(DatasetError):  # find_faults reports it
         for skipped in dataset.skipped:
             yield f"skipped: {len(skipped)} frames, {skipped[0]} to {skipped[-1]}"
         if dropped := dataset.dropped:
@@ -486,10 +484,14 @@ def _verify(args: argparse.Namespace) -> int:
     with open_scratch(args.path) as dataset:
         faults, missing = find_faults(dataset.source), list(_missing(dataset))
         if args.json:
-            told = {"path": str(dataset.path), "state": dataset.state}
-            came = dataset.frames_written if dataset.counts_frames else None
-            frames = {"frames_written": came}
-            _print_json(told | frames | {"missing": missing, "faults": faults})
+            facts = {
+                "path": str(dataset.path),
+                "state": dataset.state,
+                "frames_written": dataset.frames_written if dataset.counts_frames else None,
+                "missing": missing,
+                "faults": faults,
+            }
+            _print_json(facts)
             return 1 if faults else 0
         _print(f"{dataset.path}: {_STATES[dataset.state]}, {_frames(dataset)} frames")
     for text in [*missing, *(f"fault: {fault}" for fault in faults)]:
@@ -510,7 +512,7 @@ def _recover(args: argparse.Namespace) -> None:
 def _clean(args: argparse.Namespace) -> None:
     parent = args.path or spill_parent(ScratchFormat())
     if not parent.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "There is no such folder", str(parent))
+        raise NotADirectoryError(errno.ENOTDIR, "The folder does not exist", str(parent))
     removed = reclaim_spill_folders(parent)
     if args.json:
         _print_json({"removed": [str(folder) for folder in removed]})
@@ -530,5 +532,5 @@ def _complain(text: str) -> None:
 
 
 def _print(text: str, file: TextIO | None = None) -> None:
-    # What others wrote goes to a terminal: nothing that it would obey.
+    # The text may come from files, so no control character may reach the terminal.
     print("".join(c if c.isprintable() else "?" for c in text), file=file)

@@ -1,4 +1,4 @@
-"""The coordinates of frames: what the indices of an acquisition are called."""
+"""The coordinates of frames: the names of the indices of an acquisition."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class CoordUpdate:
     ----------
     max_coords : mapping of str to sequence
         Per dimension the coordinates that have been reached: names of channels and
-        positions, or what `coords` of the dimension says; else a range of indices. With
+        positions, or the dimension's `coords`; else a range of indices. With
         `ScratchFormat.keep_last` those that are kept.
     current_indices : mapping of str to int
-        Per dimension the index of the frame (the last one that was skipped); 0 along its
-        own axes.
+        Per dimension the index of the frame (of the last one that was skipped); 0 along the
+        frame's own axes.
     frame_number : int
         Its number, in acquisition order.
     is_high_water_mark : bool
-        Whether it is the first with one of its coordinates.
+        Whether it is the first frame with one of its coordinates.
     """
 
     max_coords: Mapping[str, Names]
@@ -42,7 +42,7 @@ class CoordUpdate:
         return hash(self.frame_number)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # What cannot be changed cannot be pickled either.
+        # Mapping proxies cannot be pickled.
         fields = dict(self.max_coords), dict(self.current_indices)
         return _make_update, (*fields, self.frame_number, self.is_high_water_mark)
 
@@ -65,7 +65,7 @@ class CoordSystem:
     dims : tuple of str
         Names of all dimensions in acquisition order, the frame's included.
     scales : dict of str to float
-        Size of an element along those that have one, in the dimension's unit.
+        Size of an element along the dimensions that have one, in their unit.
     """
 
     def __init__(self, settings: AcquisitionSettings, plan: FramePlan) -> None:
@@ -79,14 +79,14 @@ class CoordSystem:
         self._last: tuple[tuple[int, ...], Mapping[str, Names]] | None = None
 
     def names(self, extents: Sequence[int], first_step: int = 0) -> dict[str, Names]:
-        """Return the coordinates of that many elements of each dimension.
+        """Return the coordinates of the first elements of each dimension.
 
         Parameters
         ----------
         extents : sequence of int
-            Per dimension, without those of a frame, which are whole.
+            How many elements, per dimension but the frame's.
         first_step : int
-            The first one along an unbounded axis.
+            Index of the first element along an unbounded axis.
         """
         extents = (*extents, *self._plan.frame_shape)
         starts = [first_step] + [0] * (len(extents) - 1)
@@ -103,15 +103,15 @@ class CoordSystem:
         before = extents(first)
         if extents(stop) == before:
             return None
-        # They only grow.
+        # Extents only grow, so a bisection finds it.
         frames = range(first, stop)
         return first + bisect_left(frames, True, key=lambda i: extents(i + 1) != before)
 
     def update(self, frame: int, is_high_water_mark: bool) -> CoordUpdate:
-        """Return what a frame, that is the newest, has added."""
+        """Return what a frame added when it was the newest."""
         plan = self._plan
         extents = plan.extents(frame + 1)
-        last = self._last  # the thread of another listener may replace it
+        last = self._last  # another listener's thread may replace it
         if last is None or last[0] != extents:
             first_step = newest_steps(plan, extents).start
             kept = (extents[0] - first_step, *extents[1:]) if first_step else extents
@@ -130,7 +130,7 @@ def _name(coord: str | float | Channel | Position) -> str | float:
 
 
 def newest_steps(plan: FramePlan, extents: Sequence[int]) -> range:
-    """Return which steps of an unbounded axis are kept; of none, nothing."""
+    """Return which steps of the unbounded axis are kept; an empty range without one."""
     if not plan.is_unbounded:
         return range(0)
     steps = extents[0]

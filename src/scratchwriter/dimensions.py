@@ -1,4 +1,4 @@
-"""What an acquisition iterates over: dimensions, channels, positions, plates, units."""
+"""The dimensions of an acquisition, with channels, positions, plates and units."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StrictModel(BaseModel):
         validate_default=True,
         validate_assignment=True,
         extra="forbid",
-        defer_build=True,  # until the first use: an import should be quick
+        defer_build=True,  # until the first use, so that importing is quick
     )
 
 
@@ -94,7 +94,7 @@ _TIME_UNITS = {
     "zeptosecond": "zs",
     "zettasecond": "Zs",
 }
-# Spellings that people type, besides the two standards.
+# Spellings that people use besides the two standards.
 _LENGTH_ALIASES = {
     "um": "micrometer",
     "u": "micrometer",
@@ -272,7 +272,7 @@ class Plate(StrictModel):
     Attributes
     ----------
     row_names, column_names : list of str
-        Names of all rows and columns, also of those that are not acquired.
+        Names of all rows and columns, including those that are not acquired.
     name : str or None
         Name of the plate.
     """
@@ -328,14 +328,14 @@ class Dimension(StrictModel):
     name : str
         Unique among the dimensions of an acquisition.
     count : int or None
-        Number of elements; None is an unbounded axis (the first one only). Taken from
-        `coords` where it is not given.
+        Number of elements; None is an unbounded axis (only the first may be). Taken from
+        `coords` if it is not given.
     type : {'space', 'time', 'channel', 'position', 'other'} or None
         Inferred from `Channel` or `Position` objects in `coords`, else from `unit`.
     coords : list of str, float, Channel or Position, or None
-        A label per element. Positions are named "0", "1", ... if there are none.
+        A label per element. Without them, positions are named "0", "1", ...
     chunk_size, shard_size_chunks : int or None
-        Layout hints for chunked formats; kept, of no effect here.
+        Layout hints for chunked formats; kept, without effect here.
     unit : str or None
         OME-NGFF name ("micrometer") or OME-XML abbreviation ("um", "ms"); kept as
         the OME-NGFF name on axes of space and time, and as it is on others.
@@ -382,7 +382,7 @@ class Dimension(StrictModel):
                     "A position dimension needs at least one position: give `coords` "
                     "or a `count`. It cannot be unbounded."
                 )
-            with contextlib.suppress(ValidationError):  # the field's own says more
+            with contextlib.suppress(ValidationError):  # the field's own error says more
                 count = data["count"] = _COUNT.validate_python(count)
                 coords = [Position(name=str(i)) for i in range(count)]
         if coords is not None:
@@ -410,8 +410,8 @@ def _inferred_type(coords: list[Any] | None, unit: Any) -> DimensionType | None:
         from_coords = "position"
     if from_coords and from_unit and from_coords != from_unit:
         raise ValueError(
-            f"coords say type={from_coords!r}, unit={unit!r} says type={from_unit!r}: "
-            "give `type`, or leave out one of them."
+            f"coords imply type={from_coords!r}, unit={unit!r} implies "
+            f"type={from_unit!r}: give `type`, or leave out one of them."
         )
     return from_coords or from_unit
 
@@ -421,7 +421,7 @@ def _typed_coords(coords: list[Any], dim_type: str | None) -> list[Any]:
         if any(isinstance(c, cls) for c in coords):
             if not all(isinstance(c, str | cls) for c in coords):
                 raise ValueError(
-                    f"coords with {cls.__name__} objects may hold only those and "
+                    f"coords with {cls.__name__} objects may hold only these and "
                     f"strings, got {sorted({type(c).__name__ for c in coords})}."
                 )
             if dim_type not in (None, cls_type):
@@ -452,7 +452,7 @@ def check_dimensions(
     if not 2 <= n_array_dims <= 5:
         raise ValueError(
             "An acquisition has 2 to 5 dimensions besides positions (at least the "
-            f"frame's two, usually y and x), got {n_array_dims}."
+            f"frame's two, usually y and x); got {n_array_dims}."
         )
     if unbounded := [dim.name for dim in dims[1:] if dim.count is None]:
         raise ValueError(
@@ -482,7 +482,7 @@ def _frame_dimension(dim: Dimension, warns: bool) -> Dimension:
 
 
 class PositionDimension(Dimension):
-    """A position dimension by another name; deprecated, for `Dimension`."""
+    """A position dimension; deprecated, use `Dimension`."""
 
     name: NonEmptyStr = "p"
     type: Literal["position"] = "position"

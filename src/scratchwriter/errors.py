@@ -1,4 +1,4 @@
-"""The exceptions of this library, and the words for a disk that is full."""
+"""The exceptions of this library, and the messages for a full disk."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 
 class DatasetError(ValueError):
-    """What is in a folder is no scratch dataset, or a damaged one.
+    """A folder holds no scratch dataset, or a damaged one.
 
     The message names the file and the fault.
     """
 
 
 class ExportCancelledError(Exception):
-    """An export was cancelled; the same call goes on where it was."""
+    """An export was cancelled; the same call resumes it."""
 
 
 class DeviceError(OSError):
-    """A device has not taken what was written. The system tells that once only."""
+    """A device has not taken what was written. The system reports that only once."""
 
 
 def device_error(code: int, path: Path) -> DeviceError:
@@ -29,31 +29,31 @@ def device_error(code: int, path: Path) -> DeviceError:
     return DeviceError(
         code,
         f"{os.strerror(code)}: the device has not taken all that was written, and may "
-        "never have it. It can still be read: copy it to another device before this "
+        "never do so. It can still be read: copy it to another device before this "
         "machine is turned off",
         str(path),
     )
 
 
 def disk_error(code: int, path: Path, needed_nbytes: int = 0) -> OSError:
-    """Return an OSError that names the path and, if there is no room, how much there is."""
+    """Return an OSError that names the path and, on a full disk, the space that is left."""
     text = os.strerror(code)
     if needed_nbytes > 0 and code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         with suppress(OSError):
             free_nbytes = shutil.disk_usage(path.parent).free
             text += (
-                f": {needed_nbytes:,} bytes more are needed, {free_nbytes:,} are "
-                "free. Free some space and go on; what was stored is safe"
+                f": {needed_nbytes:,} more bytes are needed, {free_nbytes:,} are "
+                "free. Free some space and continue; what was stored is safe"
             )
     elif needed_nbytes > 0 and code == errno.EFBIG:
-        text += f": {needed_nbytes:,} bytes more are past the limit (ulimit -f)"
+        text += f": {needed_nbytes:,} more bytes would exceed the limit (ulimit -f)"
     elif code == errno.ESTALE:
-        text = "The file was replaced by another, which is left as it is"
+        text = "The file was replaced by another, which is left unchanged"
     return OSError(code, text, str(path))
 
 
 def too_small_disk_error(needed_nbytes: int, free_nbytes: int, folder: Path) -> OSError:
-    """Return the refusal of an acquisition that does not fit on a disk."""
+    """Return the error for an acquisition that does not fit on a disk."""
     return OSError(
         errno.ENOSPC,
         f"The arrays need {size_text(needed_nbytes)}, the disk has "
@@ -65,7 +65,7 @@ def too_small_disk_error(needed_nbytes: int, free_nbytes: int, folder: Path) -> 
 
 
 def size_text(nbytes: int) -> str:
-    """Return a number of bytes for people; exact integers, however large."""
+    """Return a number of bytes as readable text; exact for any integer."""
     if nbytes < 1_000_000:
         return f"{nbytes:,} bytes"
     unit, name = (10**9, "GB") if nbytes >= 10**9 else (10**6, "MB")

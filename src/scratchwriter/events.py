@@ -1,9 +1,9 @@
-"""Telling callbacks of frames, off the thread that appends them.
+"""Events: callbacks for new frames, off the thread that appends them.
 
-An append does nothing for it. A thread for each callback walks behind the frame cursor and
-works out from the numbers of the frames what there is to tell; so it is all the same
-whether the cursor is of this process or of another one's, and however far a callback falls
-behind, nothing is kept for it but a number, and no other callback waits for it.
+An append does nothing for events. Each callback has a thread that follows the frame cursor
+and derives the updates from the numbers of the frames. So the cursor may belong to this
+process or another, and a callback that falls behind costs one stored number and delays no
+other callback.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from scratchwriter.plan import Skips, skip_of
 EventName = Literal["coords_changed", "coords_expanded"]
 Callback = Callable[[CoordUpdate], object]
 
-# How late a callback may be before it is told of the newest only.
+# How late a callback may be before it gets only the newest frame.
 _STALE_S = 0.05  # "coords_expanded", which is for displays
 _FOLD_S = 1.0  # "coords_changed"
-_CHECK_S = 0.1  # how often to look whether there is an end
-# Frames are looked for this often, or, if none have come for a while, so much more rarely
-# that a look costs nothing and comes in time compared with that while.
+_CHECK_S = 0.1  # how often to check whether the acquisition is over
+# Frames are polled for this often. If none have come for a while, polls become rarer, in
+# proportion to that time, so that they cost next to nothing.
 _LEAST_POLL_S, _MOST_POLL_S, _POLLS = 0.0005, 0.02, 2000
 _COMPLAIN_S = 1.0  # between two messages about a callback that raises
 
@@ -33,31 +33,31 @@ _log = logging.getLogger(__name__)
 
 
 class Frames(Protocol):
-    """Who knows of the frames of an acquisition."""
+    """The progress of an acquisition."""
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
-        """Return the cursor, when it is past `seen`, at the latest after the timeout."""
+        """Wait until the cursor is past `seen`, or the timeout; return the cursor."""
 
     def is_over(self) -> bool:
-        """Tell whether no more frames come; asked before the cursor."""
+        """Return whether no more frames come; to be called before reading the cursor."""
 
     def give_up(self) -> None:
-        """Have those who wait wait no more: it is over."""
+        """Make the threads that wait return: the acquisition is over."""
 
     def skips(self, first: int, stop: int) -> Skips:
-        """Return the skipped ranges that have one of these frames."""
+        """Return the skipped ranges that contain any of these frames."""
 
 
 class Listener:
-    """A callback that is told of frames; made by `on`. A context manager.
+    """A callback that is called for new frames; made by `on`. A context manager.
 
     Attributes
     ----------
     is_stopped : bool
         Whether `stop` was called.
     num_folded : int
-        How many frames "coords_changed" did not tell of, because the callback was more
-        than a second behind.
+        How many frames "coords_changed" left out, because the callback was more than a
+        second behind.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Listener:
         self._num_failures = 0
         self._complained_s = -_COMPLAIN_S
         is_over = frames.is_over()
-        self._next = frames.wait(-1, 0, 0)  # frame that it is told of
+        self._next = frames.wait(-1, 0, 0)  # frame to report
         self._thread: threading.Thread | None = None
         if not is_over:
             self._thread = threading.Thread(
@@ -85,11 +85,11 @@ class Listener:
             self._thread.start()
 
     def stop(self) -> None:
-        """Tell it no more. It may be in the middle of being told just now."""
+        """Make no more calls. One that is under way may still end after this returns."""
         self.is_stopped = True
 
     def join(self, timeout_s: float) -> None:
-        """Return when all is told of an acquisition that is over, or time is up."""
+        """Wait for the last call after the acquisition is over, or for the timeout."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
@@ -108,25 +108,28 @@ class Listener:
     def _run(self) -> None:
         try:
             self._follow()
-        except Exception:  # the files are damaged, or not there any more
-            _log.exception("%r is told of no more frames", self)
+        except Exception:  # the files are damaged or gone
+            _log.exception("%r gets no more frames", self)
 
     def _follow(self) -> None:
-        tell = {"coords_changed": self._tell_all, "coords_expanded": self._tell_marks}
-        news_s = time.monotonic()
+        report = {
+            "coords_changed": self._report_all,
+            "coords_expanded": self._report_marks,
+        }
+        last_news_s = time.monotonic()
         while not self.is_stopped:
             is_over = self._frames.is_over()
-            quiet_s = time.monotonic() - news_s
+            quiet_s = time.monotonic() - last_news_s
             poll_s = min(max(quiet_s / _POLLS, _LEAST_POLL_S), _MOST_POLL_S)
             cursor = self._frames.wait(self._next, 0 if is_over else _CHECK_S, poll_s)
             if cursor > self._next:
-                tell[self.event](cursor)
-                news_s = time.monotonic()
+                report[self.event](cursor)
+                last_news_s = time.monotonic()
             elif is_over:
                 return
 
-    def _tell_all(self, cursor: int) -> None:
-        """Tell of each frame before the cursor, and of what was skipped as of one."""
+    def _report_all(self, cursor: int) -> None:
+        """Report each frame before the cursor, and a skipped range as one."""
         since_s = time.monotonic()
         skips = self._frames.skips(self._next, cursor)
         while self._next < cursor and not self.is_stopped:
@@ -138,10 +141,10 @@ class Listener:
                 self._fold(last - first - skips.num_between(first, last))
             self._next = last + 1
             is_mark = self._coords.next_mark(first, last + 1) is not None
-            self._tell(self._coords.update(last, is_mark))
+            self._call(self._coords.update(last, is_mark))
 
-    def _tell_marks(self, cursor: int) -> None:
-        """Tell of each frame before the cursor that has a new coordinate."""
+    def _report_marks(self, cursor: int) -> None:
+        """Report each frame before the cursor that has a new coordinate."""
         since_s = time.monotonic()
         skips = self._frames.skips(self._next, cursor)
         while not self.is_stopped:
@@ -151,13 +154,13 @@ class Listener:
                 return
             skip = skip_of(mark, skips)
             last = mark if skip is None else min(skip.stop, cursor) - 1
-            # What is late is told of the newest only, which has all of the coordinates.
+            # A late callback gets only the newest frame, whose update has all coordinates.
             if time.monotonic() - since_s > _STALE_S:
                 last = cursor - 1
             self._next = last + 1
-            self._tell(self._coords.update(last, True))
+            self._call(self._coords.update(last, True))
 
-    def _tell(self, update: CoordUpdate) -> None:
+    def _call(self, update: CoordUpdate) -> None:
         try:
             self._callback(update)
         except BaseException:
@@ -175,8 +178,8 @@ class Listener:
     def _fold(self, num_frames: int) -> None:
         if num_frames and not self.num_folded:
             _log.warning(
-                "A callback of %r is slower than the camera and is not told of every "
-                "frame: %r. Its listener counts them (num_folded).",
+                "A callback of %r is slower than the camera and does not get every "
+                "frame: %r. Its listener counts those left out (num_folded).",
                 self.event,
                 self._callback,
             )
@@ -188,19 +191,19 @@ class Events:
 
     def __init__(self, coords: CoordSystem, frames: Frames) -> None:
         self._coords, self._frames = coords, frames
-        # Each change is one step of a set: several threads may call, without a lock that an
-        # interrupt could leave taken.
+        # A set, because each change of it is atomic: several threads may call `on`, without
+        # a lock that an interrupt could leave locked.
         self._listeners: set[Listener] = set()
 
     def on(self, event: EventName, callback: Callback, owner: object = None) -> Listener:
-        """Have a callback told of the frames from now on; see `ScratchStream.on`.
+        """Call a callback for the frames from now on; see `ScratchStream.on`.
 
-        Who is the `owner` is kept as long as somebody is told.
+        The `owner` is kept alive as long as the callback can be called.
         """
         if event not in get_args(EventName):
             raise ValueError(
-                f"There is no event {event!r}: 'coords_changed' tells of every frame, "
-                "'coords_expanded' of those with a new coordinate."
+                f"There is no event {event!r}: use 'coords_changed' for every frame, or "
+                "'coords_expanded' for those with a new coordinate."
             )
         if not callable(callback):
             raise TypeError(f"callback must be callable, got {callback!r}")
@@ -212,9 +215,9 @@ class Events:
         return listener
 
     def finish(self, timeout_s: float) -> None:
-        """Return when all is told of an acquisition that is over, or time is up.
+        """Wait for the last calls of an acquisition that is over, or for the timeout.
 
-        Time is up if a callback waits for who calls this; it is told of the rest later.
+        The timeout passes if a callback waits for the caller; its last calls come later.
         """
         self._frames.give_up()
         end_s = time.monotonic() + timeout_s

@@ -1,8 +1,8 @@
 """FramePlan: where every frame of an acquisition goes. Pure arithmetic, no I/O.
 
 Frames come in acquisition order, so the number of frames that have come (the cursor)
-says everything: which slot is next, and how far each position's array reaches.
-All sizes are exact Python integers.
+determines everything: which slot is next, and how far each position's array reaches. All
+sizes are exact Python integers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from scratchwriter.settings import AcquisitionSettings
 
-_CHUNK_FRAMES = 1 << 20  # looked at together
+_CHUNK_FRAMES = 1 << 20  # processed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class FramePlan:
     keep_steps : int or None
         How many of the newest steps along the unbounded axis are kept; None: all.
     ring_steps : int
-        How many there is room for then, before the oldest is overwritten; else 0.
+        How many steps a ring holds before the oldest is overwritten; 0: not a ring.
     """
 
     dtype: np.dtype[np.generic]
@@ -81,7 +81,7 @@ class FramePlan:
 
     @property
     def ring_frames(self) -> int:
-        """Frames of all positions that a ring has room for; 0 if nothing is overwritten."""
+        """Frames of all positions that a ring holds; 0 if nothing is overwritten."""
         return self.ring_steps * self.step_frames
 
     @property
@@ -108,7 +108,7 @@ class FramePlan:
         """Return how far the outermost file axis of a position has come, in steps.
 
         A step is the whole array if the plan is bounded. Before its first frame an
-        array has one step already (of zeros), so that it can be shown and mapped.
+        array already has one step (of zeros), so that it can be shown and mapped.
         """
         if not self.is_unbounded:
             return 1
@@ -123,13 +123,13 @@ class FramePlan:
         return steps - min(steps, self.keep_steps or steps)
 
     def start_nbytes(self, position: int, cursor: int) -> int:
-        """Return where in a position's file that step is."""
+        """Return the offset of that step in a position's file."""
         if self.ring_steps == 0:
             return 0
         return self.first_step(position, cursor) % self.ring_steps * self.step_nbytes
 
     def indices(self, frame: int) -> tuple[int, ...]:
-        """Return the index of a frame along each axis but its own, in acquisition order."""
+        """Return the index of a frame along each axis but the frame's own."""
         indices = []
         for count in reversed(self.counts):
             frame, index = divmod(frame, count) if count is not None else (0, frame)
@@ -147,7 +147,7 @@ class FramePlan:
         return tuple(reversed(extents))
 
     def most_frames(self, position: int, steps: int) -> int:
-        """Return the largest cursor for which a position reaches no further than that."""
+        """Return the largest cursor for which a position has at most that many steps."""
         if not self.is_unbounded:
             return self.step_frames if steps else 0
         return steps * self.step_frames + position * self.visit_frames
@@ -175,7 +175,7 @@ class FramePlan:
         Raises
         ------
         IndexError
-            If there is no such slot.
+            If no slot has that index.
         """
         slot = [position] * len(self.counts)
         if len(index) != len(self.file_axes) or not 0 <= position < self.num_positions:
@@ -188,7 +188,7 @@ class FramePlan:
         return self.number(slot)
 
     def number(self, indices: Sequence[int]) -> int:
-        """Return which frame has these indices: the inverse of `indices`."""
+        """Return the number of the frame with these indices: the inverse of `indices`."""
         number = 0
         for i, count in zip(indices, self.counts, strict=True):
             number = number * (count or 1) + i
@@ -197,7 +197,7 @@ class FramePlan:
     def written(
         self, position: int, cursor: int, skipped: Sequence[range]
     ) -> npt.NDArray[np.bool_]:
-        """Tell which frames of a position were written.
+        """Return which frames of a position were written.
 
         Returns
         -------
@@ -218,8 +218,8 @@ class FramePlan:
     ) -> Iterator[tuple[npt.NDArray[np.int64], tuple[npt.NDArray[np.int64], ...]]]:
         """Yield which frames of a range are in a position's file, and where in it.
 
-        In pieces: the numbers of frames, and for each axis of the file but the frame's the
-        index of each of them, counted from the first step that is kept.
+        In pieces: the numbers of frames, and their indices along each axis of the file but
+        the frame's, counted from the first step that is kept.
         """
         start = max(start, first_step * self.step_frames)
         for first in range(start, stop, _CHUNK_FRAMES):
@@ -244,7 +244,7 @@ class Skips(Sequence[range]):
     Parameters
     ----------
     pairs : numpy.ndarray of int64, shape (n, 2)
-        The first frame of each, and the one behind its last.
+        The first frame of each range, and the one after its last.
     """
 
     __slots__ = ("_pairs",)
@@ -272,7 +272,7 @@ class Skips(Sequence[range]):
 
 
 def skip_of(frame: int, skips: Sequence[range]) -> range | None:
-    """Return which of the skips, in order, a frame is in."""
+    """Return the skip that contains a frame, if any; the skips are in order."""
     at = bisect_right(skips, frame, key=lambda skip: skip.start) - 1
     return skips[at] if at >= 0 and frame in skips[at] else None
 
@@ -320,10 +320,11 @@ def make_plan(settings: AcquisitionSettings) -> FramePlan:
 
 
 def _ring_steps(keep_steps: int | None, step_nbytes: int, *, is_frame: bool) -> int:
-    """Return how many steps a ring has: those that are kept, and what is being written.
+    """Return how many steps a ring has: those that are kept, and those being written.
 
-    As many as fill whole pages, so that it can be mapped behind itself. With several frames
-    to a step one more: each frame also clears its place in the next step.
+    Their number fills whole pages, so that the ring can be a mirrored mapping. With several
+    frames per step it has one more step, because each frame also clears its place in the
+    next step.
     """
     if keep_steps is None:
         return 0

@@ -29,14 +29,13 @@ from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import AppendTimes
 from scratchwriter.views import ArrayView, StreamView
 
-_CHECK_S, _POLL_S = 0.1, 0.0005  # how often to look for the writer, and for frames
+_CHECK_S, _POLL_S = 0.1, 0.0005  # how often to check the writer, and to poll for frames
 
 
 class ScratchDataset:
     """A dataset on disk; made by `open_scratch`. A context manager.
 
-    Nothing of it is read before it is asked for. While it is being recorded, what it
-    tells grows with the frames.
+    Its data is read on demand. While it is being recorded, it grows with the frames.
     """
 
     def __init__(self, source: Source) -> None:
@@ -44,7 +43,7 @@ class ScratchDataset:
         self._plan = source.plan
         self._coords = CoordSystem(source.settings, source.plan)
         self._events = Events(self._coords, source.frames)
-        # If nobody has it any more, its listeners end.
+        # Once it is no longer referenced, its listeners end.
         weakref.finalize(self, source.frames.give_up)
 
     # ------------------------------------------------------------------- the dataset
@@ -56,7 +55,7 @@ class ScratchDataset:
 
     @property
     def recording_id(self) -> str:
-        """What tells this recording from any other, also from a later one at its place."""
+        """An id that no other recording has, not even a later one in the same folder."""
         return self._source.recording_id
 
     @property
@@ -71,23 +70,23 @@ class ScratchDataset:
 
     @property
     def state(self) -> State:
-        """What became of it, told by its writer's lock.
+        """The state of the recording, by its writer's lock.
 
-        "closed": it is finished. "recording": somebody writes it. "killed": nobody does,
-        and it was not closed; all frames that came are there. On file systems without
-        locks "recording" may also be "killed". Datasets of ome-writers, which has no
-        such record, count as closed.
+        "closed": it is finished. "recording": a process writes it. "killed": no process
+        does, and it was not closed; it has all frames that came. On file systems without
+        locks "recording" may also mean "killed". Datasets of ome-writers, which has no such
+        record, count as closed.
         """
         return self._source.state
 
     @property
     def frames_written(self) -> int:
-        """Frames appended and skipped; of ome-writers', all that the arrays have."""
+        """Frames appended and skipped; in those of ome-writers all in the arrays."""
         return self._source.frames_written
 
     @property
     def first_frame(self) -> int:
-        """Number of the first frame that is kept: 0, but for `keep_last`."""
+        """Number of the first frame that is kept: 0 without `keep_last`."""
         first = newest_steps(self._plan, self._plan.extents(self.frames_written)).start
         return first * self._plan.step_frames if self._plan.is_unbounded else 0
 
@@ -110,7 +109,7 @@ class ScratchDataset:
         )
 
     def written(self, position: int) -> npt.NDArray[np.bool_]:
-        """Tell which frames of a position came; the others are zeros that nobody saw.
+        """Return which frames of a position came; the others read as zeros.
 
         Returns
         -------
@@ -120,7 +119,7 @@ class ScratchDataset:
         Raises
         ------
         DatasetError
-            If ome-writers wrote it, which does not tell.
+            If ome-writers wrote it, which does not record that.
         """
         return self._source.written(range(self._plan.num_positions)[position])
 
@@ -141,7 +140,7 @@ class ScratchDataset:
         return self._source.record_values("frame_id")
 
     def frame_times_ns(self) -> npt.NDArray[np.int64]:
-        """Return the times that are known, in acquisition order; of a ring, the newest."""
+        """Return the times that are known, in acquisition order; in a ring the newest."""
         cursor = self.frames_written
         records = self._source.records(cursor)
         if records is None:
@@ -158,7 +157,7 @@ class ScratchDataset:
         return self._source.records(self.frames_written) is not None
 
     def frame_records(self, start: int, stop: int) -> dict[int, dict[str, int]]:
-        """Return what is known of the times and numbers of frames, of a range of them.
+        """Return the times and numbers that are known of a range of frames.
 
         Returns
         -------
@@ -171,10 +170,10 @@ class ScratchDataset:
             return {}
         found = range(max(start, cursor - ring_frames) if ring_frames else start, stop)
         return {
-            n: told
+            n: values
             for n in found
             if (at := n % ring_frames if ring_frames else n) < len(records)
-            and (told := known(records[at]))
+            and (values := known(records[at]))
         }
 
     @property
@@ -197,7 +196,7 @@ class ScratchDataset:
 
     @property
     def append_times(self) -> AppendTimes | None:
-        """How long appends took, so far; None if the writer did not tell."""
+        """How long appends took so far; None if the writer did not record it."""
         return self._source.append_times
 
     @property
@@ -213,19 +212,19 @@ class ScratchDataset:
     # ------------------------------------------------------------- while it is recorded
 
     def wait(self, *, frames: int | None = None, timeout_s: float | None = None) -> bool:
-        """Sleep until so many frames have come.
+        """Sleep until that many frames have come.
 
         Parameters
         ----------
         frames : int, optional
             How many altogether; by default one more than now.
         timeout_s : float, optional
-            How long at the most; by default as long as somebody records the dataset.
+            The longest wait; by default as long as the dataset is recorded.
 
         Returns
         -------
         bool
-            Whether they have. If not, time is up or no more will come: `state` tells.
+            Whether they have. If not, the time is up, or no more will come (see `state`).
         """
         wanted = self.frames_written + 1 if frames is None else frames
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
@@ -241,24 +240,24 @@ class ScratchDataset:
     def follow(
         self, *, start: int = 0, latest: bool = False
     ) -> Iterator[npt.NDArray[np.generic]]:
-        """Iterate over the frames, those that are to come included.
+        """Iterate over the frames, including those that are yet to come.
 
-        It ends when the dataset is closed, or its writer has died (`state` tells which)
-        and all frames were given. Skipped ones are left out.
+        It ends after the last frame, once the dataset is closed or its writer has died (see
+        `state`). Skipped frames are left out.
 
         Parameters
         ----------
         start : int
             Number of the first frame, in acquisition order.
         latest : bool
-            Whether frames are left out for the newest one when they come faster than they
-            are taken, as a display wants it.
+            Whether to go to the newest frame each time, and leave out those that came in
+            between, as a display needs it.
 
         Yields
         ------
         numpy.ndarray of shape (y, x)
-            A read-only view of the stored frame; with `keep_last` a copy, and who is slower
-            than the camera is given the newer ones only.
+            A read-only view of the stored frame. With `keep_last` a copy, and a reader that
+            is slower than the camera gets only the newer frames.
         """
         self._source.need_open()
         seen, view = start, self.view()
@@ -271,21 +270,21 @@ class ScratchDataset:
                 if keep_frames:
                     seen = max(seen, stop - keep_frames)
                 for number in _appended(seen, stop, skips, latest):
-                    with suppress(IndexError):  # a ring has dropped it meanwhile
+                    with suppress(IndexError):  # a ring has overwritten it
                         frame = view.frame(number)
                         if keep_frames:
                             frame = frame.copy()
-                            view.frame(number)  # it was there until it was copied
+                            view.frame(number)  # raises if it was overwritten meanwhile
                         yield frame
                 seen = stop
             elif is_over:
                 return
 
     def on(self, event: EventName, callback: Callback) -> Listener:
-        """Have a callback told of new frames; see `ScratchStream.on`."""
+        """Call a callback for new frames; see `ScratchStream.on`."""
         return self._events.on(event, callback, self)
 
-    # -------------------------------------------------------------------- the way out
+    # ------------------------------------------------------------------------ exports
 
     def export(
         self,
@@ -301,21 +300,21 @@ class ScratchDataset:
         """Write an OME-Zarr or an OME-TIFF, by ome-writers, with all metadata; or a .npy.
 
         It is made in a folder beside `out`, `.NAME.partial`, and appears when it is
-        complete. An OME-Zarr whose export ended early, for whatever reason, is gone on with
-        by the same call. A dataset that is being recorded is followed to its end.
+        complete. If the export of an OME-Zarr ended early, for whatever reason, the same
+        call resumes it. A dataset that is being recorded is followed to its end.
 
         Parameters
         ----------
         out : path-like
-            What to write; its end, .ome.zarr, .ome.tiff or .npy, tells the format.
+            What to write; its suffix, .ome.zarr, .ome.tiff or .npy, determines the format.
         position : int, optional
             For a .npy file, which holds the array of one position as it is now.
         overwrite : bool
-            Replace what is there.
+            Replace an existing export.
         format : ome_writers.OmeZarrFormat, ome_writers.OmeTiffFormat or str, optional
             As of `ome_writers.AcquisitionSettings`, for other formats and backends.
         progress : callable(int, int or None), optional
-            Called with how many frames are done, and of how many if that is known.
+            Called with the number of frames done, and the total if it is known.
         cancel : threading.Event, optional
             Set it to stop.
         client : distributed.Client, optional
@@ -330,15 +329,15 @@ class ScratchDataset:
         Raises
         ------
         ValueError
-            If ome-writers cannot write it so, or an argument is none of the format's.
+            If ome-writers cannot write it so, or an argument does not fit the format.
         FileExistsError
-            If it is there already.
+            If `out` exists already.
         BlockingIOError
             If another process makes the same export.
         DatasetError
             If the dataset was replaced by another meanwhile.
         ImportError
-            If ome-writers or what it needs is not installed (extra `export`).
+            If ome-writers or a library that it needs is not installed (extra `export`).
         ExportCancelledError
             If `cancel` was set.
         """
@@ -384,7 +383,7 @@ class ScratchDataset:
     # -------------------------------------------------------------------------- life
 
     def close(self) -> None:
-        """Give up the dataset; arrays that were taken from it stay readable."""
+        """Release the dataset's files; arrays that were taken from it stay readable."""
         self._source.release()
 
     def __enter__(self) -> Self:
@@ -415,11 +414,11 @@ class ScratchDataset:
         }
         return card("ScratchDataset", facts, view)
 
-    # ------------------------------------------------------- as the files have it
+    # ------------------------------------------------------------- what its files hold
 
     @property
     def source(self) -> Source:
-        """What its files hold, for those who check them."""
+        """What its files hold, for code that checks them."""
         return self._source
 
     @property
@@ -436,7 +435,7 @@ class ScratchDataset:
     def may_lack_frames(self) -> bool:
         """Whether the machine was restarted before the dataset was closed.
 
-        Only `frames_synced` frames are certain then, and the files may have more than are
+        Only `frames_synced` frames are certain then, and the files may hold more than are
         counted.
         """
         return self._source.may_lack_frames
@@ -448,16 +447,16 @@ class ScratchDataset:
 
     @property
     def file_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of each position's file as the frames that came make it."""
+        """Shape of each position's file, by the number of frames that came."""
         return self._source.file_shapes
 
     def file_nbytes(self, position: int) -> int:
-        """Return the size of a position's file as the frames that came make it."""
+        """Return the size of a position's file, by the number of frames that came."""
         return self._source.file_nbytes(position)
 
     @property
     def records_nbytes(self) -> int:
-        """Size of the records of those frames, if there are any."""
+        """Size of the records of those frames, if they have records."""
         return self._source.records_nbytes
 
     def frame_number(self, position: int, index: Sequence[int]) -> int:
@@ -467,25 +466,26 @@ class ScratchDataset:
     # ------------------------------------------------------------------------ inside
 
     def _frames_per_s(self) -> float:
-        """Return the rate from the first append to the last that is told of."""
+        """Return the rate from the first append to the last that was timed."""
         times = self.append_times
         if times is None or times.elapsed_s <= 0:
             return math.nan
         return self.frames_written / times.elapsed_s
 
     def _need_still(self) -> None:
-        """Check that no frames are overwritten while somebody works on them."""
+        """Check that no frames can be overwritten while they are read."""
         if self._plan.keep_steps is not None and self.state == "recording":
             raise ValueError(
-                f"{self.path}: with keep_last frames are overwritten while they are "
-                "recorded. Wait until it is closed."
+                f"{self.path}: with keep_last, frames are overwritten during the "
+                "recording. Wait until it is closed."
             )
 
 
 def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
     """Open a scratch dataset: closed, killed, or still being recorded.
 
-    It takes no longer for more data. What is in the folder is checked, not believed.
+    The time that it takes does not grow with the data. The folder's content is checked, not
+    trusted.
 
     Parameters
     ----------
@@ -499,16 +499,16 @@ def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder does not exist.
     DatasetError
-        If it is no scratch dataset, or a damaged one; it names the file and the fault.
+        If it is not a scratch dataset, or damaged; it names the file and the fault.
 
     Warns
     -----
     UserWarning
-        If it is one of ome-writers that was not closed: its shape is then what the
-        files have room for. If the machine was restarted since the writer was killed:
-        only `frames_synced` frames are certain then.
+        If it is one of ome-writers that was not closed: its shape is then what the files
+        have space for. If the machine was restarted since the writer was killed: only
+        `frames_synced` frames are certain then.
     """
     dataset = ScratchDataset(open_source(Path(path).expanduser().absolute()))
     register_loaded_integrations()
@@ -517,21 +517,21 @@ def open_scratch(path: str | os.PathLike[str]) -> ScratchDataset:
 
 
 def need_recording(dataset: ScratchDataset, recording_id: str) -> None:
-    """Check that a dataset is the one that somebody had before.
+    """Check that a dataset still holds the same recording.
 
     Raises
     ------
     DatasetError
-        If it is another.
+        If it holds another.
     """
     if dataset.recording_id != recording_id:
         raise DatasetError(
-            f"{dataset.path}: another recording has taken its place since. Begin anew."
+            f"{dataset.path}: another recording has taken its place since. Open it again."
         )
 
 
 def _appended(first: int, stop: int, skips: Sequence[range], latest: bool) -> Iterator[int]:
-    """Yield which frames of a range were not skipped; or the last of them."""
+    """Yield the frames of a range that were not skipped, or only the last of them."""
     if latest:
         skip = skip_of(stop - 1, skips)
         last = stop - 1 if skip is None else skip.start - 1
@@ -547,8 +547,8 @@ def _warn_of_restart(dataset: ScratchDataset) -> None:
     if not dataset.may_lack_frames or dataset.state == "recording":
         return
     warnings.warn(
-        f"{dataset.path}: the machine was started anew before it was closed. Of its "
+        f"{dataset.path}: the machine was restarted before it was closed. Of its "
         f"{dataset.frames_written} frames the first {dataset.frames_synced} are certain to "
-        "be whole; what came after may not have reached the disk.",
+        "be whole; later ones may not have reached the disk.",
         stacklevel=3,
     )

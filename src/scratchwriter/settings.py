@@ -1,4 +1,4 @@
-"""What a user asks for: the format and the settings of an acquisition. Checks only."""
+"""The format and the settings of an acquisition, checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Casting: TypeAlias = Literal["safe", "same_kind", "unsafe"]
 PIXEL_KINDS = "biufc"  # numpy's letters: bool, integers, float, complex
 # Serialization context that keeps every field of ScratchFormat (see _hide_extensions).
 EVERY_FIELD = {"every_field": True}
-# Validation context for settings that somebody has been warned of before.
+# Validation context for settings whose warnings were given before.
 WITHOUT_WARNINGS = {"without_warnings": True}
 
 # ScratchFormat fields that ome-writers lacks
@@ -71,28 +71,28 @@ class ScratchFormat(StrictModel):
     Attributes
     ----------
     name, backend : 'scratch'
-        Always so; they tell the format apart in a dump.
+        Always this value; it identifies the format in a dump.
     max_memory_bytes : int
-        What the arrays of all positions together may take in memory, in bytes.
+        How many bytes the arrays of all positions together may take in memory.
     suffix : str
-        Kept for `ome-writers`; of no effect.
+        Kept for `ome-writers`; without effect.
     spill_to_disk : bool
-        Past the limit, go on in a temporary folder (True) or raise MemoryError.
+        Past the limit, spill into a temporary folder (True) or raise MemoryError.
     spill_dir : str or None
-        Where that temporary folder is made; `TMPDIR`, else a folder on a disk.
+        Where that temporary folder is made; by default `TMPDIR`, else a folder on a disk.
     casting : {'safe', 'same_kind', 'unsafe'}
         Which conversions of a frame's dtype `append` accepts, as in `numpy.can_cast`.
     durability : {'process', 'system'}
-        What files outlive: the death of the process, or also a power cut, up to what
-        came in the last `sync_interval_s`. `ScratchStream.flush` does it at any time.
+        What files survive: the death of the process, or also a power cut, except for what
+        came in the last `sync_interval_s`. `ScratchStream.flush` does that at any time.
     timestamps : bool
-        Whether the time at which each frame was appended is kept, of this machine's
-        monotonic clock, where the frame comes without a time of its own.
+        Whether to keep the time at which each frame was appended, of this machine's
+        monotonic clock, for frames that come without a time of their own.
     keep_last : int, optional
         Of an unbounded acquisition, how many of the newest steps along its first dimension
-        are kept, for a preview without an end: memory, or disk, does not grow.
+        are kept, for an endless preview: memory, or disk, does not grow.
     sync_interval_s : float
-        How often files are brought to the device with durability 'system', in seconds.
+        How often files are synced to the device with durability 'system', in seconds.
     """
 
     name: Literal["scratch"] = "scratch"
@@ -112,15 +112,15 @@ class ScratchFormat(StrictModel):
         return root_path
 
     def model_post_init(self, _: Any) -> None:
-        """Count the name as set: it tells formats apart in every dump."""
+        """Count the name as set, because it identifies the format in every dump."""
         self.model_fields_set.add("name")
 
     @model_serializer(mode="wrap")
     def _hide_extensions(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
-        # ome-writers refuses fields it does not know: those that only this library has
-        # are left out of a dump as long as they ask for nothing (their default).
+        # ome-writers refuses fields that it does not know, so the fields that only this
+        # library has are left out of a dump while they have their defaults.
         data: dict[str, Any] = handler(self)
         if not (isinstance(info.context, dict) and info.context.get("every_field")):
             for field in _OWN_FIELDS:
@@ -166,7 +166,7 @@ def _parse_dtype(value: Any) -> str:
 def _holds_pixels(dtype: str) -> bool:
     try:
         return np.dtype(dtype).kind in PIXEL_KINDS
-    except TypeError:  # the names of strings and records, as "str160", are no dtypes
+    except TypeError:  # names of string and record dtypes, as "str160", are not dtypes
         return False
 
 
@@ -194,7 +194,7 @@ def _check_storage_order(order: str | list[str], dims: tuple[Dimension, ...]) ->
 class AcquisitionSettings(StrictModel):
     """Everything about an acquisition; pass it to `create_stream`.
 
-    Dimensions and dtype may be left open at first and set later.
+    Dimensions and dtype may be left out at first and set later.
 
     Attributes
     ----------
@@ -202,20 +202,20 @@ class AcquisitionSettings(StrictModel):
         Folder of the dataset, made with its parents. Empty: in memory, no files.
     dimensions : tuple of Dimension
         In acquisition order, the fastest last; the last two are the frame's.
-        2 to 5 of them, and at most one position dimension besides.
+        2 to 5 of them, and at most one position dimension in addition.
     dtype : str
         numpy dtype of the pixels: bool, integer, float or complex.
     format : ScratchFormat
         Or "scratch", "memory", "auto", or a dict of its fields.
     compression : str or None
-        Kept for `ome-writers`; of no effect.
+        Kept for an export; without effect here.
     storage_order : {'acquisition', 'ome'} or list of str
         Order of the axes of the arrays. A list names all dimensions and may permute
         all but the frame's; the two words keep the acquisition order.
     plate : Plate or None
         Needs a position dimension whose positions have a row and a column each.
     overwrite : bool
-        Replace a scratch dataset that is at `root_path` already.
+        Replace an existing scratch dataset at `root_path`.
     """
 
     root_path: Annotated[str, BeforeValidator(str)] = ""
@@ -265,7 +265,7 @@ class AcquisitionSettings(StrictModel):
 
     @property
     def position_dimension_index(self) -> int | None:
-        """Index of the position dimension in `dimensions`, None if there is none."""
+        """Index of the position dimension in `dimensions`, None without one."""
         dims = self._need_dimensions("position_dimension_index")
         for axis, dim in enumerate(dims[:-2]):
             if dim.type == "position":
@@ -329,15 +329,15 @@ class AcquisitionSettings(StrictModel):
                 raise ValueError(
                     f"Frame dimension {dim.name!r} has no count: a frame needs a size."
                 )
-        # Dimensions can be changed one by one, without a look at the whole.
+        # Dimensions can be changed one by one, which does not check them together.
         check_dimensions(
             tuple(Dimension.model_validate(dict(dim)) for dim in self.dimensions)
         )
         _check_storage_order(self.storage_order, self.dimensions)
         if self.format.keep_last is not None and self.dimensions[0].count is not None:
             raise ValueError(
-                f"keep_last={self.format.keep_last} is for an acquisition without an end: "
-                "make the first dimension unbounded (count=None), or leave it out."
+                f"keep_last={self.format.keep_last} is for an endless acquisition: make "
+                "the first dimension unbounded (count=None), or leave it out."
             )
         if not _holds_pixels(self.dtype):
             raise ValueError(
@@ -357,7 +357,7 @@ class AcquisitionSettings(StrictModel):
         if isinstance(data, dict):
             if "backend" in data:
                 raise ValueError(
-                    "`backend` is not a field of AcquisitionSettings: it belongs into "
+                    "`backend` is not a field of AcquisitionSettings: it belongs in "
                     "`format`."
                 )
             root_path = str(data.get("root_path", "")).lower()
@@ -393,7 +393,7 @@ class AcquisitionSettings(StrictModel):
         if outside and info.context != WITHOUT_WARNINGS:
             warnings.warn(
                 f"Positions {outside} are in wells that the plate does not have; "
-                "metadata of the plate may leave them out.",
+                "the plate's metadata may leave them out.",
                 stacklevel=3,
             )
         return self

@@ -15,11 +15,11 @@ NUM_BUCKETS = 37 << _BUCKET_BITS
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """How a stream is doing: a look at the counters of its core.
+    """How a stream is doing, by the counters of its core.
 
     Append times are from calling `append` until it returns, in a histogram of fixed size
     whose buckets are 3 % wide (as in HdrHistogram, http://hdrhistogram.org). Every append
-    is timed if a frame has 64 KiB or more, one in 16 of smaller frames: their maximum is
+    is timed if a frame has 64 KiB or more; of smaller frames one in 16, and the maximum is
     that of the sample.
 
     Attributes
@@ -31,18 +31,18 @@ class StreamStats:
     elapsed_s : float
         From the first append to the last one that was timed.
     frames_per_s : float
-        Rate over that time; NaN if there is none.
+        Rate over that time; NaN without a timed append.
     timed_appends : int
         How many appends were timed.
     append_p50_us, append_p99_us, append_p999_us, append_p9999_us : float
         Percentiles of their times (50, 99, 99.9, 99.99) in microseconds; NaN before the
         first append.
     append_max_us : float
-        The longest.
+        The longest time.
     dropped : int
         Frame numbers that are missing between those that came with the frames.
     populated_ahead_nbytes : int
-        Bytes ahead of the frames that can be stored to without a page fault. If it goes
+        Bytes ahead of the frames that can be stored to without a page fault. If it falls
         to 0, frames come faster than the machine makes memory ready.
     allocated_ahead_nbytes : int
         Bytes ahead of the frames that have memory granted, or blocks on the disk.
@@ -68,20 +68,21 @@ class StreamStats:
 
 @dataclass(frozen=True, slots=True)
 class AppendTimes:
-    """How long the appends of a dataset took, as its writer has told: see `StreamStats`.
+    """How long the appends of a dataset took, as its writer recorded: see `StreamStats`.
 
     Attributes
     ----------
     timed_appends : int
-        How many were timed.
+        How many appends were timed.
     elapsed_s : float
-        From the first to the last that was timed.
+        From the first append to the last one that was timed.
     p50_us, p99_us, p999_us, p9999_us : float
-        Percentiles (50, 99, 99.9, 99.99) in microseconds; NaN if none was.
+        Percentiles of their times (50, 99, 99.9, 99.99) in microseconds; NaN if none was
+        timed.
     max_us : float
-        The longest.
+        The longest time.
     counts : numpy.ndarray of int64
-        How many there were in each bucket.
+        How many appends are in each bucket.
     stops_us : numpy.ndarray of float64
         Where each bucket ends, in microseconds.
     """
@@ -100,7 +101,7 @@ class AppendTimes:
 def make_append_times(
     counts: npt.NDArray[np.int64], longest_append_ns: int, elapsed_ns: int
 ) -> AppendTimes:
-    """Make them of what a `FrameWriter` measured."""
+    """Make `AppendTimes` from what a `FrameWriter` measured."""
     longest_us = longest_append_ns / 1e3
     p50, p99, p999, p9999 = (
         min(percentile_us(counts, q), longest_us) for q in (50, 99, 99.9, 99.99)
@@ -121,7 +122,7 @@ def make_append_times(
 def make_stats(
     measured: Mapping[str, Any], frames: int, frame_nbytes: int, **nbytes: int
 ) -> StreamStats:
-    """Make stats of what a `FrameWriter` measured, and the given numbers of bytes."""
+    """Make `StreamStats` from what a `FrameWriter` measured, and numbers of bytes."""
     times = make_append_times(
         measured["append_counts"],
         measured["longest_append_ns"],

@@ -28,11 +28,11 @@ from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import StreamStats, make_stats
 from scratchwriter.views import ArrayView, StreamView
 
-_TELL_S = 5.0  # how long `close` waits for callbacks
+_CALLBACKS_TIMEOUT_S = 5.0  # of `close`, for the last callbacks
 
 
 class CAppend(NamedTuple):
-    """Addresses for who calls `append` without Python; see `ScratchStream.c_append`."""
+    """Addresses for calling `append` without Python; see `ScratchStream.c_append`."""
 
     function: int
     state: int
@@ -41,8 +41,8 @@ class CAppend(NamedTuple):
 class ScratchStream:
     """A stream of frames into arrays; made by `create_stream`.
 
-    Use it as a context manager, or call `close`. A stream that is garbage collected
-    before finishes its dataset all the same, with a warning if it had frames.
+    Use it as a context manager, or call `close`. If a stream is garbage collected before
+    that, its dataset is finished, too, with a warning if it had frames.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -51,11 +51,11 @@ class ScratchStream:
         self._appender = Appender(storage.writer)
         self._coords = CoordSystem(storage.settings, storage.plan)
         self._events = Events(self._coords, _StreamFrames(storage.writer))
-        # The compiled methods themselves: a Python one around them costs more than they do.
+        # The compiled methods directly: a Python method around them costs more.
         for name in ("append", "extend", "slot"):
             if getattr(type(self), name) is getattr(ScratchStream, name):
                 setattr(self, name, getattr(self._appender, name))
-        # Who has kept nothing but `stream.append` keeps the acquisition going, too.
+        # Of the appender: code that keeps only `stream.append` keeps the stream open, too.
         self._finalizer = weakref.finalize(self._appender, _finish_unclosed, storage)
         self._finalizer.atexit = False  # see _finish_at_exit
         _open[storage] = self._finalizer
@@ -76,15 +76,15 @@ class ScratchStream:
             2-D, of exactly the shape of the last two dimensions, and of a dtype that
             casts to the stream's by the rule `ScratchFormat.casting`. Any memory layout;
             C-contiguous arrays of the stream's dtype are fastest, and rows with gaps
-            between them (a frame grabber's pitch) need no copy in between either. Also
-            what has `__array_interface__` or DLPack (on the CPU), and buffers (bytes,
+            between them (a frame grabber's pitch) need no intermediate copy either. Also
+            objects with `__array_interface__` or DLPack (on the CPU), and buffers (bytes,
             memoryview, ctypes, array.array) of exactly a frame's bytes or pixels. Lists
-            of plain numbers have no dtype: they are taken if the stream's holds their
-            values exactly.
+            of plain numbers have no dtype: they are accepted if the stream's dtype holds
+            their values exactly.
         frame_metadata : mapping of str to anything JSON, optional
             Kept in `frame_metadata.jsonl` if the dataset is on disk. numpy scalars and
-            arrays, dates, paths and enums become their natural JSON; a value that has
-            none is left out with a warning.
+            arrays, dates, paths and enums become their natural JSON; a value without one
+            is left out, with a warning.
         timestamp_ns : int, optional
             When the frame was taken, in nanoseconds of any clock, not negative: see
             `timestamps`.
@@ -103,7 +103,7 @@ class ScratchStream:
         RuntimeError
             If this thread has a slot open.
         MemoryError, OSError
-            If there is no room for it. As with all of them, nothing was stored then.
+            If memory or disk is full. As with all of these, nothing was stored then.
         """
         self._appender.append(
             frame,
@@ -120,21 +120,21 @@ class ScratchStream:
         timestamps_ns: npt.ArrayLike | None = None,
         frame_ids: npt.ArrayLike | None = None,
     ) -> None:
-        """Store the next frames, all of them or none; others see them all at once.
+        """Store the next frames, all or none; readers see them all at once.
 
         Parameters
         ----------
         frames : numpy.ndarray of shape (n, y, x), or iterable of n frames
-            Each as `append` takes it.
+            Each as for `append`.
         frame_metadata : sequence of n mappings, optional
-            None for a frame that has none.
+            None for a frame without metadata.
         timestamps_ns, frame_ids : array_like of n integers, optional
-            As of `append`.
+            As for `append`.
 
         Raises
         ------
         ValueError, IndexError, TypeError, RuntimeError, MemoryError, OSError
-            As of `append`; nothing was stored then.
+            As for `append`; nothing was stored then.
         """
         self._appender.extend(
             frames,
@@ -154,20 +154,20 @@ class ScratchStream:
 
         ``with stream.slot() as frame:`` gives a writable array of the frame's shape and
         dtype, which *is* where it is stored. Leaving the block stores the frame; if an
-        exception leaves it, nothing was stored. After that the array is read-only. What it
-        holds before it is filled is undefined. Meanwhile other threads that append wait;
-        `close` does not: then leaving the block is an error.
+        exception leaves it, nothing is stored. After that the array is read-only. What it
+        holds before it is filled is undefined. Meanwhile other threads that append wait.
+        `close` does not wait: leaving the block is then an error.
 
         Parameters
         ----------
         frame_metadata, timestamp_ns, frame_id
-            As of `append`. They can also be set as attributes of the slot, until the block
+            As for `append`. They can also be set as attributes of the slot, until the block
             is left: ``slot = stream.slot()``, ``with slot as frame: slot.frame_id = ...``.
 
         Raises
         ------
         ValueError, IndexError, RuntimeError, MemoryError, OSError
-            When the block is entered, as of `append`.
+            When the block is entered, as for `append`.
         """
         return self._appender.slot(
             frame_metadata=frame_metadata, timestamp_ns=timestamp_ns, frame_id=frame_id
@@ -183,16 +183,16 @@ class ScratchStream:
     ) -> Slot:
         """Reserve the memory of the next `n` frames, as an array of shape (n, y, x).
 
-        For cameras that fill several at once; see `slot`. If fewer were filled, set the
+        For cameras that fill several at once; see `slot`. If fewer are filled, set the
         slot's `num_filled` before the block is left.
 
         Raises
         ------
         ValueError
-            When the block is entered, if they do not lie one behind the other: those of
-            several positions, or in another storage order.
+            When the block is entered, if the frames are not contiguous: they belong to
+            several positions, or have another storage order.
         IndexError, RuntimeError, MemoryError, OSError
-            As of `append`.
+            As for `append`.
         """
         return self._appender.slots(
             n,
@@ -205,8 +205,8 @@ class ScratchStream:
     def capsule(self) -> object:
         """A PyCapsule with a `scratchwriter_stream`, for C; see scratchwriter.h.
 
-        Whoever has it keeps the stream from being collected, and may call its functions
-        from any thread, also after `close`.
+        It keeps the stream from being collected. Its functions may be called from any
+        thread, also after `close`.
         """
         return self._appender.capsule
 
@@ -214,8 +214,8 @@ class ScratchStream:
     def c_address(self) -> int:
         """Address of the stream's `scratchwriter_stream`, for ctypes, cffi, numba.
 
-        It is good for the life of the process, also after `close`; it does not keep the
-        stream from being collected, and finished.
+        It is valid for the life of the process, also after `close`, but it does not keep
+        the stream from being collected and finished.
         """
         return self._writer.c_address
 
@@ -223,8 +223,8 @@ class ScratchStream:
     def c_append(self) -> CAppend:
         """Address of the function that appends a frame, and of its first argument.
 
-        ``int append(void *state, const void *frame)``, of which 0 is success. As of
-        `c_address`.
+        ``int append(void *state, const void *frame)`` returns 0 on success. They are valid
+        as long as `c_address` is.
         """
         return CAppend(*c_append_of(self._writer))
 
@@ -232,9 +232,9 @@ class ScratchStream:
     def timestamps(self) -> tuple[npt.NDArray[np.int64], ...]:
         """When each frame was taken, one array per position.
 
-        In nanoseconds of the clock of whoever gave them; where nobody did, of this
-        machine's monotonic clock (with `ScratchFormat.timestamps`), or -1. In the shape of
-        `arrays` without the frame's axes; a copy, of this moment.
+        In nanoseconds of the clock of the given times. A frame without one has the time of
+        this machine's monotonic clock (with `ScratchFormat.timestamps`), or -1. A copy, in
+        the shape of `arrays` without the frame's axes.
         """
         return self._records("timestamp_ns")
 
@@ -254,7 +254,7 @@ class ScratchStream:
         )
 
     def skip(self, *, frames: int = 1) -> None:
-        """Leave out the next frames: they are zeros, as far as they can be seen.
+        """Leave out the next frames: they read as zeros.
 
         Parameters
         ----------
@@ -268,7 +268,7 @@ class ScratchStream:
         IndexError
             If it would exceed the dimensions.
         MemoryError, OSError
-            If arrays of that length cannot be made. As with all of them, nothing was
+            If arrays of that length cannot be made. As with all of these, nothing was
             skipped then.
         """
         self._writer.skip(frames=frames)
@@ -297,11 +297,11 @@ class ScratchStream:
         Parameters
         ----------
         dynamic_shape : bool
-            Whether it has the shape of what has been seen so far, or of what is planned
-            (an unbounded axis: of what has been seen, too).
+            Whether it has the shape of what has come so far, or of what is planned (along
+            an unbounded axis always of what has come).
         strict : bool
-            Whether an integer index beyond that is an IndexError also if it is within
-            what is planned; otherwise there are zeros.
+            Whether an integer index beyond that, but within what is planned, is an
+            IndexError; otherwise it gives zeros.
         """
         register_loaded_integrations()
         return StreamView(
@@ -315,31 +315,30 @@ class ScratchStream:
         )
 
     def on(self, event: EventName, callback: Callback) -> Listener:
-        """Have a callback told of new frames, in order, in a thread of its own.
+        """Call a callback for new frames, in order, in a thread of its own.
 
-        An append costs nothing more for it. A callback that is slower than the camera is
-        told of the newest only: "coords_expanded" when it is 50 ms late; "coords_changed"
-        when it is a second late, which a log message tells, and the listener counts. If it
-        raises, that is logged.
+        It makes no append slower. A callback that is slower than the camera gets only the
+        newest frame: "coords_expanded" when it is 50 ms late; "coords_changed" when it is a
+        second late, which is logged, and the listener counts the frames left out. An
+        exception of the callback is logged.
 
         Parameters
         ----------
         event : {'coords_changed', 'coords_expanded'}
-            Every frame, and the last of those that are skipped at a time; or only those
-            with a coordinate that no frame had before.
+            Every frame, and the last of those that one call skips; or only the frames with
+            a coordinate that no frame had before.
         callback : callable(CoordUpdate)
-            Before `close` returns it is told of the last frame, unless that takes longer
-            than 5 s.
+            `close` returns after it was called for the last frame, or after 5 s.
 
         Returns
         -------
         Listener
-            Of which `stop()` ends it, or leaving its `with` block.
+            Its `stop()` ends the calls, and so does leaving its `with` block.
 
         Raises
         ------
         ValueError
-            If there is no such event.
+            If the event does not exist.
         """
         return self._events.on(event, callback)
 
@@ -354,7 +353,7 @@ class ScratchStream:
         return self._storage.folder
 
     def stats(self) -> StreamStats:
-        """Return how the stream is doing: rate, append times, what is ahead and behind."""
+        """Return rate, append times, memory ready ahead, and data not on the disk yet."""
         storage = self._storage
         frames = self.frames_written
         return make_stats(
@@ -374,7 +373,7 @@ class ScratchStream:
         namespace : str
             Name to keep it under; a second call with the same name replaces the first.
         metadata : mapping
-            Anything JSON; kept in the manifest if the dataset is on disk.
+            Anything that JSON can hold; kept in the manifest if the dataset is on disk.
 
         Raises
         ------
@@ -383,7 +382,7 @@ class ScratchStream:
         TypeError
             If the metadata is not a mapping, or cannot be written as JSON.
         OSError
-            If the manifest cannot be written; it is as it was then.
+            If the manifest cannot be written; it is unchanged then.
         """
         self._storage.set_global_metadata(namespace, metadata)
 
@@ -391,18 +390,18 @@ class ScratchStream:
         """Return None: this format has no OME metadata."""
 
     def update_metadata(self, metadata: Any) -> None:
-        """Accept metadata for other formats; of no effect on this one."""
+        """Accept metadata for other formats; it has no effect on this one."""
 
     def flush(self) -> None:
-        """Return when everything so far is on the device, and outlives a power cut.
+        """Wait until everything so far is on the device, and outlives a power cut.
 
-        Frames may come meanwhile. What is in memory stays there: without `root_path`
-        only a stream that has gone on in files has something to bring to a device.
+        Frames may come meanwhile. What is in memory stays there: without `root_path`, only
+        a stream that has spilled into files has data to write.
 
         Raises
         ------
         OSError
-            If the device does not take it.
+            If the device does not store it.
         """
         self._storage.flush()
 
@@ -412,7 +411,10 @@ class ScratchStream:
         return self._writer.closed
 
     def close(self) -> None:
-        """Finish the dataset; the arrays stay readable. Again: of no effect.
+        """Finish the dataset; the arrays stay readable. Can be repeated.
+
+        In a signal handler that interrupts another call of the same thread, the stream is
+        closed when that call ends.
 
         Raises
         ------
@@ -422,8 +424,9 @@ class ScratchStream:
         try:
             self._storage.finish()
         finally:
-            self._events.finish(_TELL_S)
-            if self._storage.finished:  # else it is when the call ends that this is in
+            self._events.finish(_CALLBACKS_TIMEOUT_S)
+            # Otherwise the call that this one interrupts finishes it.
+            if self._storage.finished:
                 self._finalizer.detach()
                 _open.pop(self._storage, None)
 
@@ -468,7 +471,7 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     Parameters
     ----------
     settings : AcquisitionSettings
-        With dimensions and dtype. It is copied: what changes later changes nothing.
+        With dimensions and dtype. They are copied: later changes have no effect.
 
     Returns
     -------
@@ -479,9 +482,9 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     TypeError
         If `settings` is something else.
     ValueError
-        If the dimensions or the dtype are missing or not of pixels.
+        If the dimensions or the dtype are missing, or the dtype does not hold pixels.
     FileExistsError
-        If `root_path` exists, and `overwrite` is False or it is no scratch dataset.
+        If `root_path` exists, and `overwrite` is False or it is not a scratch dataset.
     OSError
         If the folder cannot be made, or the disk is too small.
     MemoryError
@@ -503,8 +506,8 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     if not isinstance(settings, AcquisitionSettings):
         raise TypeError(
             f"create_stream takes AcquisitionSettings, got {type(settings).__name__} of "
-            f"{type(settings).__module__}. Make them with AcquisitionSettings(...), or of "
-            "others' with AcquisitionSettings.model_validate(others.model_dump())."
+            f"{type(settings).__module__}. Make them with AcquisitionSettings(...), or "
+            "convert others with AcquisitionSettings.model_validate(others.model_dump())."
         )
     settings.validate_stream_ready()
     settings = settings.model_copy(deep=True)
@@ -522,7 +525,7 @@ class _StreamFrames:
 
     def __init__(self, writer: FrameWriter) -> None:
         self._writer = writer
-        self._given_up = np.zeros(1, np.int64)  # where those who wait look
+        self._given_up = np.zeros(1, np.int64)  # polled by the threads that wait
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
         timeout_ns, poll_ns = round(timeout_s * 1e9), round(poll_s * 1e9)
@@ -555,7 +558,7 @@ def _finish_unclosed(storage: Storage) -> None:
     was_closed = storage.writer.closed
     try:
         storage.finish()
-    finally:  # what could not be finished is tried again when Python exits
+    finally:  # if it could not be finished, _finish_at_exit tries again
         if storage.finished:
             _open.pop(storage, None)
         if storage.writer.frames_written and not was_closed:
@@ -567,7 +570,7 @@ def _finish_unclosed(storage: Storage) -> None:
             )
 
 
-@atexit.register  # after storage's: it runs before temporary folders are removed
+@atexit.register  # after the one of folders, so that it runs before folders are removed
 def _finish_at_exit() -> None:
     while _open:
         storage, finalizer = _open.popitem()

@@ -22,7 +22,7 @@ class ArrayView:
     """The array of one position, read-only, growing with the frames.
 
     Indexing gives numpy arrays and scalars as `numpy.ndarray` does: views of the stored
-    data, without a copy. They stay valid as long as anyone holds them, also after the
+    data, without a copy. They stay valid as long as they are referenced, also after the
     stream is closed; where nothing was written they are zero.
     """
 
@@ -62,13 +62,13 @@ class ArrayView:
 
 
 class _Viewed(Protocol):
-    """What has a view."""
+    """A stream or a dataset."""
 
     def view(self, *, dynamic_shape: bool, strict: bool) -> StreamView: ...
 
 
 class CoordsChanged:
-    """Tells when a view shows more coordinates than before; off the appending thread."""
+    """Calls callbacks when a view shows more coordinates; off the appending thread."""
 
     __slots__ = ("_events", "_listeners")
 
@@ -77,7 +77,7 @@ class CoordsChanged:
         self._listeners: list[tuple[Callable[[], object], Listener | None]] = []
 
     def connect(self, callback: Callable[[], object]) -> Callable[[], object]:
-        """Have a callback called, without arguments; return it."""
+        """Call a callback, without arguments, from now on; return it."""
         listener = None
         if self._events is not None:
             listener = self._events.on("coords_expanded", lambda _: callback())
@@ -85,7 +85,7 @@ class CoordsChanged:
         return callback
 
     def disconnect(self, callback: Callable[[], object]) -> None:
-        """Have it called no more.
+        """Stop calling a callback.
 
         Raises
         ------
@@ -104,12 +104,11 @@ class CoordsChanged:
 class StreamView:
     """An acquisition as one array: all positions, in acquisition order, live, read-only.
 
-    It has the shape of what has been seen so far (or, with `dynamic_shape=False`, of what
-    is planned), and numpy's indexing: what is not written yet is zero. Integers, slices,
-    Ellipsis and None give a view of the stored data if they choose from one position, and
-    else a read-only copy of what they choose. Other indices copy everything. Integers
-    beyond what has been seen, within what is planned, give zeros too, unless it is
-    `strict`.
+    It has the shape of what has come so far (or, with `dynamic_shape=False`, of what is
+    planned), and numpy's indexing; what is not written yet is zero. Integers, slices,
+    Ellipsis and None give a view of the stored data if they select from one position, else
+    a read-only copy of what they select. Other indices copy everything. Integers beyond
+    what has come, but within what is planned, give zeros, too, unless the view is `strict`.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class StreamView:
         """Return the view of a stream or dataset; the same as its `view` method."""
         return stream.view(dynamic_shape=dynamic_shape, strict=strict)
 
-    # ------------------------------------------------------------------- what it is like
+    # ------------------------------------------------------------------------ properties
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -178,7 +177,7 @@ class StreamView:
 
     @property
     def position_dim(self) -> str | None:
-        """Name of the dimension of positions, if there is one."""
+        """Name of the dimension of positions, None without one."""
         axis = self._plan.position_axis
         return None if axis is None else self.dims[axis]
 
@@ -189,7 +188,7 @@ class StreamView:
 
     @property
     def newest(self) -> tuple[int, ...] | None:
-        """Index of the newest frame (or skip) along all dimensions but a frame's own."""
+        """Index of the newest frame (or skip) along all dimensions but the frame's own."""
         cursor = self._cursor()
         if cursor == 0:
             return None
@@ -200,14 +199,14 @@ class StreamView:
 
     @property
     def coords_changed(self) -> CoordsChanged:
-        """Where to `connect` what is to be called when the coordinates change."""
+        """Its `connect` takes a callback for changes of the coordinates."""
         return self._coords_changed
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
-        # By its own length: indices go on behind it, unless they are strict.
+        # By length, because a view that is not strict accepts indices beyond it.
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
@@ -238,8 +237,8 @@ class StreamView:
     ) -> Array:
         if copy is False and self._plan.num_positions > 1:
             raise ValueError(
-                f"The view of {self._plan.num_positions} positions is no array without a "
-                "copy: leave out copy=False, or index one of them."
+                f"The view of {self._plan.num_positions} positions cannot be an array "
+                "without a copy: leave out copy=False, or index one of them."
             )
         return np.array(self[...], dtype=dtype, copy=copy)
 
@@ -249,7 +248,7 @@ class StreamView:
         Raises
         ------
         IndexError
-            If it has not come yet, or is not kept any more.
+            If it has not come yet, or is no longer kept.
         """
         cursor = self._cursor()
         indices = list(self._plan.indices(number))
@@ -264,7 +263,7 @@ class StreamView:
     def _has_come(
         self, index: Sequence[int | slice], shape: Sequence[int], cursor: int
     ) -> bool:
-        """Tell whether a frame is complete, if it is one that is indexed."""
+        """Return whether the frame is complete, if the index selects a single one."""
         indices = []
         for i, n in zip(index[:-2], shape[:-2], strict=True):
             chosen = range(n)[i]
@@ -290,7 +289,7 @@ class StreamView:
         return (*extents, *self._plan.frame_shape)
 
     def _is_within(self, index: Sequence[int | slice], shape: Sequence[int]) -> bool:
-        """Tell whether integers are within what is seen, and check that they may be."""
+        """Return whether integers are within the shape; raise if they are not allowed."""
         counts = (*self._plan.counts, *self._plan.frame_shape)
         is_within = True
         for axis, (i, n, count) in enumerate(zip(index, shape, counts, strict=True)):
@@ -305,7 +304,7 @@ class StreamView:
         return is_within
 
     def _choose(self, index: list[int | slice], shape: tuple[int, ...], cursor: int) -> Any:
-        """Index everything by what is not outside."""
+        """Index all positions; the index is within the shape."""
         axis = self._plan.position_axis
         if axis is None:
             return self._choose_from(0, index, shape, cursor)
@@ -328,13 +327,13 @@ class StreamView:
     def _choose_from(
         self, position: int, index: list[int | slice], lengths: Sequence[int], cursor: int
     ) -> Any:
-        """Index one position, without its axis, by what is not outside of `lengths`."""
+        """Index one position, without its axis; the index is within `lengths`."""
         plan = self._plan
         stored = [plan.file_axes[axis] for axis in plan.storage_axes[:-2]]
         array = self._storage_array(position, cursor).transpose(*np.argsort(stored), -2, -1)
         if not plan.is_unbounded:
             return array[tuple(slice(n) for n in lengths)][tuple(index)]
-        # A position may have come less far than others, and in a ring kept an older step.
+        # A position may have fewer steps than others, and in a ring keep an older one.
         first = self._first_step(cursor)
         skipped = first - plan.first_step(position, cursor)
         array = array[(slice(skipped, skipped + lengths[0]), *map(slice, lengths[1:]))]
@@ -364,12 +363,12 @@ def _is_basic(entry: object) -> bool:
         return True
     if isinstance(entry, np.ndarray):
         return entry.ndim == 0 and entry.dtype.kind in "iu"
-    # A bool is no integer here, as in numpy.
+    # A bool is not an integer index, as in numpy.
     return hasattr(entry, "__index__") and not isinstance(entry, bool | np.bool_)
 
 
 def _per_axis(key: tuple[Any, ...], ndim: int) -> list[int | slice]:
-    """Return an integer or a slice for each axis, as a basic index says."""
+    """Return the integer or slice for each axis of a basic index."""
     given = [i for i in key if i is not None]
     num_ellipses = sum(i is Ellipsis for i in given)
     if num_ellipses > 1:
@@ -386,7 +385,7 @@ def _per_axis(key: tuple[Any, ...], ndim: int) -> list[int | slice]:
 
 
 def _new_axes(key: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
-    """Return what puts the new axes of a basic index into its result."""
+    """Return the index that inserts the new axes of a basic index into its result."""
     axes: list[Any] = []
     missing = ndim - sum(i is not None and i is not Ellipsis for i in key)
     for i in key:
@@ -406,7 +405,7 @@ def _chosen_shape(index: Sequence[int | slice], shape: Sequence[int]) -> tuple[i
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-    """Return zeros that take no memory, however many."""
+    """Return zeros that take no memory, whatever their number."""
     return np.broadcast_to(np.zeros((), dtype), shape)[()]
 
 

@@ -1,7 +1,7 @@
-"""append_times.bin: how long appends took, for those who look on from outside.
+"""append_times.bin: how long appends took, for readers in other processes.
 
-A thread brings it up to date now and then, and who closes the dataset does at the end; an
-append does nothing for it.
+A thread updates it now and then, and closing the dataset does at the end; an append does
+nothing for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MOST = 1 << 40  # of appends that took equally long
 
 
 class AppendTimesFile:
-    """It, as its writer sees it.
+    """append_times.bin as its writer sees it.
 
     Raises
     ------
@@ -38,31 +38,31 @@ class AppendTimesFile:
             errors_name(path, APPEND_TIMES_RECORD.itemsize),
             Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file,
         ):
-            # With blocks of its own: it is mapped.
+            # Written, not only made longer: a full disk must fail here, not in a store.
             write_all(file, bytes(APPEND_TIMES_RECORD.itemsize))
             self._file: MappedFile | None = MappedFile(file)
 
     @property
     def file(self) -> MappedFile:
-        """It, mapped; whoever stores there keeps it."""
+        """The mapped file; code that stores to it keeps a reference."""
         if self._file is None:
             raise ValueError(f"{APPEND_TIMES} is closed.")
         return self._file
 
     def store(self, measured: Mapping[str, Any]) -> None:
-        """Report what a `FrameWriter` has measured; nothing, once that is over."""
+        """Store what a `FrameWriter` has measured; after `release` do nothing."""
         if self._file is not None:
             record = self._file.record(APPEND_TIMES_RECORD)
             for name in APPEND_TIMES_RECORD.names or ():
                 record[name] = measured[name]
 
     def release(self) -> None:
-        """Keep it mapped no longer than those do who store there."""
+        """Unmap it as soon as no other code stores to it."""
         self._file = None
 
 
 def read_append_times(folder: Path) -> AppendTimes | None:
-    """Return what is told so far; None if nothing is.
+    """Return the times so far; None if the dataset has none.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def read_append_times(folder: Path) -> AppendTimes | None:
     if not os.path.lexists(path):
         return None
     with faults_of(path):
-        # Read, not mapped: another may cut it meanwhile.
+        # Read, not mapped, because another process may cut it meanwhile.
         with open_regular(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             data = file.read(APPEND_TIMES_RECORD.itemsize)

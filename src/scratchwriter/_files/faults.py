@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file becomes one kind of error."""
+"""Turns whatever is wrong with a file into one kind of error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scratchwriter.errors import DatasetError
 
 @contextmanager
 def faults_of(path: Path) -> Iterator[None]:
-    """Have whatever is wrong with a file be told as one kind of error."""
+    """Raise whatever is wrong with a file as a `DatasetError` that names it."""
     try:
         yield
     except DatasetError:
@@ -32,5 +32,5 @@ def faults_of(path: Path) -> Iterator[None]:
         RuntimeError,
         MemoryError,
     ) as error:
-        # The wording may be as long as what is wrong.
+        # Such a text may be as long as the faulty value.
         raise DatasetError(f"{path}: {str(error)[:200] or type(error).__name__}") from None

@@ -1,4 +1,4 @@
-"""The folders of datasets: claimed, emptied, made for a time, and removed."""
+"""The folders of datasets: claimed, emptied, temporary, and removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scratchwriter.errors import DatasetError, too_small_disk_error
 from scratchwriter.settings import ScratchFormat
 
 _SPILL_PREFIX = "scratchwriter_"
-_SPILL_MARK = ".scratchwriter-temporary"  # in those that may be removed
+_SPILL_MARK = ".scratchwriter-temporary"  # in folders that may be removed
 
 
 @contextmanager
@@ -38,23 +38,23 @@ def claimed(
     overwrite : bool
         Whether a dataset in it may be deleted.
     undo : contextlib.ExitStack
-        Gets what has to be done if the acquisition cannot begin.
+        Receives what has to be undone if the acquisition cannot begin.
 
     Raises
     ------
     FileExistsError
-        If it holds something that must not be deleted, or is a file, or is just being
-        claimed by another; nothing was deleted.
+        If it holds something that must not be deleted, is a file, or is being claimed by
+        another stream; nothing was deleted.
     OSError
         If it cannot be made, or the disk is too small.
     """
     made = ExitStack()
     undo.push(made)
     while True:
-        made.pop_all()  # of the time before: it is not there any more
+        made.pop_all()  # from the last attempt: that folder is gone
         is_new = _make_if_absent(folder, needed_nbytes, made)
         if not (is_new or overwrite):
-            with suppress(DatasetError):  # it holds something else
+            with suppress(DatasetError):  # the folder holds something else
                 _refuse_if_recorded(folder)
             raise _refusal(
                 "The folder exists. Use overwrite=True to replace the scratch dataset in "
@@ -64,7 +64,7 @@ def claimed(
         try:
             lock, is_free = lock_folder(folder)
         except FileNotFoundError:
-            continue  # another stream had made it, could not begin, and removed it
+            continue  # another stream made it, could not begin, and removed it
         break
     with ExitStack() as unlock:
         if lock is not None:
@@ -72,7 +72,7 @@ def claimed(
         if is_free is False:
             made.pop_all()  # it is in use
             raise _refusal(
-                "Another stream is just being made in the folder. Use another root_path",
+                "Another stream is being made in this folder. Use another root_path",
                 folder,
             )
         _empty(folder, needed_nbytes)
@@ -80,7 +80,7 @@ def claimed(
 
 
 def _make_if_absent(folder: Path, needed_nbytes: int, made: ExitStack) -> bool:
-    """Make a folder; tell whether it was not there."""
+    """Make a folder; return whether it did not exist."""
     if folder.is_dir():
         return False
     if os.path.lexists(folder):
@@ -88,18 +88,18 @@ def _make_if_absent(folder: Path, needed_nbytes: int, made: ExitStack) -> bool:
     parent = next((p for p in folder.parents if p.is_dir()), None)
     if parent is not None:
         require_disk(needed_nbytes, parent)
-    # Before it is made: an interrupt may come right after that.
+    # Before the folder is made, because an interrupt may come right after that.
     made.callback(_remove_if_empty, folder)
     try:
         folder.mkdir(parents=True)
-    except FileExistsError:  # another stream has just made it
+    except FileExistsError:  # another stream made it first
         made.pop_all()
         return False
     return True
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # somebody else has it by now
+    with suppress(OSError):  # another process uses it now
         folder.rmdir()
 
 
@@ -122,9 +122,9 @@ def _need_lock(lock: Locked, folder: Path) -> None:
 
 
 def _empty(folder: Path, needed_nbytes: int) -> None:
-    """Delete the dataset that is in a folder, which is locked.
+    """Delete the dataset in a folder, which is locked.
 
-    The lock of the dataset is held until it is gone: `recover` may want to finish it.
+    The lock of the dataset is held until it is deleted: `recover` could try to finish it.
     """
     if any(folder.iterdir()) and not (is_dataset(folder) or is_beginning(folder)):
         raise _refusal(
@@ -139,11 +139,11 @@ def _empty(folder: Path, needed_nbytes: int) -> None:
         require_disk(needed_nbytes, folder, freed_nbytes=freed_nbytes)
         if others := [path.name for path in old_files if _is_folder(path)]:
             raise _refusal(
-                f"{others} in it are folders, not files of a dataset: nothing is deleted. "
-                "Use another root_path",
+                f"It contains folders, not files of a dataset: {others}. Nothing is "
+                "deleted. Use another root_path",
                 folder,
             )
-        # If it ends half-way, what is left can be recognised until the end.
+        # In this order, what an interruption leaves is still recognised as a dataset.
         old_files.sort(key=lambda path: (path.name == PROGRESS, path.name == MANIFEST))
         for path in old_files:
             path.unlink()
@@ -154,7 +154,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def disk_nbytes(path: Path) -> int:
-    """Return what a file takes of its disk."""
+    """Return how many bytes a file takes on its disk."""
     status = path.lstat()
     return getattr(status, "st_blocks", 0) * 512
 
@@ -166,7 +166,7 @@ def remove_files(folder: Path) -> None:
 
 
 def is_dataset(folder: Path) -> bool:
-    """Tell whether a folder is a scratch dataset, of this library or of ome-writers."""
+    """Return whether a folder is a scratch dataset, of this library or of ome-writers."""
     try:
         read_manifest(folder)
     except (OSError, DatasetError):
@@ -175,9 +175,9 @@ def is_dataset(folder: Path) -> bool:
 
 
 def is_beginning(folder: Path) -> bool:
-    """Tell whether a folder has no more than what a writer left that died as it began.
+    """Return whether a folder holds only what is left of a dataset without frames.
 
-    Or the last that is left of a dataset whose deletion ended half-way.
+    Its writer died before the first frame, or its deletion was interrupted.
     """
     names = {path.name for path in folder.iterdir()}
     if not all(map(is_dataset_name, names)):
@@ -205,7 +205,7 @@ def spill_parent(fmt: ScratchFormat) -> Path:
     """Return the folder in which temporary datasets are made.
 
     `spill_dir`, else the environment's (TMPDIR), else the first temporary folder that
-    is not kept in memory, where the data would be as much in the way as before.
+    is not in memory, because there the data would take as much memory as before.
     """
     if fmt.spill_dir is not None:
         return Path(fmt.spill_dir).expanduser()
@@ -220,7 +220,7 @@ def spill_parent(fmt: ScratchFormat) -> Path:
     return default
 
 
-# Of this process, with the locks that tell others that it lives.
+# Those of this process, with the locks that show other processes that it is alive.
 _spill_folders: dict[Path, Descriptor | None] = {}
 
 
@@ -232,7 +232,7 @@ def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
         try:
-            # Somebody who reclaims may find it before it is locked.
+            # Another process that reclaims folders may find it before it is locked.
             with suppress(FileNotFoundError):
                 lock, is_locked = lock_folder(folder)
                 if is_locked is not False:
@@ -245,7 +245,7 @@ def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
 
 
 def remove_spill_folder(folder: Path) -> None:
-    """Remove a temporary folder with all that is in it."""
+    """Remove a temporary folder with everything in it."""
     shutil.rmtree(folder, ignore_errors=True)
     lock = _spill_folders.pop(folder, None)
     if lock is not None:
@@ -255,8 +255,8 @@ def remove_spill_folder(folder: Path) -> None:
 def reclaim_spill_folders(parent: Path) -> list[Path]:
     """Remove the temporary folders of processes that were killed; return which.
 
-    Only those that `make_spill_folder` made for this user, that hold nothing but files of
-    a dataset, and whose lock is free: its owner is dead.
+    Only folders that `make_spill_folder` made for this user, that hold nothing but files of
+    a dataset, and whose lock is free, so that their owner is dead.
     """
     removed = []
     for folder in sorted(parent.glob(f"{_SPILL_PREFIX}*")):
@@ -275,14 +275,14 @@ def reclaim_spill_folders(parent: Path) -> list[Path]:
 
 @contextmanager
 def kept_spill_folder(folder: Path) -> Iterator[bool]:
-    """Make a temporary folder one that stays; yield whether it was one.
+    """Make a temporary folder permanent; yield whether it was temporary.
 
-    It is locked meanwhile, so that nobody reclaims it, and stays once the block is done.
+    It is locked meanwhile, so that no process reclaims it, and permanent after the block.
 
     Raises
     ------
     BlockingIOError
-        If its owner lives.
+        If its owner is alive.
     """
     mark = folder / _SPILL_MARK
     if not mark.exists():
@@ -305,7 +305,7 @@ def _is_own_spill_folder(fd: int) -> bool:
     return (
         status.st_uid == os.getuid()
         and stat.S_IMODE(status.st_mode) == 0o700
-        and (_SPILL_MARK in names or not names)  # empty: it died before it was marked
+        and (_SPILL_MARK in names or not names)  # empty: its owner died before it marked it
         and all(map(is_dataset_name, names - {_SPILL_MARK}))
     )
 

@@ -1,7 +1,7 @@
 """The layouts of all files of a dataset: names, offsets, sizes, magics, versions.
 
-Each is said here and nowhere else in Python; `tests/test_layout.py` compares them with the
-structs and constants of the compiled modules. docs/format.md describes them for others.
+Each is defined here and nowhere else in Python; `tests/test_layout.py` compares them with
+the structs and constants of the compiled modules. docs/format.md describes them for users.
 
 progress.bin is one mapped page with the frame cursor:
 
@@ -19,8 +19,8 @@ offset type   meaning
 88     16s    random id of the recording
 ====== ====== =====================================================
 
-skips.bin has a pair of int64 per range of frames that were skipped: the first, and the one
-behind the last. frame_records.bin has a `RECORD` per frame, append_times.bin one
+skips.bin has a pair of int64 per range of skipped frames: the first, and the one after the
+last. frame_records.bin has a `RECORD` per frame, append_times.bin one
 `APPEND_TIMES_RECORD`. pos_0.dat, pos_1.dat, ... are C-ordered arrays. manifest.json and
 frame_metadata.jsonl are JSON.
 """
@@ -92,7 +92,7 @@ def array_name(position: int) -> str:
 
 
 def is_dataset_name(name: str) -> bool:
-    """Tell whether a file of a scratch dataset may be called so."""
+    """Return whether a file of a scratch dataset can have this name."""
     return _DATASET_FILE.fullmatch(name) is not None
 
 
@@ -102,5 +102,5 @@ def draft_name(pid: int) -> str:
 
 
 def is_draft_name(name: str) -> bool:
-    """Tell whether a file is a manifest that was to replace the current one."""
+    """Return whether a file is a manifest that was to replace the current one."""
     return name.startswith(f".{MANIFEST}.")

@@ -1,4 +1,4 @@
-"""How far a dataset is that another process records, and whether it goes on."""
+"""How far a dataset is that another process records, and whether it continues."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _LOOK_FOR_WRITER_S = 0.1  # a system call or three
 
 
 class FixedProgress:
-    """The frames of a dataset that nobody records, and whose cursor does not tell them."""
+    """The frames of a dataset that is not recorded, and whose number is known."""
 
     def __init__(self, cursor: int, skips: Sequence[range] = ()) -> None:
         self._cursor = cursor
         self._skips = Skips([(skip.start, skip.stop) for skip in skips])
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
-        """Return how many frames there are."""
+        """Return the number of frames."""
         return self._cursor
 
     def is_over(self) -> bool:
-        """Tell that no more come."""
+        """Return True: no more frames come."""
         return True
 
     def give_up(self) -> None:
-        """Do nothing: nobody waits."""
+        """Do nothing: no thread waits."""
 
     def skips(self, first: int, stop: int) -> Skips:
         """Return which frames were skipped."""
@@ -44,17 +44,17 @@ class LiveProgress:
 
     def __init__(self, folder: Path, progress: ProgressView) -> None:
         self._folder, self._progress = folder, progress
-        self._given_up = np.zeros(1, np.int64)  # where those who wait look
+        self._given_up = np.zeros(1, np.int64)  # polled by the threads that wait
         self._is_over = False
-        self._look_s = 0.0  # when to look for the writer again
+        self._look_s = 0.0  # when to check the writer's lock again
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
-        """Return the cursor, when it is past `seen`, at the latest after the timeout.
+        """Wait until the cursor is past `seen`, or the timeout; return the cursor.
 
         Raises
         ------
         DatasetError
-            If it is none of this dataset.
+            If this dataset cannot have so many frames.
         """
         cursor = wait_for_cursor(
             self._progress.cursor_array,
@@ -67,7 +67,7 @@ class LiveProgress:
         return cursor
 
     def is_over(self) -> bool:
-        """Tell whether no more frames come: closed, given up, or the writer is dead."""
+        """Return whether no more frames come: closed, given up, or the writer is dead."""
         if not self._is_over:
             self._is_over = bool(self._given_up[0]) or self._progress.is_closed
         if not self._is_over and time.monotonic() >= self._look_s:
@@ -76,16 +76,16 @@ class LiveProgress:
         return self._is_over
 
     def give_up(self) -> None:
-        """Have those who wait wait no more."""
+        """Make the threads that wait return."""
         self._given_up[0] = 1
 
     def skips(self, first: int, stop: int) -> Skips:
-        """Return the skipped ranges that have one of these frames.
+        """Return the skipped ranges that contain any of these frames.
 
         Raises
         ------
         DatasetError
-            If the file is damaged, or of another recording.
+            If the file is damaged, or belongs to another recording.
         """
         skips = read_skips_between(self._folder, first, stop)
         self._progress.need_in(self._folder)  # after it was read

@@ -1,10 +1,10 @@
 """manifest.json, which describes a dataset for any reader.
 
-While an unbounded dataset is being recorded, the length of each array stands in it as
-digits of fixed width, right-aligned in white space, which the writer renews in place: what
-the file says is exact at any moment, also after the writer was killed.
+While an unbounded dataset is recorded, the length of each array is in it as digits of
+fixed width, right-aligned in white space. The writer renews them in place, right after it
+commits frames, so that they never count a frame that is not committed.
 
-Everything read here may have been written by anybody.
+Everything read here is untrusted.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class ManifestDraft:
     Attributes
     ----------
     file : MappedFile
-        It, mapped.
+        The mapped file.
     length_addresses : list of int
-        Where the length of each position's array stands, if the plan is unbounded.
+        Where the length of each position's array is stored, if the plan is unbounded.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ManifestDraft:
         text, offsets = _manifest_text(settings_fields, plan, cursor, global_metadata)
         if len(text) > MANIFEST_MAX_NBYTES:
             raise ValueError(
-                f"The manifest would have {len(text):,} bytes, the most is "
+                f"The manifest would have {len(text):,} bytes, the limit is "
                 f"{MANIFEST_MAX_NBYTES:,}. Keep less in the metadata, or have fewer "
                 "positions."
             )
@@ -70,7 +70,7 @@ class ManifestDraft:
                 if durable:
                     sync_file(self._path)
                 status = os.fstat(file.fileno())
-                # Mapped: its number is not given to another file meanwhile.
+                # While it is mapped, no other file can get its inode number.
                 self._identity = status.st_dev, status.st_ino
                 self.file = MappedFile(file)
         except BaseException:
@@ -98,8 +98,8 @@ class ManifestDraft:
 def dump_settings(settings: AcquisitionSettings) -> dict[str, Any]:
     """Return settings as a manifest has them: every field, plain JSON.
 
-    Made once, before the first frame: pydantic turns a KeyboardInterrupt that arrives
-    meanwhile into an error of its own.
+    Called once, before the first frame, because pydantic turns a KeyboardInterrupt that
+    arrives meanwhile into an error of its own.
     """
     return settings.model_dump(mode="json", context=EVERY_FIELD)
 
@@ -110,7 +110,7 @@ def draft_path(folder: Path) -> Path:
 
 
 def write_draft(path: Path, text: bytes) -> Descriptor:
-    """Write a file that is new; a link that somebody has laid there is not followed."""
+    """Write a new file; a link that another program put there is not followed."""
     path.unlink(missing_ok=True)
     file = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     write_all(file, text)
@@ -177,7 +177,7 @@ class Manifest(BaseModel):
         if self.position_dims is not None:
             lengths = [len(shape) for shape in self.position_shapes]
             if lengths != [len(dims) for dims in self.position_dims]:
-                raise ValueError("position_dims does not fit position_shapes")
+                raise ValueError("position_dims does not match position_shapes")
         return self
 
 
@@ -187,13 +187,13 @@ def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder does not exist.
     DatasetError
-        If it has none, or one that is not valid.
+        If it has no manifest, or one that is not valid.
     """
     path = folder / MANIFEST
     if not folder.exists():
-        raise FileNotFoundError(errno.ENOENT, "There is no such folder", str(folder))
+        raise FileNotFoundError(errno.ENOENT, "The folder does not exist", str(folder))
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a scratch dataset: it is not a folder")
     if not os.path.lexists(path):
@@ -203,7 +203,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
             nbytes = os.fstat(file.fileno()).st_size
             if nbytes > MANIFEST_MAX_NBYTES:
                 raise ValueError(
-                    f"it has {nbytes} bytes, the most is {MANIFEST_MAX_NBYTES}"
+                    f"it has {nbytes} bytes, the limit is {MANIFEST_MAX_NBYTES}"
                 )
             fields = json.loads(file.read())
         if not isinstance(fields, dict):
@@ -212,31 +212,30 @@ def read_manifest(folder: Path) -> tuple[Manifest, AcquisitionSettings]:
         _check_position_counts(fields.get("dimensions"), len(manifest.position_shapes))
         settings = AcquisitionSettings.model_validate(
             {k: v for k, v in fields.items() if k in AcquisitionSettings.model_fields},
-            context=WITHOUT_WARNINGS,  # told to who made the settings
+            context=WITHOUT_WARNINGS,  # given when the settings were made
         )
         settings.validate_stream_ready()
     return manifest, settings
 
 
 def _check_position_counts(dims: Any, most: int) -> None:
-    """Check what would become a list as long as a number in the file says."""
+    """Check a count before it becomes a list of that length: it is untrusted."""
     for dim in dims if isinstance(dims, list) else []:
         is_position = isinstance(dim, dict) and dim.get("type") == "position"
         if is_position and int(dim.get("count") or 0) > most:
-            raise ValueError("position_shapes does not fit the dimensions")
+            raise ValueError("position_shapes does not match the dimensions")
 
 
 def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
-    """Put other shapes into a manifest that nobody else writes, atomically."""
+    """Replace the shapes in a manifest that no other process writes, atomically."""
     path = folder / MANIFEST
     with faults_of(path), open_regular(path) as file:
         fields = json.loads(file.read())
         text = json.dumps({**fields, "position_shapes": shapes}).encode("ascii")
-        if (
-            len(text) > MANIFEST_MAX_NBYTES
-        ):  # the white space of others may have been shorter
+        # It may have become longer: the file's own white space can be shorter than json's.
+        if len(text) > MANIFEST_MAX_NBYTES:
             raise ValueError(
-                f"it would have {len(text)} bytes, the most is {MANIFEST_MAX_NBYTES}"
+                f"it would have {len(text)} bytes, the limit is {MANIFEST_MAX_NBYTES}"
             )
     draft = draft_path(folder)
     try:

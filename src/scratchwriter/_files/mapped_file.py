@@ -10,10 +10,10 @@ from scratchwriter._region.descriptor import Descriptor
 
 
 class MappedFile:
-    """A small file mapped for stores from elsewhere; `address` is its first byte's.
+    """A small file mapped for stores from compiled code; `address` is its first byte's.
 
-    It is mapped as long as this object, or an array of it, lives, and not open meanwhile.
-    So whoever stores to the address keeps this object.
+    It stays mapped, but not open, as long as this object or an array of it lives. So code
+    that stores to the address keeps a reference to this object.
 
     Parameters
     ----------
@@ -35,5 +35,5 @@ class MappedFile:
         return self._bytes[: dtype.itemsize].view(dtype)
 
     def close(self) -> None:
-        """Unmap it. Whoever stored to its address must have ended."""
+        """Unmap it. No other thread may still store to its address."""
         self._bytes = np.empty(0, np.uint8)

@@ -24,22 +24,22 @@ from scratchwriter.errors import DatasetError
 
 _CHUNK_NBYTES = 1 << 24
 _MOST_LINE_NBYTES = 1 << 28
-_MOST_DEPTH = 200  # of JSON: who reads it has a stack of his own
+_MOST_DEPTH = 200  # of JSON, because parsers recurse
 
-# Several times as fast as json.
+# Several times faster than json.
 _pydantic_json = TypeAdapter(
     Any, config=ConfigDict(ser_json_inf_nan="constants")
 ).serializer.to_json
 
-RESERVED_KEYS = ("_pos", "_idx")  # where a frame is; written by us
+RESERVED_KEYS = ("_pos", "_idx")  # where a frame is; added by the writer
 
 
 def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
     """Return the metadata of a frame as a JSON object on one line.
 
     numpy scalars and arrays, dates, paths and enums become their natural JSON. A key
-    whose value has none is left out, with a warning; so are the reserved keys. The
-    result is empty where there is nothing to write.
+    whose value has none is left out, with a warning, and so are the reserved keys. The
+    result is empty if there is nothing to write.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
             return b""
         if "_pos" not in metadata and "_idx" not in metadata:
             if text == "ascii":
-                return _pydantic_json(metadata)  # faster without a look for other letters
+                return _pydantic_json(metadata)  # faster than with ensure_ascii
             try:
                 return _pydantic_json(metadata, ensure_ascii=True)
             except ValueError:
@@ -80,7 +80,7 @@ def encode_global_metadata(namespace: str, metadata: Mapping[str, Any]) -> bytes
         If `metadata` is not a mapping, or holds what JSON cannot.
     """
     if not isinstance(namespace, str) or not namespace:
-        raise ValueError(f"namespace must be a string that is not empty: {namespace!r}")
+        raise ValueError(f"namespace must be a non-empty string, got {namespace!r}")
     if namespace in ("ome", "ome_writers"):
         raise ValueError(f"namespace {namespace!r} is reserved; choose another one.")
     if not isinstance(metadata, Mapping):
@@ -97,7 +97,7 @@ _NOT_JSON = (TypeError, ValueError, RecursionError)
 
 
 def _to_json(value: Mapping[Any, Any]) -> bytes:
-    # NaN and infinity stay what they are, as Python's own json reads them.
+    # NaN and infinity are kept, as Python's own json reads them.
     text = json.dumps(value, default=_natural).encode("ascii")
     if text.count(b"[") + text.count(b"{") > _MOST_DEPTH and _depth(text) > _MOST_DEPTH:
         raise ValueError(f"it is nested more than {_MOST_DEPTH} levels deep")
@@ -105,7 +105,7 @@ def _to_json(value: Mapping[Any, Any]) -> bytes:
 
 
 def _depth(text: bytes) -> int:
-    """Return how deep JSON is nested, at the most; brackets in its texts count, too."""
+    """Return an upper limit of the depth of JSON: brackets in strings count, too."""
     steps = np.frombuffer(text, np.uint8)
     opens = (steps == ord("[")) | (steps == ord("{"))
     closes = (steps == ord("]")) | (steps == ord("}"))
@@ -113,7 +113,7 @@ def _depth(text: bytes) -> int:
 
 
 def _natural(value: Any) -> Any:
-    """Return plain Python values for what json does not know."""
+    """Return a plain Python value for one that json does not know."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Enum):
@@ -125,7 +125,7 @@ def _natural(value: Any) -> Any:
     if isinstance(value, np.longdouble):
         return float(value)
     if isinstance(value, np.ndarray | np.generic):
-        # Dates as text: as numbers their unit would be lost.
+        # Dates become text, because numbers would lose their unit.
         return value.astype(str).tolist() if value.dtype.kind == "M" else value.tolist()
     raise TypeError(f"{type(value).__name__} has no natural JSON")
 
@@ -138,7 +138,7 @@ def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
             _warn(key, f"{type(key).__name__} is not a name")
             continue
         try:
-            # What it is as text in JSON; a value is read once, it may be used up by it.
+            # Encoded once only: reading a value may use it up, as an iterator.
             (name, value), *_ = json.loads(_to_json({name: value})).items()
         except _NOT_JSON as error:
             _warn(key, f"its value cannot be written as JSON ({error})")
@@ -153,31 +153,31 @@ def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
 def _warn(key: Any, why: str) -> None:
     warnings.warn(
         f"frame_metadata key {key!r} is not stored: {why}. The frame and the other keys "
-        "are.",
+        "are stored.",
         stacklevel=4,
     )
 
 
 class FrameMetadata(Sequence[dict[str, Any]]):
-    """The metadata of frames, one dict each in acquisition order, read when asked for.
+    """The metadata of frames, one dict each in acquisition order, read on demand.
 
     Each has what `append` was given, and where its frame is: `_pos`, the number of the
     position, and `_idx`, the index in that position's file. Frames that came without
-    metadata are not among them. While the dataset is recorded it grows.
+    metadata are left out. It grows while the dataset is recorded.
 
     Parameters
     ----------
     path : pathlib.Path
-        frame_metadata.jsonl; none is as good as an empty one.
+        frame_metadata.jsonl; a missing file counts as an empty one.
     is_counted : callable(position, index) -> bool
-        Tells whether the frame of the last line has been stored.
+        Returns whether the frame of the last line was committed.
     need_same : callable
-        Raises if the file is of another recording by now.
+        Raises if the file now belongs to another recording.
 
     Raises
     ------
     DatasetError
-        When something is asked for that is in a damaged line.
+        When a damaged line is read.
     """
 
     def __init__(
@@ -188,10 +188,10 @@ class FrameMetadata(Sequence[dict[str, Any]]):
     ) -> None:
         self._path, self._is_counted, self._need_same = path, is_counted, need_same
         self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of lines, and the end
-        self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # of a line
+        self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # number of a line
         self._num_indexed = 0
-        # Of all that is found out by reading. A signal handler may ask, too, while the
-        # thread that it came to has the lock: it finds what was there before, or more.
+        # Guards the results of reading. Re-entrant, because a signal handler may read while
+        # its thread has the lock: it sees the state before, or a later one.
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -199,8 +199,8 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         with self._lock:
             self._scan()
         count = len(self._starts) - 1
-        # A line is written before its frame is: it may be there alone. After a power cut
-        # there may be more of them.
+        # A line is written before its frame, so the last may be of a frame that did not
+        # come; after a power cut several may.
         if count == 0 or self._counts(count - 1):
             return count
         return bisect_left(range(count - 1), True, key=lambda i: not self._counts(i))
@@ -227,7 +227,7 @@ class FrameMetadata(Sequence[dict[str, Any]]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the file that hold them."""
+        """Size of the complete lines of frames that came."""
         count = len(self)
         return int(self._starts[count])
 
@@ -244,21 +244,21 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         return None if number is None else self._line(number)
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Return an array per key, one item per frame; what `pandas.DataFrame` takes.
+        """Return an array per key with one item per frame, as `pandas.DataFrame` takes it.
 
-        Of bool, int64 or float64 where every frame has such a value, else of objects,
-        None where a frame has none.
+        Of bool, int64 or float64 if every frame has such a value, else of objects, with
+        None where a frame has no value.
         """
         rows = list(self)
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: _column([row.get(name) for row in rows]) for name in names}
 
     def _scan(self) -> None:
-        """Find the lines that came since the last time; half a line is none."""
+        """Find the lines that came since the last scan; half a line does not count."""
         if not os.path.lexists(self._path):
             return
         with self._faults(), open_regular(self._path) as file:
-            self._need_same()  # once it is open
+            self._need_same()  # after it was opened
             starts = [self._starts]
             at = file.seek(int(self._starts[-1]))
             while data := file.read(_CHUNK_NBYTES):
@@ -303,16 +303,16 @@ class FrameMetadata(Sequence[dict[str, Any]]):
 
 
 def where(line: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
-    """Return the position, and the index in its file, of the frame of a line.
+    """Return the position of a line's frame, and its index in that position's file.
 
     Raises
     ------
     ValueError
-        If the line does not say.
+        If the line does not have them.
     """
     position, index = line.get("_pos"), line.get("_idx")
     if not isinstance(index, list) or not all(type(n) is int for n in [position, *index]):
-        raise ValueError("a line does not say which frame it is of")
+        raise ValueError("a line does not say which frame it belongs to")
     return cast("int", position), tuple(index)
 
 

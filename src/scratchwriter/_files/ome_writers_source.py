@@ -24,16 +24,16 @@ from scratchwriter._files.source import (
 from scratchwriter.errors import DatasetError
 
 # Why something is not known.
-NOT_COUNTED = "ome-writers wrote it, which does not tell how many frames came"
+NOT_COUNTED = "ome-writers wrote it, which does not record how many frames came"
 
 
 class OmeWritersSource(Source):
-    """A dataset of ome-writers. What its files have space for counts as frames.
+    """A dataset of ome-writers: all frames that its files have space for count as written.
 
     Raises
     ------
     DatasetError
-        If its files do not fit each other.
+        If its files contradict each other.
 
     Warns
     -----
@@ -89,7 +89,7 @@ class OmeWritersSource(Source):
         return 0
 
     def need_same(self) -> None:
-        """Check nothing: it has no mark that another would not have."""
+        """Check nothing: these datasets have no id that could be compared."""
 
     def written(self, position: int) -> npt.NDArray[np.bool_]:
         raise DatasetError(f"{self.path / MANIFEST}: {NOT_COUNTED}")
@@ -114,8 +114,8 @@ class OmeWritersSource(Source):
 def _shapes_in_files(path: Path, description: Description) -> list[tuple[int, ...]]:
     """Return the shapes of files that ome-writers wrote.
 
-    The manifest has the length of an unbounded axis once it is closed; before that, the
-    file's size says it, which is larger than it needs to be.
+    The manifest has the length of an unbounded axis once the dataset is closed. Before
+    that, it follows from the file's size, which is larger than it needs to be.
     """
     manifest, settings, _ = description
     dims = settings.array_storage_dimensions
@@ -132,12 +132,12 @@ def _shapes_in_files(path: Path, description: Description) -> list[tuple[int, ..
         unit_nbytes = math.prod(dim.count or 1 for dim in dims) * itemsize
         length, rest = divmod(array_path.lstat().st_size, unit_nbytes)
         counts = [length if dim.count is None else dim.count for dim in dims]
-        # A closed one may have a longer file, too; but its manifest does not say 1 then.
+        # A closed dataset may have a longer file, too, but its manifest does not say 1.
         unbounded = [n for dim, n in zip(dims, shape, strict=True) if dim.count is None]
         if unbounded == [1] and rest == 0 and length > 1:
             warnings.warn(
                 f"{array_path}: ome-writers did not close this dataset. Its length of "
-                f"{length} is what the file has room for, not how many frames came.",
+                f"{length} is what the file has space for, not how many frames came.",
                 stacklevel=5,
             )
             shape = tuple(counts)

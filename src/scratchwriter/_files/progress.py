@@ -1,6 +1,6 @@
-"""progress.bin: how far a recording is, who writes it, and the lock of its writer.
+"""progress.bin: how far a recording is, its writer, and the writer's lock.
 
-Everything read here may have been written by anybody.
+Everything read here is untrusted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from scratchwriter._region.system import (
 )
 from scratchwriter.errors import DatasetError
 
-# An array of one, so that a field of it is an array where the header is.
+# An array of one, so that its fields are arrays that share the header's memory.
 _Header: TypeAlias = npt.NDArray[np.void]
 
 
@@ -79,8 +79,8 @@ class Progress:
             self.is_locked = is_locked is True
             write_all(lock, header.tobytes())
             self._identity = _Identity(lock, header)
-            # A lock lives as long as a mapping of what was opened with it, in forked
-            # children, too. So it is opened once more to be mapped.
+            # A lock lives as long as a mapping of the descriptor that holds it, in forked
+            # children, too. So the file is opened once more to be mapped.
             with Descriptor(path, os.O_RDWR) as file:
                 if not os.path.sameopenfile(file.fileno(), lock.fileno()):
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -89,7 +89,7 @@ class Progress:
 
     @property
     def file(self) -> MappedFile:
-        """It, mapped; whoever stores there keeps it."""
+        """The mapped file; code that stores to it keeps a reference."""
         if self._file is None:
             raise ValueError(f"{self._path} is closed.")
         return self._file
@@ -106,12 +106,12 @@ class Progress:
         return self.file.address + _offset(name)
 
     def mark_synced(self, frames: int) -> None:
-        """Note that so many frames are on the device, and have that there, too."""
+        """Record that so many frames are on the device, and sync that, too."""
         self._store("synced", np.int64(frames))
         sync_file(self._path)
 
     def mark_closed(self) -> None:
-        """Note that the dataset is finished, and give up the lock. Again: no harm."""
+        """Record that the dataset is finished, and release the lock. Can be repeated."""
         self._store("state", np.uint32(CLOSED))
         self.release()
 
@@ -119,21 +119,21 @@ class Progress:
         if self._file is not None:
             self._file.record(PROGRESS_HEADER)[name] = value
             return
-        # It is released: a flush after the close, or a close that was interrupted.
+        # It was released: this is a flush after close, or an interrupted close.
         with open_regular(self._path, writable=True) as file:
             if not self._identity.is_of(_read_header(file.fileno())):
                 raise FileNotFoundError(
-                    errno.ENOENT, "Another dataset has come there", str(self._path)
+                    errno.ENOENT, "Another dataset has taken its place", str(self._path)
                 )
             file.seek(_offset(name))
             file.write(value.tobytes())
 
     def is_in(self, folder: Path) -> bool:
-        """Tell whether it is still the one in its folder."""
+        """Return whether it is still the file in its folder."""
         return self._identity.is_at(folder / PROGRESS, is_held=self._file is not None)
 
     def release(self) -> None:
-        """Give up the lock, and the mapping, which those keep who still store there."""
+        """Release the lock, and the mapping unless other code still stores to it."""
         self._file = None
         lock, self._lock = self._lock, None
         if lock is not None:
@@ -141,7 +141,7 @@ class Progress:
 
 
 class _Identity:
-    """What tells a progress.bin from any other that comes under its name."""
+    """What distinguishes a progress.bin from any other file under the same name."""
 
     def __init__(self, file: Descriptor, header: _Header) -> None:
         status = os.fstat(file.fileno())
@@ -149,14 +149,14 @@ class _Identity:
         self._recording = _recording_of(header)
 
     def is_of(self, header: _Header | None) -> bool:
-        """Tell whether a header is of the same recording."""
+        """Return whether a header belongs to the same recording."""
         return header is not None and _recording_of(header) == self._recording
 
     def is_at(self, path: Path, *, is_held: bool) -> bool:
-        """Tell whether it has a name.
+        """Return whether it is the file at a path.
 
-        A file that is held, open or mapped, has its number to itself. Later that may be
-        given to another file, and the header is compared.
+        While the file is held, open or mapped, no other file can have its inode number.
+        Later another may, so the header is compared.
         """
         try:
             status = path.lstat()
@@ -171,12 +171,12 @@ class _Identity:
 
 
 def _recording_of(header: _Header) -> tuple[bytes, ...]:
-    """Return what stays as it is from a recording's begin on."""
+    """Return the fields that never change during a recording."""
     return tuple(header[name].tobytes() for name in ("pid", "boot_id", "recording_id"))
 
 
 def _read_header(fd: int) -> _Header | None:
-    """Return the header of a file that was just opened; None if it is too short."""
+    """Return the header of a newly opened file; None if it is too short."""
     data = os.read(fd, PROGRESS_NBYTES)
     return np.frombuffer(data, PROGRESS_HEADER) if len(data) == PROGRESS_NBYTES else None
 
@@ -187,19 +187,19 @@ def _offset(name: str) -> int:
 
 
 class Locked:
-    """The lock of a dataset, as `locked` got it.
+    """The lock of a dataset, as `locked` found it.
 
     Attributes
     ----------
     writer_pid : int or None
-        The process that records the dataset, and has the lock; None: it is ours.
+        The process that records the dataset and has the lock; None if the lock is ours.
     """
 
     def __init__(self, file: Descriptor | None, writer_pid: int | None) -> None:
         self._file, self.writer_pid = file, writer_pid
 
     def is_at(self, path: Path) -> bool:
-        """Tell whether what is locked has a name; without a file, whether nothing has."""
+        """Return whether the locked file is at a path; without one, whether none is."""
         if self._file is None:
             return not os.path.lexists(path)
         return is_at(self._file, path)
@@ -209,12 +209,13 @@ class Locked:
 def locked(folder: Path) -> Iterator[Locked]:
     """Hold the lock of a dataset, or find out which process records it.
 
-    Where there are no locks, a writer is who has not closed, if there is such a process.
+    Where the file system has no locks, a dataset that is not closed counts as recorded if
+    the process of its writer exists.
 
     Raises
     ------
     DatasetError
-        If what holds the lock is not a regular file.
+        If progress.bin is not a regular file.
     """
     path = folder / PROGRESS
     with ExitStack() as stack:
@@ -224,7 +225,7 @@ def locked(folder: Path) -> Iterator[Locked]:
                 continue  # removed since
             with faults_of(path):
                 is_free = lock_file(file)
-            # Another dataset may have come in its place before it was locked.
+            # Another dataset may have taken its place before it was locked.
             if is_at(file, path):
                 stack.enter_context(file)
                 yield Locked(file, _writer_pid(file, is_free))
@@ -234,7 +235,7 @@ def locked(folder: Path) -> Iterator[Locked]:
 
 def _open_to_lock(path: Path) -> Descriptor | None:
     with faults_of(path), suppress(FileNotFoundError):
-        try:  # for writing: NFS wants that for such a lock
+        try:  # for writing, which NFS requires for an exclusive lock
             return descriptor_of_regular(path, writable=True, closed_in_children=True)
         except OSError:
             return descriptor_of_regular(path, closed_in_children=True)
@@ -244,7 +245,7 @@ def _open_to_lock(path: Path) -> Descriptor | None:
 def _writer_pid(file: Descriptor, is_free: bool | None) -> int | None:
     header = _read_header(file.fileno())
     if header is None:
-        return 0 if is_free is False else None  # it has just been made
+        return 0 if is_free is False else None  # its writer has only just made it
     pid = int(header["pid"][0])
     is_open = header["state"][0] == RECORDING and header["boot_id"][0] in (
         b"",
@@ -256,26 +257,26 @@ def _writer_pid(file: Descriptor, is_free: bool | None) -> int | None:
 
 
 class ProgressView:
-    """progress.bin as a reader sees it, while its writer goes on.
+    """progress.bin as a reader sees it, while its writer continues.
 
-    While the dataset is not closed the file is mapped, and open: it is asked for the lock,
-    whatever becomes of its name. Once it says that it is closed, a copy remains of it.
+    Until the dataset is closed the file is mapped and open, so that its lock can be checked
+    whatever happens to its name. Once it says that it is closed, only a copy is kept.
 
     Attributes
     ----------
     num_frames : int or None
-        The most that the dataset has, if it has an end.
+        The most that the dataset can have, if it is bounded.
 
     Raises
     ------
     DatasetError
-        If it is none.
+        If the file is not a valid progress.bin.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = path = folder / PROGRESS
         self.num_frames: int | None = None
-        self._had_writer: bool | None = False  # when it was open last
+        self._had_writer: bool | None = False  # when the file was last open
         self._file: Descriptor | None = None
         with faults_of(path):
             file = descriptor_of_regular(path)
@@ -297,16 +298,16 @@ class ProgressView:
                 self._file = file
 
     def _now(self) -> _Header:
-        """Return the header as it is; once it says closed, nothing is kept but a copy."""
+        """Return the current header; once it says closed, keep only a copy of it."""
         header = self._header
         if self._file is not None and header["state"][0] != RECORDING:
-            self._header = header = header.copy()  # after it said so: with the last frame
-            # Not closed: another thread may be asking it for the lock just now.
+            self._header = header = header.copy()  # now, so that it counts the last frame
+            # The descriptor is not closed here: another thread may be testing its lock.
             self._file = None
         return header
 
     def release(self) -> None:
-        """Keep what it says now, and no file."""
+        """Keep a copy of what it says now, and no file."""
         if self._file is not None:
             with suppress(DatasetError):
                 self._had_writer = self.has_writer
@@ -319,21 +320,21 @@ class ProgressView:
         Raises
         ------
         DatasetError
-            If that cannot be.
+            If the file has an impossible number.
         """
         cursor = int(self._now()["cursor"][0])
         self.check(cursor)
         return cursor
 
     def check(self, cursor: int) -> None:
-        """Check a cursor that was just read: what is written there is believed never."""
+        """Check a cursor that was just read, because the file is untrusted."""
         if cursor < 0 or (self.num_frames is not None and cursor > self.num_frames):
             most = "" if self.num_frames is None else f" of {self.num_frames}"
-            raise DatasetError(f"{self._path}: it tells of {cursor} frames{most}")
+            raise DatasetError(f"{self._path}: it counts {cursor} frames{most}")
 
     @property
     def cursor_array(self) -> npt.NDArray[np.int64]:
-        """The same as an array of one, where the writer stores it."""
+        """The cursor as an array of one, in the memory that the writer stores to."""
         cursor: npt.NDArray[np.int64] = self._now()["cursor"]
         return cursor
 
@@ -360,7 +361,7 @@ class ProgressView:
 
     @property
     def has_writer(self) -> bool | None:
-        """Whether somebody records it, by the lock; None where there are no locks."""
+        """Whether a process holds the writer's lock; None where there are no locks."""
         file = self._file
         if file is None:
             return self._had_writer
@@ -369,17 +370,17 @@ class ProgressView:
         return None if is_free is None else not is_free
 
     def is_in(self, folder: Path) -> bool:
-        """Tell whether it is still the one in its folder."""
-        file = self._file  # held until the end
+        """Return whether it is still the file in its folder."""
+        file = self._file  # keeps it open until the check is done
         return self._identity.is_at(folder / PROGRESS, is_held=file is not None)
 
     def need_in(self, folder: Path) -> None:
-        """Check that what is in its folder is still of its recording.
+        """Check that the files in its folder still belong to its recording.
 
         Raises
         ------
         DatasetError
-            If it is not.
+            If they do not.
         """
         if not self.is_in(folder):
             raise DatasetError(
@@ -389,9 +390,9 @@ class ProgressView:
 
     @property
     def recording_id(self) -> str:
-        """What no other recording has; empty before there was such a thing."""
-        told = self._header["recording_id"][0].tobytes()
-        return str(told.hex()) if any(told) else ""
+        """What no other recording has; empty in files of older versions."""
+        found = self._header["recording_id"][0].tobytes()
+        return str(found.hex()) if any(found) else ""
 
     @property
     def writer_pid(self) -> int:
@@ -400,7 +401,7 @@ class ProgressView:
 
     @property
     def may_lack_frames(self) -> bool:
-        """Whether the machine was started anew before the dataset was closed."""
+        """Whether the machine was restarted before the dataset was closed."""
         header = self._now()
         if header["state"][0] == RECORDING:
             return header["boot_id"][0] not in (b"", boot_id().encode())
@@ -408,7 +409,7 @@ class ProgressView:
 
 
 def mark_closed(folder: Path) -> bool:
-    """Mark a dataset whose lock is ours as closed; tell whether it was not."""
+    """Mark a dataset whose lock is ours as closed; return whether it was not."""
     progress = ProgressView(folder)
     if progress.is_closed:
         return False

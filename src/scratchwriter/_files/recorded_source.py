@@ -39,8 +39,8 @@ from scratchwriter.plan import FramePlan
 
 
 def state_of(progress: ProgressView) -> State:
-    """Return what became of a dataset; see `ScratchDataset.state`."""
-    has_writer = progress.has_writer  # first: who closes frees the lock after
+    """Return the state of a dataset; see `ScratchDataset.state`."""
+    has_writer = progress.has_writer  # first: a writer that closes frees its lock last
     if progress.is_closed:
         return "closed"
     return "killed" if has_writer is False else "recording"
@@ -54,14 +54,14 @@ class RecordedSource(Source):
     path, description
         See `Source`.
     progress : ProgressView
-        Of the dataset in that folder.
+        That of the dataset in that folder.
     was_closed : bool
-        Whether it was closed before the manifest was read, which is the last one then.
+        Whether it was closed before the manifest was read, which is then final.
 
     Raises
     ------
     DatasetError
-        If its files do not fit each other.
+        If its files contradict each other.
     """
 
     counts_frames = True
@@ -82,7 +82,7 @@ class RecordedSource(Source):
         self._read_metadata(lambda: progress.cursor)
 
     def _read_metadata(self, cursor: Callable[[], int]) -> None:
-        # Of functions that do not hold this source: it is dropped with its last user.
+        # These functions do not refer to this source, so that it goes with its last user.
         self.frame_metadata = FrameMetadata(
             self.path / FRAME_METADATA,
             partial(_is_counted, self.path, self.plan, cursor),
@@ -93,7 +93,7 @@ class RecordedSource(Source):
         plan, cursor = self.plan, self.frames_written
         with faults_of(self.path / PROGRESS):
             if plan.num_frames is not None and cursor > plan.num_frames:
-                raise ValueError(f"it tells of {cursor} frames of {plan.num_frames}")
+                raise ValueError(f"it counts {cursor} frames of {plan.num_frames}")
         for position, shape in enumerate(self.manifest.position_shapes):
             found = plan.file_shape(position, cursor)
             with faults_of(self.path / MANIFEST):
@@ -135,8 +135,8 @@ class RecordedSource(Source):
     @property
     def dropped(self) -> int:
         if self.plan.ring_frames or self.state == "recording":
-            # Of a ring the records of most frames are overwritten; and to look at all of
-            # them takes long, beside a camera.
+            # In a ring the records of most frames are overwritten, and reading all of them
+            # takes long while a camera runs.
             return self._progress.dropped
         return count_dropped(self.records(self.frames_written))
 
@@ -159,7 +159,7 @@ class RecordedSource(Source):
                 return None
             data = view_file(path)
             self.need_same()  # after it was opened
-            # It may be shorter than that: the last frames have no record then.
+            # If it is shorter than that, the last frames have no record.
             count = min(self.plan.ring_frames or cursor, len(data) // RECORD.itemsize)
             return np.frombuffer(data, RECORD, count) if count else None
 
@@ -175,7 +175,7 @@ class RecordedSource(Source):
     def global_metadata(self) -> dict[str, Any]:
         if self.is_released:
             return super().global_metadata
-        manifest, _ = read_manifest(self.path)  # it may have been renewed
+        manifest, _ = read_manifest(self.path)  # it may have been replaced
         self.need_same()
         return manifest.global_metadata
 
@@ -202,7 +202,7 @@ class RecordedSource(Source):
         )
         need_nbytes(path, ring_nbytes, PROGRESS)
         with faults_of(path):
-            data = view_ring(path, ring_nbytes)  # as it is now, if it is a copy
+            data = view_ring(path, ring_nbytes)  # or, where it cannot be mapped so, a copy
         self.need_same()  # after it was opened
         return data
 
@@ -212,10 +212,10 @@ class RecordedSource(Source):
 
 
 class RestartedSource(RecordedSource):
-    """A dataset that nobody records since the machine was restarted, and was not closed.
+    """A dataset that was not closed before the machine was restarted, and is not recorded.
 
-    A power cut may have brought a page with a cursor to the device, and not the length of
-    the files that it counts in. So no more frames count than the files have space for.
+    A power cut may leave the page with the cursor on the device, but not the length of the
+    array files. So only as many frames count as the files have space for.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What is known of frames besides their pixels: times and frame numbers.
 
-A record per frame, in acquisition order, in frame_records.bin or in memory. The core writes
-them; here they are read.
+There is a record per frame, in acquisition order, in frame_records.bin or in memory. The
+core writes them; this module reads them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def arrange(
     position : int
         Which array.
     records : numpy.ndarray of RECORD, or None
-        Of the first frames; the others are unknown.
+        Those of the first frames; the others count as unknown.
     cursor : int
         How many frames there are.
     name : {'timestamp_ns', 'frame_id'}
@@ -65,8 +65,8 @@ def known(record: np.void) -> dict[str, int]:
 def count_dropped(records: npt.NDArray[np.void] | None) -> int:
     """Return how many frame numbers are missing between those that came.
 
-    A number that is smaller than the one before is a camera that has begun to count anew.
-    More than 2**63 - 1 count as that many.
+    A number that is smaller than the one before means that the camera counts from the start
+    again. More than 2**63 - 1 count as that many.
     """
     if records is None:
         return 0

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, and what can be done for one whose writer was killed."""
+"""Finds what is wrong with a dataset, and finishes one whose writer was killed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from scratchwriter._files.sources import open_source
 from scratchwriter._region.system import open_regular
 from scratchwriter.errors import DatasetError
 
-_RESTARTED = "the machine was restarted, there may be more frames than are counted"
+_RESTARTED = "the machine was restarted, the files may hold more frames than are counted"
 
 
 def find_faults(source: Source) -> list[str]:
     """Return what is wrong with a dataset that can be opened, one line each.
 
-    Reads all frame metadata, and of the arrays no more than their sizes.
+    Reads all frame metadata, but only the sizes of the arrays.
     """
     faults = []
     state = source.state
@@ -43,12 +43,12 @@ def find_faults(source: Source) -> list[str]:
         faults.append(f"{source.path / MANIFEST}: {NOT_COUNTED}, and did not close it")
     if source.may_lack_frames and state != "recording":
         faults.append(
-            f"the machine was started anew before it was closed: only the first "
+            f"the machine was restarted before it was closed: only the first "
             f"{source.frames_synced} of its {source.frames_written} frames are certain"
         )
     if state == "killed":
         faults.append(
-            f"its writer died before it closed; `scratchwriter recover` finishes it, with "
+            f"its writer died before closing it; `scratchwriter recover` finishes it, with "
             f"{source.frames_written} frames"
         )
     if state != "recording":
@@ -64,21 +64,22 @@ def find_faults(source: Source) -> list[str]:
 
 def _wrong_shapes(source: Source) -> Iterator[str]:
     if not source.counts_frames:
-        return  # ome-writers tells no more than that
+        return  # ome-writers records no number to compare with
     is_closed = source.state == "closed"
     shapes = zip(source.manifest_shapes, source.file_shapes, strict=True)
-    for position, (told, found) in enumerate(shapes):
+    for position, (listed, found) in enumerate(shapes):
         path = source.path / array_name(position)
         nbytes = source.file_nbytes(position)
-        # After a restart there may be more than is counted.
+        # After a restart the file may hold more frames than are counted.
         is_exact = is_closed and not source.may_lack_frames
         if is_exact and path.lstat().st_size != nbytes:
             yield f"{path} has {path.lstat().st_size} bytes, {nbytes} are expected"
-        # The manifest of a killed writer may lack the frames of the call that it died in.
-        lacks_frames = told[1:] == found[1:] and told[0] < found[0]
-        if told != found and (is_closed or not lacks_frames):
+        # The lengths are renewed after the commit: a writer that was killed in between
+        # leaves shapes without the frames of its last call.
+        is_behind = listed[1:] == found[1:] and listed[0] < found[0]
+        if listed != found and (is_closed or not is_behind):
             path = source.path / MANIFEST
-            yield f"{path}: position {position} has shape {told}, {found} is expected"
+            yield f"{path}: position {position} has shape {listed}, {found} is expected"
 
 
 def _check_frame_metadata(source: Source) -> None:
@@ -96,16 +97,17 @@ def _check_frame_metadata(source: Source) -> None:
 def recover(path: Path) -> list[str]:
     """Finish a dataset whose writer was killed; return what was done, one line each.
 
-    Exact shapes in the manifest, files of exactly that size, no half line of metadata,
-    and marked as closed. The bytes of frames are not touched. If the machine was started
-    anew since, nothing is cut from the arrays: there may be more than what is counted.
+    The manifest gets exact shapes, files get exactly that size, an incomplete line of
+    metadata is cut, and the dataset is marked as closed. Frames are not touched. If the
+    machine was restarted since, the arrays are not cut: they may hold more frames than are
+    counted.
 
     Raises
     ------
     BlockingIOError
         If it is being recorded.
     DatasetError
-        If it is damaged in another way.
+        If it is damaged otherwise.
     OSError
         If it cannot be written.
     """
@@ -123,21 +125,21 @@ def recover(path: Path) -> list[str]:
                     raise DatasetError(
                         f"{path / MANIFEST}: {NOT_COUNTED}. open_scratch reads it as it is"
                     )
-                # Where nothing was to be locked, a dataset may have begun since.
+                # If there was no file to lock, a new dataset may have begun since.
                 if not lock.is_at(path / PROGRESS):
                     continue
                 done = _finish(source)
             finally:
                 source.release()
         if was_temporary:
-            done.append(f"{path}: no temporary folder any more, it stays")
+            done.append(f"{path}: no longer temporary, it stays")
         return done
 
 
 def _finish(source: Source) -> list[str]:
     done = []
     folder, shapes = source.path, source.file_shapes
-    # First: at no time does it count more than there is.
+    # First, so that the manifest never counts more frames than the files hold.
     shapes_before = source.manifest_shapes
     if shapes_before != shapes:
         replace_shapes(folder, shapes)
@@ -150,16 +152,16 @@ def _finish(source: Source) -> list[str]:
             done.append(f"{path}: left longer than its {nbytes} bytes: {_RESTARTED}")
     if not source.may_lack_frames:
         done += _trim(folder / RECORDS, source.records_nbytes)
-    # What is damaged in them stays as it is, and the frames are finished all the same.
+    # A damaged file beside the arrays stays unchanged; the frames are finished anyway.
     try:
         done += _trim(folder / FRAME_METADATA, source.frame_metadata.nbytes)
     except DatasetError as error:
-        done.append(f"left as it is: {error}")
+        done.append(f"left unchanged: {error}")
     try:
         skipped = np.array([(r.start, r.stop) for r in source.skipped], np.int64)
         done += _trim(folder / SKIPS, skipped.nbytes, tail=skipped[-1:].tobytes())
     except DatasetError as error:
-        done.append(f"left as it is: {error}")
+        done.append(f"left unchanged: {error}")
     for file in dataset_files(folder):
         if is_draft_name(file.name):
             file.unlink()
@@ -170,7 +172,7 @@ def _finish(source: Source) -> list[str]:
 
 
 def _trim(path: Path, nbytes: int, tail: bytes = b"") -> list[str]:
-    """Cut a file to its right size, and set its last bytes right."""
+    """Cut a file to its right size, and correct its last bytes."""
     if not os.path.lexists(path):
         return []
     with faults_of(path), open_regular(path, writable=True) as file:

@@ -1,6 +1,6 @@
 """skips.bin: which frames were skipped.
 
-Everything read here may have been written by anybody.
+Everything read here is untrusted.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def read_skips(folder: Path, cursor: int) -> list[range]:
     DatasetError
         If the file is damaged.
     """
-    ranges = read_skips_between(folder, -(1 << 63), cursor)  # all are looked at
-    # What a killed writer has recorded but not done does not count.
+    ranges = read_skips_between(folder, -(1 << 63), cursor)  # checks all of them
+    # A killed writer may have recorded a skip that it did not commit: it does not count.
     return [range(skip.start, min(skip.stop, cursor)) for skip in ranges]
 
 
 def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
     """Return the skipped ranges that have a frame from `first` to before `stop`.
 
-    In a time that does not grow with the ranges before.
+    The time that this takes does not grow with the number of earlier ranges.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
     before = -1
     with faults_of(path), open_regular(path) as file:
         low, high = 0, os.fstat(file.fileno()).st_size // SKIP_PAIR.itemsize
-        while low < high:  # for the first range that ends behind it
+        while low < high:  # finds the first range that ends after `first`
             middle = (low + high) // 2
             file.seek(SKIP_PAIR.itemsize * middle + 8)
             if int.from_bytes(file.read(8), sys.byteorder, signed=True) <= first:
@@ -58,9 +58,9 @@ def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
             else:
                 high = middle
         file.seek(SKIP_PAIR.itemsize * low)
-        # In pieces: what is damaged is refused before it takes memory.
+        # In pieces, so that a damaged file is refused before it takes much memory.
         while len(data := file.read(_CHUNK_NBYTES)) >= SKIP_PAIR.itemsize:
-            # Half a pair is what a killed writer did not get to the end of.
+            # A killed writer may leave half a pair at the end.
             data = data[: len(data) // SKIP_PAIR.itemsize * SKIP_PAIR.itemsize]
             pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
             if (np.diff(pairs.ravel(), prepend=before) <= 0).any():

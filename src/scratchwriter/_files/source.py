@@ -1,10 +1,9 @@
-"""What the files of a dataset hold, whoever wrote them.
+"""What the files of a dataset hold, whichever library wrote them.
 
-There is a source for each kind of dataset (`sources.open_source` finds which): ours, ours
-after a restart of the machine, and those of ome-writers. `ScratchDataset` is their friendly
-face.
+Each kind of dataset has a source (`sources.open_source` chooses it): ours, ours after a
+restart of the machine, and those of ome-writers. `ScratchDataset` is the public interface.
 
-Everything read here may have been written by anybody.
+Everything read here is untrusted.
 """
 
 from __future__ import annotations
@@ -47,20 +46,20 @@ def describe(path: Path) -> Description:
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder does not exist.
     DatasetError
-        If it is no dataset, or a damaged one.
+        If it is not a dataset, or damaged.
     """
     manifest, settings = read_manifest(path)
     with faults_of(path / MANIFEST):
         plan = make_plan(settings)
         if len(manifest.position_shapes) != plan.num_positions:
-            raise ValueError("position_shapes does not fit the dimensions")
+            raise ValueError("position_shapes does not match the dimensions")
     return Description(manifest, settings, plan)
 
 
 class Source(ABC):
-    """A dataset as its files have it.
+    """A dataset as its files describe it.
 
     Attributes
     ----------
@@ -69,7 +68,7 @@ class Source(ABC):
     manifest, settings, plan
         See `Description`; as they were when it was opened.
     frames : FixedProgress or LiveProgress
-        For those who wait for frames (`events.Frames`).
+        For threads that wait for frames (`events.Frames`).
     frame_metadata : FrameMetadata
         The lines of frame_metadata.jsonl.
     counts_frames : bool
@@ -96,17 +95,17 @@ class Source(ABC):
     @property
     @abstractmethod
     def state(self) -> State:
-        """What became of it; see `ScratchDataset.state`."""
+        """See `ScratchDataset.state`."""
 
     @property
     @abstractmethod
     def recording_id(self) -> str:
-        """What no other recording has."""
+        """What distinguishes this recording from any other."""
 
     @property
     @abstractmethod
     def frames_written(self) -> int:
-        """Frames appended and skipped, or those that the arrays have."""
+        """Frames appended and skipped; without a count, all that the arrays hold."""
 
     @property
     @abstractmethod
@@ -118,7 +117,7 @@ class Source(ABC):
     def may_lack_frames(self) -> bool:
         """Whether the machine was restarted before the dataset was closed.
 
-        Only `frames_synced` frames are certain then, and the files may have more than are
+        Only `frames_synced` frames are certain then, and the files may hold more than are
         counted.
         """
 
@@ -136,7 +135,7 @@ class Source(ABC):
     def need_same(self) -> None:
         """Check that the files in the folder are still those of this dataset.
 
-        To be called once what was opened by its name is open.
+        Call it after a file was opened by its name.
 
         Raises
         ------
@@ -146,15 +145,15 @@ class Source(ABC):
 
     @abstractmethod
     def written(self, position: int) -> npt.NDArray[np.bool_]:
-        """Tell which frames of a position came; see `ScratchDataset.written`."""
+        """Return which frames of a position came; see `ScratchDataset.written`."""
 
     # --------------------------------------------------------------------------- records
 
     @abstractmethod
     def records(self, cursor: int) -> npt.NDArray[np.void] | None:
-        """Return the records of the first frames, of a ring all of them; None: it has none.
+        """Return the records of the first frames, of a ring all; None if it has none.
 
-        There may be fewer than frames.
+        There may be fewer records than frames.
         """
 
     @abstractmethod
@@ -184,21 +183,21 @@ class Source(ABC):
 
     @property
     def file_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of each position's file as the frames that came make it."""
+        """Shape of each position's file, by the number of frames that came."""
         return [self.file_shape(i) for i in range(self.plan.num_positions)]
 
     @abstractmethod
     def file_shape(self, position: int, cursor: int | None = None) -> tuple[int, ...]:
-        """Return the shape of a position's file; `cursor`: as that many frames make it."""
+        """Return the shape of a position's file after `cursor` frames, by default all."""
 
     @abstractmethod
     def file_nbytes(self, position: int) -> int:
-        """Return the size of a position's file as the frames that came make it."""
+        """Return the size of a position's file, by the number of frames that came."""
 
     @property
     @abstractmethod
     def records_nbytes(self) -> int:
-        """Size of the records of those frames, if there are any."""
+        """Size of the records of those frames, if they have records."""
 
     def frame_number(self, position: int, index: Sequence[int]) -> int:
         """Return which frame, in acquisition order, has an index in a position's file."""
@@ -206,14 +205,14 @@ class Source(ABC):
             return self.plan.frame_number(position, index)
 
     def array(self, position: int, cursor: int | None = None) -> npt.NDArray[Any]:
-        """Return the array of a position as `cursor` frames make it, by default all.
+        """Return the array of a position after `cursor` frames, by default all.
 
         Raises
         ------
         ValueError
             If it is released.
         DatasetError
-            If the file is not as long as that, or of another dataset by now.
+            If the file is too short, or now belongs to another dataset.
         """
         self.need_open()
         if cursor is None:
@@ -224,7 +223,7 @@ class Source(ABC):
         return np.ndarray(shape, self.plan.dtype, buffer=data, offset=start)
 
     def _bytes(self, position: int, nbytes: int) -> memoryview:
-        """Return the bytes of a position's file, so many at least."""
+        """Return the bytes of a position's file, at least that many."""
         data = self._mapped.get(position)
         if data is None or len(data) < nbytes:
             path = self.path / array_name(position)
@@ -243,14 +242,14 @@ class Source(ABC):
             raise ValueError(f"The dataset is closed: open_scratch({str(self.path)!r})")
 
     def release(self) -> None:
-        """Keep no file; arrays that were taken stay readable."""
+        """Release all files; arrays that were taken stay readable."""
         self.is_released = True
         self.frames.give_up()
         self._mapped.clear()
 
 
 def need_nbytes(path: Path, nbytes: int, required_by: str) -> None:
-    """Check that a file is one, and long enough, without opening it."""
+    """Check that a path is a regular file of that length, without opening it."""
     with faults_of(path):
         status = path.lstat()
         if not path.is_file() or path.is_symlink():
@@ -262,6 +261,6 @@ def need_nbytes(path: Path, nbytes: int, required_by: str) -> None:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Return a shape for a message; one that may be as long as a file."""
+    """Return a shape for a message, cut if it is long: a file may hold any."""
     text = str(shape[:8])
     return text if len(text) < 80 else f"{text[:80]}..."

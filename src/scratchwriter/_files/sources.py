@@ -1,4 +1,4 @@
-"""Which source a folder has."""
+"""Finds the kind of source that a folder needs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from scratchwriter.errors import DatasetError
 
 
 def open_source(path: Path, *, is_recorded: bool | None = None) -> Source:
-    """Open the dataset in a folder. What is in it is checked, not believed.
+    """Open the dataset in a folder. Its content is checked, not trusted.
 
-    Nothing of its frames is read before it is asked for.
+    No frame is read before it is asked for.
 
     Parameters
     ----------
     path : pathlib.Path
         The folder.
     is_recorded : bool, optional
-        Whether somebody records it; by default its lock says so.
+        Whether a process records it; by default its lock shows that.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If the folder does not exist.
     DatasetError
-        If it is no scratch dataset, or a damaged one; it names the file and the fault.
+        If it is not a scratch dataset, or damaged; it names the file and the fault.
     """
     if not os.path.lexists(path / PROGRESS):
         description = describe(path)
@@ -38,12 +38,12 @@ def open_source(path: Path, *, is_recorded: bool | None = None) -> Source:
             raise DatasetError(f"{path / PROGRESS}: it is missing")
         return OmeWritersSource(path, description)
     progress = ProgressView(path)
-    was_closed = progress.is_closed  # first: what is closed has its last manifest
+    was_closed = progress.is_closed  # first: once it is closed, its manifest is final
     description = describe(path)
     progress.need_in(path)
     if is_recorded is None:
         is_recorded = state_of(progress) == "recording"
-    # A writer that lives (in a container, on another machine) lacks no frames.
+    # If the writer is alive (in a container, on another machine), no frames are lost.
     if progress.may_lack_frames and not is_recorded:
         return RestartedSource(path, description, progress)
     return RecordedSource(path, description, progress, was_closed=was_closed)

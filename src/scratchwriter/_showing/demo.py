@@ -28,7 +28,7 @@ from scratchwriter.stream import ScratchStream, create_stream
 
 FRAME_SHAPE = (512, 512)
 _ENDLESS = 2**31 - 1  # frames
-_PATIENCE_S = 20.0  # with a camera that gives no frame
+_PATIENCE_S = 20.0  # how long to wait for a frame
 _SHEET_COLUMNS, _SHEET_ROWS = 5, 4
 
 
@@ -86,11 +86,11 @@ class DemoCamera:
         Raises
         ------
         RuntimeError
-            If the camera stops before, as it does when MMCore's buffer overflows.
+            If the camera stops early, as it does when MMCore's buffer overflows.
         """
         core = self.core
-        # More than wanted, and stopped from here: a sequence that ends by itself leaves a
-        # thread that may still be on its way out when the camera is unloaded.
+        # More than wanted, and stopped from here, because a sequence that ends by itself
+        # leaves a thread that may still be ending when the camera is unloaded.
         core.startSequenceAcquisition(_ENDLESS, 0, True)
         try:
             for _ in range(num_frames):
@@ -99,7 +99,7 @@ class DemoCamera:
                     is_over = core.isBufferOverflowed() or not core.isSequenceRunning()
                     if is_over or time.monotonic() > end_s:
                         raise RuntimeError(
-                            "The camera stopped early; if the buffer of MMCore overflowed, "
+                            "The camera stopped early. If MMCore's buffer overflowed, "
                             "frames were taken out too slowly."
                         )
                     time.sleep(0.0001)
@@ -137,14 +137,12 @@ def run_demo(
     Raises
     ------
     FileExistsError
-        If the dataset or the contact sheet is there already.
+        If the dataset or the contact sheet exists already.
     RuntimeError
         If frames were lost, or what is read back is not what the camera gave.
     """
     if sheet.exists():
-        raise FileExistsError(
-            errno.EEXIST, "The contact sheet is there already", str(sheet)
-        )
+        raise FileExistsError(errno.EEXIST, "The contact sheet exists already", str(sheet))
     sheet.parent.mkdir(parents=True, exist_ok=True)
     settings = AcquisitionSettings(
         root_path=root_path or "",
@@ -152,7 +150,7 @@ def run_demo(
             {"t": num_frames, "y": FRAME_SHAPE[0], "x": FRAME_SHAPE[1]}
         ),
         dtype="uint16",
-        # In memory means in memory: no temporary folder that would be gone afterwards.
+        # In memory means in memory: a temporary folder would be removed afterwards.
         format=ScratchFormat(spill_to_disk=False),
     )
     append_ns = np.zeros(num_frames, np.int64)
@@ -188,7 +186,7 @@ def _camera() -> Iterator[DemoCamera]:
 
 
 def _read_back(stream: ScratchStream) -> npt.NDArray[Any]:
-    """Read a dataset as anybody can, without this library."""
+    """Read a dataset with numpy alone."""
     if stream.path is None:
         return np.asarray(stream.arrays[0])
     manifest = json.loads((stream.path / "manifest.json").read_text())

@@ -15,7 +15,7 @@ _CELL = "padding: 1px 8px; text-align: left"
 def card(title: str, facts: Mapping[str, object], view: StreamView) -> str:
     """Return a table of facts, beside a thumbnail of the newest frame.
 
-    There is no thumbnail without Pillow, or before the first frame.
+    Without Pillow, or before the first frame, it has no thumbnail.
     """
     rows = "".join(
         f'<tr><th style="{_CELL}">{escape(name)}</th>'

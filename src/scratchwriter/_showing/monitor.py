@@ -24,21 +24,21 @@ _PER_DECADE = 3  # bars of the histogram, per factor of ten
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How far a dataset was at a moment."""
+    """The progress of a dataset at one moment."""
 
     time_s: float
     frames: int
 
 
 class Monitor:
-    """What is shown of a dataset.
+    """The page about a dataset.
 
     Parameters
     ----------
     dataset : ScratchDataset
-        Being recorded, or not any more.
+        Being recorded, or finished.
     clock : callable
-        Tells the time, in seconds.
+        Returns the time in seconds.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Monitor:
         self._last = Sample(clock(), dataset.frames_written)
 
     def page(self) -> RenderableType:
-        """Return the page of this moment; the rate is that since the last one."""
+        """Return the current page; the rate is that since the previous one."""
         dataset = self._dataset
         now = Sample(self._clock(), dataset.frames_written)
         elapsed_s = now.time_s - self._last.time_s
@@ -91,7 +91,7 @@ def histogram(times: AppendTimes) -> RenderableType:
     )
     table = Table.grid(padding=(0, 2))
     for edge, count in zip(edges, counts, strict=True):
-        # Logarithmic, so that the few that took long are seen beside the many.
+        # Logarithmic, so that the few slow appends are visible beside the many fast ones.
         length = round(_BAR * np.log1p(count) / np.log1p(counts.max()))
         table.add_row(
             Text(f"{10 ** (edge / _PER_DECADE):,.1f} µs", justify="right"),

@@ -22,13 +22,13 @@ _COLUMNS = 8  # frames of each channel and position
 _MOST_ROWS = 64
 _LABEL = 14  # pixels, the height of a line of text
 _CHANNELS = ("c", "channel", "channels")
-# Of all pixels that are shown, those that may be darker or brighter than the contrast.
+# How many of all pixels that are shown may be clipped at each end of the contrast.
 _CLIPPED_PERCENT = 0.1
 
 
 def thumbnail(frame: Frame, low: float, high: float) -> Image.Image:
     """Return a small grey picture of a frame; `low` is black, `high` is white."""
-    step = max(max(frame.shape) // (2 * THUMBNAIL), 1)  # what is left out is not read
+    step = max(max(frame.shape) // (2 * THUMBNAIL), 1)  # pixels in between are not read
     grey = (_values(frame[::step, ::step]) - low) * (255 / max(high - low, 1e-9))
     picture = Image.fromarray(np.nan_to_num(grey).clip(0, 255).round().astype(np.uint8))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -36,7 +36,7 @@ def thumbnail(frame: Frame, low: float, high: float) -> Image.Image:
 
 
 def contrast(frames: Sequence[Frame]) -> tuple[float, float]:
-    """Return what is to be black and what white in pictures of these frames."""
+    """Return the values that are black and white in pictures of these frames."""
     values = np.concatenate([_values(frame[::4, ::4]).ravel() for frame in frames])
     values = values[np.isfinite(values)]
     if not values.size:
@@ -52,16 +52,16 @@ def _values(frame: Frame) -> npt.NDArray[np.float64]:
 def contact_sheet(view: StreamView) -> Image.Image:
     """Return a picture with frames evenly spaced over an acquisition.
 
-    A row for each position and channel, as far as they are told apart (the first 64); the
-    contrast is that of all the frames of a channel.
+    It has a row for each position and channel (the first 64); all frames of a channel have
+    the same contrast.
 
     Raises
     ------
     ValueError
-        If there are no frames yet.
+        If no frame has come yet.
     """
     if view.newest is None:
-        raise ValueError("There are no frames yet: nothing to see.")
+        raise ValueError("No frame has come yet: nothing can be drawn.")
     rows = list(islice(_rows(view), _MOST_ROWS))
     by_channel: dict[int, list[Frame]] = {}
     for channel, _, frames in rows:
@@ -84,18 +84,18 @@ def contact_sheet(view: StreamView) -> Image.Image:
 
 
 def save_new(picture: Image.Image, path: Path) -> None:
-    """Save a picture in the format that the file's name says.
+    """Save a picture as a new file, in the format of its name's suffix.
 
     Raises
     ------
     ValueError
-        If there is no such format.
+        If no such format exists.
     FileExistsError
         If the file exists.
     """
     formats = Image.registered_extensions()
     if path.suffix.lower() not in formats:
-        raise ValueError(f"{path.name}: what kind of picture? Name it .png or .jpg")
+        raise ValueError(f"{path.name}: its name must end in .png, .jpg, ...")
     file = io.BytesIO()
     picture.save(file, formats[path.suffix.lower()])
     with path.open("xb") as new:
@@ -103,16 +103,16 @@ def save_new(picture: Image.Image, path: Path) -> None:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """Return a picture as text that a page can hold."""
+    """Return a picture as a data URI for a page."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def _rows(view: StreamView) -> Iterator[tuple[int, str, list[Frame]]]:
-    """Yield which channel, what is called how, and frames of it over all other axes."""
+    """Yield per row its channel, its label, and frames spread over all other axes."""
     shape, dims = dict(zip(view.dims, view.shape, strict=True)), view.dims[:-2]
-    coords = view.coords  # after the shape: it may have grown, and then has more
+    coords = view.coords  # after the shape: the view may have grown, so these have more
     apart = [dim for dim in dims if dim.lower() in _CHANNELS or dim == view.position_dim]
     others = [dim for dim in dims if dim not in apart]
     num_others = int(np.prod([shape[dim] for dim in others], dtype=int))

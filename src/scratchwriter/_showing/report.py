@@ -1,4 +1,4 @@
-"""A page about a dataset: one file, with everything in it. Needs matplotlib and Pillow."""
+"""A self-contained page about a dataset. Needs matplotlib and Pillow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ img {{ max-width: 100%; image-rendering: pixelated; background: black }}
 
 
 def make_report(dataset: ScratchDataset) -> str:
-    """Return a page, in HTML, about what was recorded, and how it went."""
+    """Return an HTML page about what was recorded, and how well."""
     sections = "\n".join(
         f'<section id="{name.split()[0].lower()}"><h2>{name}</h2>{body}</section>'
         for name, body in _sections(dataset)
@@ -94,11 +94,11 @@ def _intervals(dataset: ScratchDataset) -> str:
     intervals_ms = np.diff(times_ns) / 1e6
     figure = Figure(figsize=(9, 3), layout="constrained")
     over_time, counted = figure.subplots(1, 2, width_ratios=(2, 1))
-    # Of very many, those that are longest in their neighbourhood.
+    # Of very many intervals, the longest of each group is shown.
     step = -(-len(intervals_ms) // _MOST_POINTS)
     at = np.arange(0, len(intervals_ms), step)
     over_time.plot(at, np.maximum.reduceat(intervals_ms, at), linewidth=0.7)
-    over_time.set(xlabel="frame", ylabel="ms since the one before")
+    over_time.set(xlabel="frame", ylabel="ms since the previous frame")
     counted.hist(intervals_ms, bins=60, log=True)
     counted.set(xlabel="ms", ylabel="frames")
     p50, p99, most = np.percentile(intervals_ms, (50, 99, 100))
@@ -121,7 +121,7 @@ def _append_times(times: AppendTimes | None) -> str:
     return (
         f"<p>p50 {times.p50_us:.1f} µs, p99 {times.p99_us:.1f} µs, p99.9 "
         f"{times.p999_us:.1f} µs, longest {times.max_us:.1f} µs, of {times.timed_appends} "
-        "that were timed</p>" + _svg(figure)
+        "timed appends</p>" + _svg(figure)
     )
 
 
@@ -131,11 +131,11 @@ def _skipped(dataset: ScratchDataset) -> str:
         return ""
     shown = ", ".join(f"{r[0]}-{r[-1]}" for r in skipped[:_MOST_RANGES])
     more = len(skipped) - _MOST_RANGES
-    return f"<p>frames {shown}{f' and {more} ranges more' if more > 0 else ''}</p>"
+    return f"<p>frames {shown}{f' and {more} more ranges' if more > 0 else ''}</p>"
 
 
 def _svg(figure: Any) -> str:
-    """Return a figure as a part of a page, the same whenever it is made."""
+    """Return a figure as part of a page, without a date, so that it is reproducible."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     text = file.getvalue()

@@ -1,1 +1,1 @@
-"""One module per neighbour; each needs it installed, and nothing below imports one."""
+"""Optional integrations: one module per library, imported only if it is installed."""

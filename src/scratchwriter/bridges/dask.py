@@ -22,14 +22,14 @@ def to_dask(dataset: ScratchDataset) -> dask.array.Array:
         chunks=(1,) * (view.ndim - 2) + view.shape[-2:],
         name=f"scratch-{tokenize(frames, dataset.frames_written)}",
         asarray=False,
-        fancy=False,  # a list of indices would be taken of everything, for each chunk
+        fancy=False,  # a list of indices would make each chunk copy everything
         inline_array=True,
         meta=np.empty((0,) * view.ndim, view.dtype),
     )
 
 
 class _Frames:
-    """What dask takes chunks from. Sent to another process, it opens the dataset there."""
+    """The source of dask's chunks. In another process it opens the dataset there."""
 
     def __init__(
         self, path: str, recording_id: str, shape: tuple[int, ...], dtype: np.dtype[Any]
@@ -39,7 +39,7 @@ class _Frames:
 
     @cached_property
     def _view(self) -> Any:
-        # As it was: it may have grown, but what was there is where it was.
+        # The dataset may have grown since, but earlier frames stay in their places.
         dataset = open_scratch(self.path)
         need_recording(dataset, self.recording_id)
         return dataset.view()

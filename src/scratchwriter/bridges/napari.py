@@ -1,4 +1,4 @@
-"""napari opens datasets: drop the folder on it."""
+"""Datasets in napari: drop the folder on its window."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LayerData = tuple[StreamView, dict[str, Any], str]
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerData]] | None:
-    """Return what reads these folders, if all of them are datasets."""
+    """Return the function that reads these folders, if all of them are datasets."""
     paths = [path] if isinstance(path, str) else path
     return read if all(is_dataset(Path(p)) for p in paths) else None
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
-    """Open datasets: one layer each, of which nothing is read before it is shown."""
+    """Open datasets, one layer each; nothing is read before it is shown."""
     paths = [path] if isinstance(path, str) else path
     return [_layer(Path(p)) for p in paths]
 

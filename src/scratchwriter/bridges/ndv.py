@@ -1,7 +1,7 @@
-"""ndv shows streams and datasets: names of axes and channels, live.
+"""Streams and datasets in ndv, live, with the names of axes and channels.
 
-It is enough that this module is imported: `ndv.imshow` finds the wrappers. That happens by
-itself if ndv is imported before a view is made, or a dataset opened.
+Importing this module is enough: `ndv.imshow` finds the wrappers. It is imported
+automatically if ndv is imported before a view is made or a dataset is opened.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _REDRAW_MS = 50
 class StreamViewWrapper(ndv.DataWrapper[StreamView]):
     """A `StreamView` for ndv; it grows with the frames.
 
-    It looks by itself whether frames have come, from the main thread, as often as is worth
-    drawing: a viewer that hangs looks at nothing, and costs nothing.
+    It polls for frames from the main thread, as often as drawing is worth it: a viewer that
+    hangs polls nothing, and costs nothing.
     """
 
     PRIORITY: ClassVar[int] = 20
@@ -32,23 +32,23 @@ class StreamViewWrapper(ndv.DataWrapper[StreamView]):
     def __init__(self, data: StreamView) -> None:
         super().__init__(data)
         self._num_frames, self._shape = data.num_frames, data.shape
-        _look_later(weakref.ref(self))
+        _poll_later(weakref.ref(self))
 
     @classmethod
     def supports(cls, obj: Any) -> TypeGuard[Any]:
-        """Tell whether it is one."""
+        """Return whether this is a `StreamView`."""
         return isinstance(obj, StreamView)
 
     @property
     def coords(self) -> Mapping[Hashable, Sequence[Any]]:
-        """Coordinates along each dimension; what ndv takes for indices begins at 0."""
+        """Coordinates along each dimension; indices begin at 0, as ndv expects."""
         return {
             dim: range(len(names)) if isinstance(names, range) else names
             for dim, names in self._data.coords.items()
         }
 
     def isel(self, index: Mapping[int, int | slice]) -> npt.NDArray[Any]:
-        """Return a part of it, as it is now: a copy."""
+        """Return a copy of a part of it."""
         key = tuple(index.get(axis, slice(None)) for axis in range(self._data.ndim))
         return np.array(self._data[key])
 
@@ -56,8 +56,8 @@ class StreamViewWrapper(ndv.DataWrapper[StreamView]):
         """Return the size of an element along each dimension that has one."""
         return dict(self._data.scales)
 
-    def look(self) -> None:
-        """Tell the viewer if there is something new."""
+    def poll(self) -> None:
+        """Notify the viewer if frames have come."""
         num_frames = self._data.num_frames
         if num_frames == self._num_frames:
             return
@@ -68,14 +68,14 @@ class StreamViewWrapper(ndv.DataWrapper[StreamView]):
         self.data_changed.emit()
 
 
-def _look_later(wrapper: weakref.ref[StreamViewWrapper]) -> None:
-    def look() -> None:
+def _poll_later(wrapper: weakref.ref[StreamViewWrapper]) -> None:
+    def poll() -> None:
         alive = wrapper()
         if alive is not None:
-            alive.look()
-            _look_later(wrapper)
+            alive.poll()
+            _poll_later(wrapper)
 
-    ndv.call_later(_REDRAW_MS, look)
+    ndv.call_later(_REDRAW_MS, poll)
 
 
 class DatasetWrapper(StreamViewWrapper):
@@ -86,37 +86,37 @@ class DatasetWrapper(StreamViewWrapper):
 
     @classmethod
     def supports(cls, obj: Any) -> TypeGuard[Any]:
-        """Tell whether it is one."""
+        """Return whether this is a `ScratchDataset`."""
         return isinstance(obj, ScratchDataset)
 
 
 class Watcher:
-    """A viewer of a dataset that shows the newest frame, until somebody moves a slider.
+    """A viewer of a dataset that shows the newest frame until a slider is moved.
 
-    It goes on with the newest when the sliders are moved to it again.
+    It shows the newest again once the sliders are moved to it.
 
     Parameters
     ----------
     dataset : ScratchDataset
-        Recorded by another process, or not any more.
+        Being recorded by another process, or finished.
 
     Attributes
     ----------
     viewer : ndv.ArrayViewer
-        What is shown.
+        The window.
     """
 
     def __init__(self, dataset: ScratchDataset) -> None:
         self._view = dataset.view()
-        self._num_frames = -1  # that have been looked at
+        self._num_frames = -1  # as of the last poll
         self._shown: dict[str, int] = {}
         self.viewer = ndv.ArrayViewer(self._view)
         self.viewer.show()
-        self._look()
+        self._poll()
 
-    def _look(self) -> None:
-        """Show the newest frame, if there is one, and look again a little later."""
-        ndv.call_later(_REDRAW_MS, self._look)
+    def _poll(self) -> None:
+        """Show the newest frame, if there is one, and poll again a little later."""
+        ndv.call_later(_REDRAW_MS, self._poll)
         num_frames = self._view.num_frames
         if num_frames != self._num_frames and self._is_at_newest():
             self._show_newest()
@@ -129,7 +129,7 @@ class Watcher:
     def _show_newest(self) -> None:
         wrapper = self.viewer.data_wrapper
         if isinstance(wrapper, StreamViewWrapper):
-            wrapper.look()  # sliders reach no farther than they were told
+            wrapper.poll()  # sliders reach no farther than the last known shape
         newest = dict(zip(self._view.dims, self._view.newest or (), strict=False))
         self.viewer.display_model.current_index.update(newest)
         self._shown = newest
@@ -137,5 +137,5 @@ class Watcher:
 
 def watch(dataset: ScratchDataset) -> None:
     """Show a dataset, live, until the window is closed."""
-    _watcher = Watcher(dataset)  # kept until then
+    _watcher = Watcher(dataset)  # keeps it alive until then
     ndv.run_app()

@@ -30,12 +30,12 @@ def save_npy(
     arrays = dataset.arrays
     if position is None and len(arrays) > 1:
         raise ValueError(
-            f"A .npy file holds one of the {len(arrays)} positions: say which, "
+            f"A .npy file holds one of the {len(arrays)} positions: give "
             f"position=0 to {len(arrays) - 1}."
         )
     if position is not None and position not in range(len(arrays)):
         raise ValueError(
-            f"position={position}: there are {len(arrays)} of them, from position=0."
+            f"position={position} does not exist: give position=0 to {len(arrays) - 1}."
         )
     array = np.asarray(arrays[position or 0])
     header = {
@@ -56,7 +56,7 @@ def save_npy(
                 if cancel is not None and cancel.is_set():
                     raise ExportCancelledError(f"{out.name}: cancelled, not written")
             if os.path.lexists(out) and not overwrite:
-                raise FileExistsError(f"{out} has come to exist meanwhile.")
+                raise FileExistsError(f"{out} was made by another program meanwhile.")
             file.close()
             unfinished.replace(out)
         except BaseException:

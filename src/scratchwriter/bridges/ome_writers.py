@@ -3,9 +3,9 @@
     from scratchwriter.bridges import ome_writers
     ome_writers.install()
 
-From then on every program in this process that makes a stream of ome-writers in that
-format (pymmcore-plus with `output="memory"`, say) uses the writer of this library. Streams
-that are open already stay what they are.
+From then on all code in this process that makes a stream of ome-writers in that format
+(pymmcore-plus with `output="memory"`, say) uses the writer of this library. Streams that
+are open already do not change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _theirs: list[BackendMetadata] = []
 
 
 def need_supported() -> None:
-    """Check the version of ome-writers, of which more is used than it makes public."""
+    """Check the version of ome-writers, because the bridge uses its private names."""
     version = ome_writers.__version__
     if not _SUPPORTED.fullmatch(version):
         raise RuntimeError(
@@ -42,7 +42,7 @@ def need_supported() -> None:
 
 
 def install() -> None:
-    """Have ome-writers use this library for its scratch format; again: nothing.
+    """Make ome-writers use this library for its scratch format; can be repeated.
 
     Raises
     ------
@@ -58,23 +58,23 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Have ome-writers use its own code again; if it does so: nothing."""
+    """Make ome-writers use its own code again; can be repeated."""
     if _theirs:
         AVAILABLE_BACKENDS[_FORMAT] = _theirs.pop()
 
 
 def is_installed() -> bool:
-    """Tell whether ome-writers uses this library."""
+    """Return whether ome-writers uses this library."""
     return bool(_theirs)
 
 
 def from_ome_writers(settings: ome_writers.AcquisitionSettings) -> AcquisitionSettings:
-    """Return the same settings as those of this library.
+    """Return the same settings as an object of this library.
 
     Raises
     ------
     pydantic.ValidationError
-        (a ValueError) If they are of another format.
+        (a ValueError) If they ask for another format.
     """
     return AcquisitionSettings.model_validate(
         settings.model_dump(), context=WITHOUT_WARNINGS
@@ -84,16 +84,16 @@ def from_ome_writers(settings: ome_writers.AcquisitionSettings) -> AcquisitionSe
 class ScratchwriterBackend(ArrayBackend):
     """What ome-writers' stream hands its frames to: a `ScratchStream`.
 
-    Both count frames in acquisition order. A stream of ome-writers gives up the place of a
-    frame that is refused, and goes on with the next: so does this.
+    Both count frames in acquisition order. A stream of ome-writers leaves the place of a
+    refused frame empty and continues with the next, and so does this class.
     """
 
     def __init__(self) -> None:
         self._stream: ScratchStream | None = None
-        self._lost = 0  # places given up that the stream was not told of yet
+        self._lost = 0  # places left empty that the stream has not skipped yet
 
     def is_incompatible(self, settings: ome_writers.AcquisitionSettings) -> Literal[False]:
-        """Tell what it cannot store: nothing."""
+        """Return False: it can store all settings."""
         return False
 
     def prepare(
@@ -135,15 +135,15 @@ class ScratchwriterBackend(ArrayBackend):
         return self._need_stream().arrays
 
     def get_metadata(self) -> Any:
-        """Return what the stream does."""
+        """Return the stream's metadata."""
         return self._need_stream().get_metadata()
 
     def update_metadata(self, metadata: Any) -> None:
-        """Hand it on."""
+        """Pass it to the stream."""
         self._need_stream().update_metadata(metadata)
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
-        """Hand it on."""
+        """Pass it to the stream."""
         self._need_stream().set_global_metadata(namespace, metadata)
 
     def _need_stream(self) -> ScratchStream:

@@ -3,7 +3,7 @@
     handler = MDAHandler("run1")
     core.run_mda(sequence, output=handler)
 
-`record_sequence` is a camera loop for pymmcore alone; it needs nothing of pymmcore-plus.
+`record_sequence` is a camera loop for pymmcore alone; it does not need pymmcore-plus.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _NAMESPACE = "pymmcore_plus"
 _PATIENCE_S = 20.0
-_PAUSE_S = 0.0001  # between looks at a camera that has no frame
+_PAUSE_S = 0.0001  # between polls of a camera that has no frame
 _ENDLESS = 2**31 - 1  # frames
 
 
 class MDAHandler:
     """Stores the frames of an MDA sequence with their metadata: `run_mda(output=handler)`.
 
-    Each frame goes where its event says, so that one that never came leaves zeros, and
-    those behind it stay in their places. Of a sequence that no array has room for (see
-    `useq_to_acquisition_settings`) the frames are stored one after the other.
+    Each frame is stored at the index of its event, so that a missing frame leaves zeros and
+    does not shift later ones. If a sequence does not fit an array (see
+    `useq_to_acquisition_settings`), its frames are stored one after the other.
 
     Parameters
     ----------
     settings : AcquisitionSettings or path-like, optional
-        Where and how; dimensions, dtype and plate are those of the sequence. A path: a
-        folder on disk. Default: in memory.
+        Where and how to store; dimensions, dtype and plate come from the sequence. A path
+        is a folder on disk. Default: in memory.
     overwrite : bool
-        Replace a dataset that is there, if a path is given.
+        Replace an existing dataset, if a path is given.
 
     Attributes
     ----------
     stream : ScratchStream or None
         The stream of the newest run, closed after it.
     error : Exception or None
-        Why no more frames of it were stored, if so; it is logged, too.
+        Why storing ended early, if it did; it is logged, too.
     num_refused : int
-        How many frames of it came again, or behind their place, and were not stored.
+        How many of its frames came twice or too late, and were not stored.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class MDAHandler:
             If no sequence has been started.
         """
         if self.stream is None and self.error is not None:
-            raise RuntimeError(f"There is no stream: {self.error}") from self.error
+            raise RuntimeError(f"No stream was made: {self.error}") from self.error
         if self.stream is None:
             raise RuntimeError(
-                "No sequence has begun yet: run_mda(..., output=handler), which returns "
-                "before it does."
+                "No sequence has begun yet: call run_mda(..., output=handler), which "
+                "returns before the sequence begins."
             )
         return self.stream.view()
 
@@ -112,7 +112,7 @@ class MDAHandler:
             missing = self._place(event) - self.stream.frames_written
             if missing < 0:
                 self.num_refused += 1
-                _log.error("A frame came again or too late, not stored: %s", event.index)
+                _log.error("A frame came twice or too late, not stored: %s", event.index)
                 return
             if missing > 0:
                 self.stream.skip(frames=missing)
@@ -158,7 +158,7 @@ class MDAHandler:
         return stream
 
     def _place(self, event: useq.MDAEvent) -> int:
-        """Return which frame the next one of an event is."""
+        """Return the number of the next frame of an event."""
         assert self.stream is not None
         if self._number is None:
             return self.stream.frames_written
@@ -180,7 +180,7 @@ def _one_after_the_other(width: int, height: int) -> list[Dimension]:
 
 
 def _frame_metadata(event: useq.MDAEvent, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a frame, in names that ome-writers knows where it can."""
+    """Return the metadata of a frame, under names that ome-writers knows if it has one."""
     position = meta.get("position") or {}
     return {
         "delta_t": meta["runner_time_ms"] / 1e3,
@@ -208,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Core(Protocol):
-    """What is used of `pymmcore.CMMCore`."""
+    """The part of `pymmcore.CMMCore` that is used."""
 
     def startSequenceAcquisition(
         self, numImages: int, intervalMs: float, stopOnOverflow: bool, /
@@ -231,26 +231,26 @@ def record_sequence(
 ) -> int:
     """Run a sequence acquisition of the current camera into a stream.
 
-    Frames are stored as they come, all that wait at once, with the camera's time and
-    number of each; `stream.stats().dropped` tells what MMCore or the camera left out.
+    All frames that wait are stored in one call, each with the camera's time and number;
+    `stream.stats().dropped` counts what MMCore or the camera left out.
 
-    MMCore hands frames out as copies of its own buffer, and cannot write into memory of
-    others: there is nothing for `ScratchStream.slot` to save here. A frame is copied twice.
+    MMCore returns frames as copies of its own buffer and cannot write into other memory. So
+    each frame is copied twice, and `ScratchStream.slot` would not save a copy.
 
     Parameters
     ----------
     core : pymmcore.CMMCore or pymmcore_plus.CMMCorePlus
-        With its camera set up.
+        Its camera must be set up.
     stream : ScratchStream
-        What takes frames of the camera's size and type.
+        For frames of the camera's size and type.
     num_frames : int, optional
-        How many to take; default: until `until` says so.
+        How many to take; default: until `until` returns True.
     with_tags : bool
         Whether all tags of the camera are stored as frame metadata, too (slower).
     timeout_s : float
         How long to wait for a frame.
     until : callable
-        Asked between frames whether to stop.
+        Called between frames; True stops the recording.
 
     Returns
     -------
@@ -260,13 +260,13 @@ def record_sequence(
     Raises
     ------
     RuntimeError
-        If the camera stops, gives no frame in time, or MMCore's buffer overflows. What came
-        before is stored.
+        If the camera stops, gives no frame in time, or MMCore's buffer overflows. Earlier
+        frames are stored.
     """
     num_frames = _ENDLESS if num_frames is None else num_frames
     done = 0
-    # More than wanted, and stopped from here: a sequence that ends by itself leaves a
-    # thread that may still be on its way out when the camera is unloaded.
+    # More than wanted, and stopped from here, because a sequence that ends by itself leaves
+    # a thread that may still be ending when the camera is unloaded.
     core.startSequenceAcquisition(_ENDLESS, 0, True)
     try:
         deadline_s = time.monotonic() + timeout_s
@@ -279,8 +279,8 @@ def record_sequence(
                 continue
             if core.isBufferOverflowed():
                 raise RuntimeError(
-                    f"MMCore's buffer overflowed after {done} frames, which were taken out "
-                    "too slowly: setCircularBufferMemoryFootprint makes it larger."
+                    f"MMCore's buffer overflowed after {done} frames: they were taken out "
+                    "too slowly. setCircularBufferMemoryFootprint makes it larger."
                 )
             if not core.isSequenceRunning() or time.monotonic() > deadline_s:
                 raise RuntimeError(
@@ -302,7 +302,7 @@ def _take(core: _Core, stream: ScratchStream, count: int, with_tags: bool) -> No
         metadata = pymmcore.Metadata()
         frames.append(core.popNextImageMD(metadata))
         found = {key: metadata.GetSingleTag(key).GetValue() for key in metadata.GetKeys()}
-        if "ElapsedTime-ms" in found:  # not every camera tells
+        if "ElapsedTime-ms" in found:  # not every camera has it
             times_ns.append(round(1e6 * float(found["ElapsedTime-ms"])))
         if "ImageNumber" in found:
             numbers.append(int(found["ImageNumber"]))

@@ -1,7 +1,7 @@
-"""From an MDA sequence of useq to the settings of an acquisition.
+"""Converts an MDA sequence of useq to the settings of an acquisition.
 
-A sequence of useq can visit its axes in ways that no array has room for. What cannot be
-stored as one array per position, each frame where it belongs, is refused.
+A sequence can visit its axes in orders that no array has. What cannot be stored as one
+array per position, with each frame at its index, is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ UnitTuple: TypeAlias = tuple[float, str]
 
 
 class AcquisitionSettingsDict(TypedDict):
-    """What a sequence says of `AcquisitionSettings`."""
+    """The part of `AcquisitionSettings` that a sequence determines."""
 
     dimensions: list[Dimension]
     plate: Plate | None
@@ -35,7 +35,7 @@ def useq_to_acquisition_settings(
     chunk_shapes: Mapping[str, int] | None = None,
     shard_shapes: Mapping[str, int] | None = None,
 ) -> AcquisitionSettingsDict:
-    """Return what an MDA sequence says of the settings of its acquisition.
+    """Return the settings that an MDA sequence determines.
 
     Positions and the points of a grid become one position dimension.
 
@@ -55,13 +55,13 @@ def useq_to_acquisition_settings(
     Returns
     -------
     dict
-        "dimensions" and "plate", for `AcquisitionSettings(**...)`. A time plan that has
-        no end makes an unbounded dimension.
+        "dimensions" and "plate", for `AcquisitionSettings(**...)`. A time plan without
+        an end makes an unbounded dimension.
 
     Raises
     ------
     ValueError
-        If `seq` is none.
+        If `seq` is not an MDA sequence.
     NotImplementedError
         If the frames do not come in the order of an array: channels that leave out times
         or z-stacks, positions with a sequence of their own that is more than a grid, grids
@@ -72,7 +72,7 @@ def useq_to_acquisition_settings(
     _need_regular(seq)
     if pixel_size_um is not None and pixel_size_um < 0:
         warnings.warn(
-            f"pixel_size_um={pixel_size_um} is no size of a pixel and left out.",
+            f"pixel_size_um={pixel_size_um} is not a pixel size and is left out.",
             stacklevel=2,
         )
         pixel_size_um = None
@@ -127,7 +127,7 @@ def dims_from_useq(
 
 
 class EventNumbers:
-    """Tells which frame of an acquisition an event of its sequence is.
+    """Finds the number of the frame that an event of a sequence stands for.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class EventNumbers:
 
     def __init__(self, seq: useq.MDASequence) -> None:
         self._positions = {(p, g): i for i, (p, g, _) in enumerate(_positions(seq))}
-        self._counts: list[tuple[str, int]] = []  # of each axis; an endless one is first
+        self._counts: list[tuple[str, int]] = []  # per axis; an endless one is first
         for axis in map(str, seq.axis_order):
             name = "p" if axis in "pg" else axis
             count = len(self._positions) if name == "p" else _count(seq, axis)
@@ -152,7 +152,7 @@ class EventNumbers:
         Raises
         ------
         KeyError
-            If it is none of this sequence.
+            If it is not an event of this sequence.
         """
         number = 0
         for name, count in self._counts:
@@ -179,19 +179,19 @@ def _need_regular(seq: useq.MDASequence) -> None:
     channels = seq.channels
     if any(channel.acquire_every > 1 for channel in channels):
         raise NotImplementedError(
-            "A channel with acquire_every > 1 leaves out times that others have: "
+            "A channel with acquire_every > 1 leaves out times that other channels have: "
             "record it in a sequence of its own."
         )
     if seq.z_plan and any(not channel.do_stack for channel in channels):
         raise NotImplementedError(
-            "A channel with do_stack=False has no z-stack, which an array of all channels "
-            "has room for: record it in a sequence of its own."
+            "A channel with do_stack=False has no z-stack, but an array has one for all "
+            "channels: record it in a sequence of its own."
         )
     if _is_plate(seq):
         if seq.grid_plan:
             raise NotImplementedError(
-                "A WellPlatePlan together with a grid_plan: put the grid into its "
-                "well_points_plan."
+                "A WellPlatePlan cannot be used together with a grid_plan: put the grid "
+                "into its well_points_plan."
             )
         return
     subs = [pos.sequence for pos in seq.stage_positions if pos.sequence is not None]
@@ -212,7 +212,7 @@ def _need_regular(seq: useq.MDASequence) -> None:
         )
     if not has_own_grid or "p" not in visited:
         return
-    # useq visits such a grid last of all, within channels and z-stacks.
+    # useq visits such a grid innermost, within channels and z-stacks.
     inside = visited[visited.index("p") + 1 :]
     within = [axis for axis in inside if axis != "g" and _count(seq, axis) != 1]
     if within or visited.index("p") > min(map(visited.index, {"p", "g"} & set(visited))):
@@ -232,7 +232,7 @@ def _is_visited(seq: useq.MDASequence, axis: str) -> bool:
 def _count(seq: useq.MDASequence, axis: str) -> int | None:
     """Return how long an axis of times, channels or z is; 0: it is not visited."""
     if axis == "t" and seq.time_plan:
-        # Counted: of phases, num_timepoints() tells one too few or too many.
+        # Counted, because num_timepoints() of phases is one too few or too many.
         return None if _is_endless(seq.time_plan) else sum(1 for _ in seq.time_plan)
     if axis == "c":
         return len(seq.channels)
@@ -244,7 +244,7 @@ def _count(seq: useq.MDASequence, axis: str) -> int | None:
 def _is_endless(plan: Any) -> bool:
     if hasattr(plan, "phases"):
         return any(map(_is_endless, plan.phases))
-    # With a duration, the loops are worked out: to ask for them would divide by zero.
+    # With a duration, useq computes `loops` and would divide by an interval of zero.
     return "loops" not in type(plan).model_fields and (
         plan.duration is None or not plan.interval
     )
@@ -293,7 +293,7 @@ def _positions(
         z = 0.0 if seq.grid_plan is not None and seq.grid_plan.is_relative else None
         for g, point in enumerate(grid):
             yield None, g, _at_point(f"{g:04d}", 0, 0, z, point)
-    elif "p" not in order:  # not visited: the grid is around the first
+    elif "p" not in order:  # positions are not visited: the grid is around the first
         for g, point in enumerate(grid):
             yield None, g, _at(stage[0], "0", g, point)
     else:
@@ -331,7 +331,7 @@ def _at(pos: Any, number: str, g: int, point: Any, suffix: str = "") -> Position
         return Position(
             name=name, x_coord=pos.x, y_coord=pos.y, z_coord=pos.z, **grid, **well
         )
-    if point.grid_row is None:  # nothing else tells the points apart
+    if point.grid_row is None:  # only the name distinguishes the points
         name = f"{name}{suffix}_g{g:04d}"
     return _at_point(name, pos.x, pos.y, pos.z, point, **well)
 

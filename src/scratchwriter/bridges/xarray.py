@@ -1,4 +1,4 @@
-"""Datasets as xarray has them: named dimensions, and coordinates with their units."""
+"""Datasets as xarray arrays: named dimensions, and coordinates with their units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def to_xarray(dataset: ScratchDataset) -> xarray.DataArray:
     """Return all positions as one lazy array.
 
     Names of channels and positions are coordinates, as are the labels of other dimensions.
-    Those that have a scale have coordinates in their unit, which is in `attrs["units"]`.
+    Dimensions with a scale have coordinates in their unit, which is in `attrs["units"]`.
 
     Returns
     -------

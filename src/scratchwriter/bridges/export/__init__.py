@@ -1,6 +1,6 @@
-"""The way out: OME-Zarr and OME-TIFF, written by ome-writers.
+"""Exports to OME-Zarr and OME-TIFF, written by ome-writers.
 
-An export is made beside its goal, in a folder `.NAME.partial`, and appears when it is
+An export is made beside its target, in a folder `.NAME.partial`, and appears when it is
 complete (`unfinished`). OME-Zarr is written in parts (`parts`), a TIFF in one go (`whole`).
 """
 
@@ -20,7 +20,7 @@ from scratchwriter.bridges.export.streams import open_stream
 from scratchwriter.bridges.export.unfinished import (
     appear,
     clear,
-    keep_what_is_of,
+    keep_work_of,
     locked,
     need_apart,
     need_free,
@@ -33,7 +33,7 @@ from scratchwriter.reader import ScratchDataset
 if TYPE_CHECKING:
     from distributed import Client
 
-# These write the chunks of frames that they are given, and no others.
+# These write only the chunks of the frames that they are given.
 _SPARSE_BACKENDS = ("tensorstore", "zarr-python", "zarrs-python")
 _FORMATS = {".zarr": "ome-zarr", ".tif": "ome-tiff", ".tiff": "ome-tiff"}
 
@@ -53,7 +53,7 @@ def export(
     theirs = _their_format(out, format)
     positions = len(dataset.settings.positions)
     goal, name = out, "data.ome.zarr"
-    if theirs.name == "ome-tiff":  # which tells its own name
+    if theirs.name == "ome-tiff":  # it chooses its own name
         goal = Path(theirs.get_output_path(str(out), num_positions=positions))
         name = out.name
     need_apart(goal, dataset.path)
@@ -65,16 +65,16 @@ def export(
         has_parts = job.settings["format"]["backend"] in _SPARSE_BACKENDS
         if client is not None and not has_parts:
             raise ValueError(
-                f"{theirs.name} by {job.settings['format']['backend']} is written by one "
-                "process: leave out client, or export to .ome.zarr by tensorstore or "
-                "zarr-python"
+                f"Only one process can write {theirs.name} by "
+                f"{job.settings['format']['backend']}: leave out client, or export to "
+                ".ome.zarr by tensorstore or zarr-python"
             )
-        keep_what_is_of(job, folder)
+        keep_work_of(job, folder)
         run = Run(dataset, job, folder, progress or (lambda done, total: None), cancel)
         try:
             made = parts.write(run, client) if has_parts else whole.write(run)
         except DatasetError:
-            with open_again(job):  # that it was replaced says more
+            with open_again(job):  # if it was replaced, that error says more
                 raise
         with open_again(job):
             appear(made, goal, overwrite)
@@ -83,26 +83,26 @@ def export(
 
 
 def _their_format(out: Path, asked: Any) -> Any:
-    """Return the format of ome-writers that is asked for, or that the name tells."""
+    """Return the format of ome-writers that is asked for, or that follows from the name."""
     asked = _FORMATS.get(out.suffix.lower()) if asked is None else asked
     if asked is None:
         raise ValueError(
-            f"{out.name}: in what format? Let it end in .ome.zarr, .ome.tiff or .npy"
+            f"{out.name}: its name must end in .ome.zarr, .ome.tiff or .npy, or give format"
         )
     made = ome_writers.AcquisitionSettings(root_path=str(out), format=asked).format
     if made.name == "scratch":
-        raise ValueError("It is a scratch dataset already: copy its folder.")
+        raise ValueError("The dataset is in the scratch format already: copy its folder.")
     return made
 
 
 def _backends(theirs: Any) -> Iterator[str]:
-    """Yield what may write a format: first what can go on where it was."""
+    """Yield the backends that can write a format, first those that can resume."""
     able = [name for name, b in AVAILABLE_BACKENDS.items() if b.format == theirs.name]
     if theirs.backend != "auto":
         able = [name for name in able if name == theirs.backend]
     if not able:
         raise ImportError(
-            f"ome-writers lacks what it writes {theirs.name} with: "
+            f"ome-writers lacks the library that it writes {theirs.name} with: "
             "pip install 'scratchwriter[export]'"
         )
     yield from sorted(able, key=lambda name: name not in _SPARSE_BACKENDS)

@@ -1,4 +1,4 @@
-"""What is exported, one try of it, and the frames of it."""
+"""What is exported, one attempt at it, and the copying of its frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import ome_writers
 
 _WAIT_S = 0.2
-_LINES = 1000  # of metadata, read together
+_LINES = 1000  # of metadata, read at a time
 _COMPRESSIONS = {
     "ome-zarr": ("blosc-zstd", "blosc-lz4", "zstd", "none", None),
     "ome-tiff": ("lzw", "none", None),
@@ -33,28 +33,28 @@ Progress = Callable[[int, int | None], object]
 
 
 class Flag(Protocol):
-    """What tells whether to stop, as a `threading.Event` does."""
+    """A request to stop, such as a `threading.Event`."""
 
     def is_set(self) -> bool:
-        """Tell it."""
+        """Return whether to stop."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is exported: the same for every part, and for who goes on with it later.
+    """What is exported: the same for every part, and for an attempt that resumes it.
 
     Attributes
     ----------
     source : str
         Folder of the dataset.
     recording_id : str
-        Of which recording; another may take its place.
+        Id of the recording, because another may take its place.
     name : str
         File name of the output while it is made.
     settings : dict
-        Of `ome_writers.AcquisitionSettings`, as JSON has it, but for the path.
+        Those of `ome_writers.AcquisitionSettings` as JSON, without the path.
     first : int
-        Number of the first frame; those before are not kept any more.
+        Number of the first frame that is kept.
     """
 
     source: str
@@ -77,7 +77,7 @@ class Job:
             mode="json", include={"dimensions", "dtype", "plate", "compression"}
         )
         order = ours.storage_order
-        # Other orders are none of OME's.
+        # OME has no other orders.
         settings["storage_order"] = order if isinstance(order, str) else "ome"
         settings["format"] = theirs.model_dump(mode="json")
         if theirs.name == "ome-zarr":
@@ -86,21 +86,21 @@ class Job:
         where_xml_is = settings["format"].get("multi_file_metadata", "redundant")
         if where_xml_is != "redundant" and len(ours.positions) > 1:
             warnings.warn(
-                "Frame metadata are kept with multi_file_metadata='redundant' only: not "
-                f"here, with {where_xml_is!r}.",
+                "Frame metadata is kept only with multi_file_metadata='redundant', not "
+                f"with {where_xml_is!r}.",
                 stacklevel=5,
             )
         if settings["compression"] not in _COMPRESSIONS[theirs.name]:
             warnings.warn(
                 f"{theirs.name} has no compression {settings['compression']!r}: it is "
-                "written with the one of ome-writers' choice.",
+                "written with the default of ome-writers.",
                 stacklevel=5,
             )
             settings["compression"] = None
         for dim in settings["dimensions"]:
             if dim["count"] is not None and dim["chunk_size"] is not None:
                 dim["chunk_size"] = min(dim["chunk_size"], dim["count"])
-            # Limits of contrast go with names, which ome-writers has for integers only.
+            # ome-writers writes names with contrast limits, which only integers have.
             if dim["type"] == "channel" and np.dtype(ours.dtype).kind not in "iu":
                 dim["coords"] = None
         identity = str(dataset.path), dataset.recording_id
@@ -108,7 +108,7 @@ class Job:
 
     @property
     def chunks(self) -> list[int]:
-        """How many elements of each of them are written together."""
+        """How many elements along each dimension but a frame's are written together."""
         return [
             (dim["chunk_size"] or 1) * (dim["shard_size_chunks"] or 1)
             if dim["type"] != "position"
@@ -118,7 +118,7 @@ class Job:
 
     @property
     def is_tiff(self) -> bool:
-        """Whether its metadata become OME-XML."""
+        """Whether its metadata becomes OME-XML."""
         return bool(self.settings["format"]["name"] == "ome-tiff")
 
 
@@ -127,20 +127,20 @@ def _need_names(positions: Any) -> None:
         for name in (position.name, position.plate_row, position.plate_column):
             if name is not None and not _is_inside(name):
                 raise ValueError(
-                    f"In an OME-Zarr a position is a folder, and {name!r} is no name for "
-                    "one: export to .ome.tiff, or each position as .npy"
+                    f"In an OME-Zarr a position is a folder, and {name!r} cannot be its "
+                    "name: export to .ome.tiff, or each position as .npy"
                 )
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name leads into a store, and not to what is kept there of the whole."""
+    """Return whether a name leads into a store, and not to the store's own metadata."""
     parts = re.split(r"[/\\]", name)
     leads_out = any(part in ("", ".", "..", "zarr.json") for part in parts)
     return not leads_out and parts[0] != "OME" and not Path(name).drive
 
 
 class Run:
-    """One try of a job."""
+    """One attempt at a job."""
 
     def __init__(
         self,
@@ -153,39 +153,39 @@ class Run:
         self.dataset, self.job, self.folder = dataset, job, folder
         self._progress, self._cancel, self._done = progress, cancel, 0
         self.plan = make_plan(dataset.settings)
-        self.look()
+        self.poll()
 
-    def look(self) -> None:
-        """Find out how many frames there are, and whether that is all."""
+    def poll(self) -> None:
+        """Find out how many frames have come, and whether more can come."""
         self.is_over = self.dataset.state != "recording"  # first: more may come after
         self.stop = self.dataset.frames_written
         total = self.stop - self.job.first
         self._total = total if self.is_over else self.plan.num_frames
 
     def steps_until(self, stop: int) -> int:
-        """How many steps of the first dimension frames before a number are of."""
+        """Return how many steps of the first dimension the frames before `stop` reach."""
         return max(-(-(stop - self.job.first) // self.plan.step_frames), 1)
 
     def wait(self) -> None:
-        """Sleep until more frames have come, but not for long."""
+        """Sleep for a short time, or until more frames have come."""
         self.dataset.wait(frames=self.stop + 1, timeout_s=_WAIT_S)
         self.check()
 
-    def tell(self, frames: int) -> None:
-        """Tell that so many more are done; stop if that is asked for."""
+    def report(self, frames: int) -> None:
+        """Report that so many more frames are done; stop if requested."""
         self._done += frames
         self._progress(self._done, self._total)
         self.check()
 
     def check(self) -> None:
-        """Stop if that is asked for."""
+        """Stop if requested."""
         if self._cancel is not None and self._cancel.is_set():
-            raise ExportCancelledError("cancelled: it goes on, or begins anew")
+            raise ExportCancelledError("cancelled; the same call resumes or restarts it")
 
 
 @contextmanager
 def open_again(job: Job) -> Iterator[ScratchDataset]:
-    """Open the dataset of a job, whose faults somebody has been warned of."""
+    """Open the dataset of a job again, without repeating its warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         dataset = open_scratch(job.source)
@@ -200,7 +200,7 @@ def open_again(job: Job) -> Iterator[ScratchDataset]:
 def copy_frames(
     dataset: ScratchDataset, job: Job, stream: ome_writers.OMEStream, start: int, stop: int
 ) -> Iterator[int]:
-    """Hand frames on with their metadata; yield how many each time."""
+    """Copy frames with their metadata; yield how many each time."""
     view, skips = dataset.view(), dataset.skipped
     lines = _lines(dataset, start)
     line = next(lines, None)
@@ -229,7 +229,7 @@ def copy_frames(
 
 
 def _lines(dataset: ScratchDataset, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the metadata of frames from a number on, each with its frame's number."""
+    """Yield numbers and metadata of the frames from `start` on that have metadata."""
     lines = dataset.frame_metadata
 
     def number(i: int) -> int:
@@ -242,29 +242,29 @@ def _lines(dataset: ScratchDataset, start: int) -> Iterator[tuple[int, dict[str,
             yield dataset.frame_number(*where(line)), metadata
 
 
-# What ome-writers makes attributes of a plane, which are numbers.
-_OF_PLANES = ("delta_t", "exposure_time", "position_x", "position_y", "position_z")
+# Metadata that ome-writers turns into attributes of a plane, which are numbers.
+_PLANE_KEYS = ("delta_t", "exposure_time", "position_x", "position_y", "position_z")
 
 
 def _as_xml_has_it(item: tuple[str, Any]) -> tuple[str, Any]:
     """Return metadata as OME-XML has it: numbers, and text, which may be JSON."""
     key, value = item
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if key in _OF_PLANES and not is_number:
+    if key in _PLANE_KEYS and not is_number:
         key = f"{key}_as_told"
     return key, value if is_number or isinstance(value, str) else json.dumps(value)
 
 
-def hand_on_global_metadata(run: Run, stream: ome_writers.OMEStream) -> None:
-    """Hand on what is told of the whole, and the coordinates that no format has."""
+def copy_global_metadata(run: Run, stream: ome_writers.OMEStream) -> None:
+    """Copy the metadata of the acquisition, and coordinates that the format lacks."""
     for namespace, metadata in run.dataset.global_metadata.items():
         stream.set_global_metadata(namespace, metadata)
     dims = run.dataset.settings.dimensions
-    told = {dim["name"]: dim["coords"] for dim in run.job.settings["dimensions"]}
+    kept = {dim["name"]: dim["coords"] for dim in run.job.settings["dimensions"]}
     lost = {
         dim.name: dim.model_dump(mode="json")["coords"]
         for dim in dims
-        if dim.coords and not told[dim.name]
+        if dim.coords and not kept[dim.name]
     }
     if lost:
         stream.set_global_metadata("scratchwriter", {"coords": lost})

@@ -1,17 +1,17 @@
-"""OME-Zarr in parts: runs of frames that have no chunk in common.
+"""OME-Zarr in parts: ranges of frames that share no chunk.
 
 Each part is written by a stream of its own, which begins at the part's first frame. So a
-part can be written anywhere, and what was done stays done when an export ends early. In
-the end the chunks of all parts are moved into one store.
+part can be written on any machine, and finished parts are kept when an export ends early.
+In the end the chunks of all parts are moved into one store.
 
     .NAME.partial/lock, export.json      see `unfinished`
-    .NAME.partial/run                    which try is the present one
+    .NAME.partial/run                    the name of the current attempt
     .NAME.partial/work-RUN/START-STOP.ID what it writes
     .NAME.partial/parts/START-STOP       parts that are complete
     .NAME.partial/begun, whole           the store that they are moved into
 
-A worker whose try was given up (its scheduler died, say) may go on for a while. It finds
-another try's name in `run`, and the folder of its own is gone: what it writes is nobody's.
+A worker of an abandoned attempt (its scheduler died, say) may continue for a while. It
+finds another name in `run`, and its folder is gone, so what it writes is never used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scratchwriter.bridges.export.job import (
     Job,
     Run,
     copy_frames,
-    hand_on_global_metadata,
+    copy_global_metadata,
     open_again,
 )
 from scratchwriter.bridges.export.streams import open_stream, start_at
@@ -41,14 +41,14 @@ from scratchwriter.reader import ScratchDataset
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-PART_NBYTES = 256 << 20  # at least, if there is more
+PART_NBYTES = 256 << 20  # at least, unless fewer frames are left
 MOST_PARTS = 1000
 _WAIT_S = 0.2
-_one_at_a_time = threading.Lock()  # ome-writers' settings of zarr are of a whole process
+_one_at_a_time = threading.Lock()  # ome-writers configures zarr for a whole process
 
 
 def write(run: Run, client: Client | None) -> Path:
-    """Write all parts that are not there yet, as their frames come, and join them."""
+    """Write all missing parts, as their frames come, and join them."""
     work = _Work(run.folder, uuid.uuid4().hex)
     work.begin()
     try:
@@ -62,14 +62,14 @@ def write(run: Run, client: Client | None) -> Path:
 
 
 class _Work:
-    """Where one try writes its parts."""
+    """Where one attempt writes its parts."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._run, self._name = folder / "run", name
         self._folder, self.parts = folder / f"work-{name}", folder / "parts"
 
     def begin(self) -> None:
-        """Be the present try; others write for nobody from now on."""
+        """Become the current attempt; what others write is discarded from now on."""
         self._run.write_text(self._name)
         for others in self._run.parent.glob("work-*"):
             clear(others)
@@ -77,28 +77,28 @@ class _Work:
         self.parts.mkdir(exist_ok=True)
 
     def end(self) -> None:
-        """Have nobody write any more."""
+        """Stop all workers of this attempt."""
         with suppress(OSError):
             self._run.unlink()
             clear(self._folder)
 
     def need(self) -> None:
-        """Check that this is the present try still."""
+        """Check that this is still the current attempt."""
         with suppress(FileNotFoundError):
             if self._run.read_text() == self._name:
                 return
-        raise ExportCancelledError("another try, or none, writes this export now")
+        raise ExportCancelledError("another attempt writes this export now, or it ended")
 
     def write(
         self, dataset: ScratchDataset, job: Job, start: int, stop: int
     ) -> Iterator[int]:
-        """Write a part; yield how many frames of it are done each time."""
+        """Write a part; yield how many of its frames are done each time."""
         self.need()
         name = f"{start:020}-{stop:020}"
         made = self._folder / f"{name}.{uuid.uuid4().hex}"
         made.mkdir()
         plan = make_plan(dataset.settings)
-        # Chunks that it shares with what comes behind it there are none.
+        # As if the dataset ended here: the part shares no chunk with later frames.
         steps = -(-(stop - job.first) // plan.step_frames)
         with open_stream(job.settings, made / job.name, steps=steps) as stream:
             start_at(stream, plan.indices(start - job.first))
@@ -110,18 +110,18 @@ class _Work:
             made.rename(self.parts / name)
         except OSError:
             if not (self.parts / name).exists():
-                raise  # else another worker was given the same, and faster
+                raise  # else another worker had the same part, and was faster
 
 
 def _write_here(run: Run, work: _Work) -> None:
     for part in _missing_parts(run, work.parts):
         if part is not None:
             for count in work.write(run.dataset, run.job, *part):
-                run.tell(count)
+                run.report(count)
 
 
 def _write_there(run: Run, work: _Work, client: Client) -> None:
-    """Have the workers of a cluster write: no pixel goes through here."""
+    """Make the workers of a cluster write: no pixel passes through this process."""
     tasks: dict[Future, int] = {}
     try:
         for part in _missing_parts(run, work.parts):
@@ -133,7 +133,7 @@ def _write_there(run: Run, work: _Work, client: Client) -> None:
             _wait_for_one(tasks)
             _take_done(run, tasks)
     except BaseException:
-        work.end()  # tasks that run cannot be cancelled, but look for this
+        work.end()  # running tasks cannot be cancelled, but they check for this
         if tasks:
             client.cancel(list(tasks))
         raise
@@ -142,8 +142,8 @@ def _write_there(run: Run, work: _Work, client: Client) -> None:
 def _take_done(run: Run, tasks: dict[Future, int]) -> None:
     run.check()
     for task in [task for task in tasks if task.done()]:
-        task.result()  # or its error
-        run.tell(tasks.pop(task))
+        task.result()  # raises its error
+        run.report(tasks.pop(task))
 
 
 def _wait_for_one(tasks: dict[Future, int]) -> None:
@@ -164,23 +164,24 @@ def _write_part(work: _Work, job: Job, start: int, stop: int) -> None:
 
 
 def _missing_parts(run: Run, parts: Path) -> Iterator[tuple[int, int] | None]:
-    """Yield what is to be written, from frame to frame, as soon as it can be.
+    """Yield the parts that are to be written, first frame and stop, once they can be.
 
-    None: nothing for a while.
+    None means that nothing can be written for now.
     """
     done = dict(map(_range_of, parts.iterdir()))
     start = run.job.first
     while True:
         run.check()
-        run.look()
+        run.poll()
         if start in done:
-            run.tell(done[start] - start)
+            run.report(done[start] - start)
             start = done[start]
             continue
         stop = _part_stop(run, start)
         if run.is_over:
             stop = min(stop, run.stop)
-        # How long parts are follows from how many frames there were.
+        # Finished parts may end elsewhere: their length follows from the number of frames
+        # at that time.
         stop = min([stop, *(other for other in done if other > start)])
         if start < stop <= run.stop:
             yield start, stop
@@ -193,7 +194,7 @@ def _missing_parts(run: Run, parts: Path) -> Iterator[tuple[int, int] | None]:
 
 
 def _part_stop(run: Run, start: int) -> int:
-    """Return where a part ends that begins at a frame: no chunk reaches across."""
+    """Return where a part that begins at a frame ends: between two chunks."""
     job, counts, chunks = run.job, run.plan.counts, run.job.chunks
     total = (run.plan.num_frames or run.stop) - job.first
     wanted = max(-(-PART_NBYTES // run.plan.frame_nbytes), -(-total // MOST_PARTS))
@@ -205,7 +206,7 @@ def _part_stop(run: Run, start: int) -> int:
     count = counts[axis]
 
     def cut(frame: int, least: int) -> int:
-        """Return the last place to cut before a frame, but not before another."""
+        """Return the last place to cut up to a frame, or the first one after `least`."""
         whole = 0 if count is None else frame // (count * within) * count * within
         piece = chunks[axis] * within
         at = whole + (frame - whole) // piece * piece
@@ -227,7 +228,7 @@ def _range_of(part: Path) -> tuple[int, int]:
 
 
 def _join(run: Run) -> Path:
-    """Make one store of all parts; begun before, it goes on."""
+    """Make one store of all parts; resumes if it was begun before."""
     made, begun, name = run.folder / "whole", run.folder / "begun", run.job.name
     parts = sorted((run.folder / "parts").iterdir())
     if not made.exists():
@@ -236,7 +237,7 @@ def _join(run: Run) -> Path:
         begun.mkdir()
         steps = run.steps_until(run.stop)
         with open_stream(run.job.settings, begun / name, steps=steps) as stream:
-            hand_on_global_metadata(run, stream)
+            copy_global_metadata(run, stream)
         for path in (begun / name).rglob("zarr.json"):
             _join_metadata(path, [p / name / path.relative_to(begun / name) for p in parts])
         begun.rename(made)
@@ -250,17 +251,17 @@ def _join_metadata(path: Path, of_parts: Sequence[Path]) -> None:
     group = json.loads(path.read_text())
     frames: list[Any] = []
     for part in filter(Path.exists, of_parts):
-        told = json.loads(part.read_text()).get("attributes", {}).get("ome_writers")
-        if told and told.get("frame_metadata"):
-            frames += told["frame_metadata"]
-            group["attributes"]["ome_writers"] = told
+        found = json.loads(part.read_text()).get("attributes", {}).get("ome_writers")
+        if found and found.get("frame_metadata"):
+            frames += found["frame_metadata"]
+            group["attributes"]["ome_writers"] = found
     if frames:
         group["attributes"]["ome_writers"]["frame_metadata"] = frames
         path.write_text(json.dumps(group))
 
 
 def _move_chunks(source: Path, goal: Path) -> None:
-    """Move everything but what is told of the arrays, whole folders where it can be."""
+    """Move everything but the metadata of the arrays, whole folders if possible."""
     for path in list(source.iterdir()):
         to = goal / path.name
         if path.is_dir() and to.exists():

@@ -1,6 +1,6 @@
-"""Streams of ome-writers, and what its version 0.3 leaves to those who use them.
+"""Streams of ome-writers, and what its version 0.3 leaves to its callers.
 
-Much of what is touched here is not public: `bridges.ome_writers` checks the version.
+Much of what is used here is not public: `bridges.ome_writers` checks the version.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def open_stream(
     Parameters
     ----------
     settings : dict
-        Of `ome_writers.AcquisitionSettings`, as JSON has it, but for the path.
+        Those of `ome_writers.AcquisitionSettings` as JSON, without the path.
     path : pathlib.Path
-        Where; what is there is replaced.
+        Where to write; what exists there is replaced.
     steps : int or None
-        Length of the unbounded dimension, if there is one and it is known.
+        Length of the unbounded dimension, if the settings have one and it is known.
     """
     settings = json.loads(json.dumps(settings))
     first = settings["dimensions"][0]
@@ -42,36 +42,36 @@ def open_stream(
         first["count"] = steps
         first["chunk_size"] = first["chunk_size"] and min(first["chunk_size"], steps)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the dataset's own were told
+        warnings.simplefilter("ignore", UserWarning)  # the dataset's own were given before
         stream = ome_writers.create_stream(
             ome_writers.AcquisitionSettings(root_path=str(path), overwrite=True, **settings)
         )
     try:
         yield stream
     except BaseException:
-        _give_up_backlog(stream)
+        _drop_backlog(stream)
         with suppress(Exception):  # a TIFF without a frame, say
             stream.close()
         raise
     else:
-        _give_up_backlog(stream)
+        _drop_backlog(stream)
         stream.close()
-        # It does not wait for chunks that it begins to write while it closes: those that
-        # tensorstore is to write, and in which frames are missing.
+        # close() does not wait for the chunks that it begins to write: those by tensorstore
+        # in which frames are missing.
         for future in getattr(stream._backend, "_futures", ()):
             future.result()
 
 
 def start_at(stream: ome_writers.OMEStream, indices: Sequence[int]) -> None:
-    """Let the next frame be the one with these indices; `skip` takes time for each."""
+    """Make the frame with these indices the next one; `skip` would take time for each."""
     router: Any = stream._iterator
     router._dim_indices[:] = indices
 
 
 # ----------------------------------------------------------------------- threads of TIFF
 #
-# Each file has a thread that takes frames from a queue without an end, tells its errors
-# as warnings only, and is left alone after five seconds when its stream is closed.
+# Each file has a thread that takes frames from an unlimited queue and reports errors only
+# as warnings. Closing its stream waits for it no longer than five seconds.
 
 
 def _threads(stream: ome_writers.OMEStream) -> list[Any]:
@@ -79,15 +79,15 @@ def _threads(stream: ome_writers.OMEStream) -> list[Any]:
     return [manager for manager in managers if manager.thread is not None]
 
 
-def wait_for_room(
+def wait_for_backlog(
     stream: ome_writers.OMEStream, most_frames: int, check: Callable[[], None]
 ) -> None:
-    """Wait until no file has more frames that it is still to write.
+    """Wait until no file has more than that many frames still to write.
 
     Raises
     ------
     OSError
-        If one is not written any more.
+        If the thread of a file has ended.
     """
     for manager in _threads(stream):
         while manager.queue.qsize() > most_frames and manager.thread.is_alive():
@@ -100,12 +100,12 @@ def wait_for_room(
 def wait_until_written(
     stream: ome_writers.OMEStream, frames: int, check: Callable[[], None]
 ) -> None:
-    """Wait until each file has so many frames, all that were handed over.
+    """Wait until each file has that many frames, all that it was given.
 
     Raises
     ------
     OSError
-        If one has not.
+        If a file has fewer at the end.
     """
     for manager in _threads(stream):
         manager.signal_stop()
@@ -120,14 +120,14 @@ def wait_until_written(
 def _not_written(manager: Any) -> OSError:
     path = Path(manager.file_path)
     return OSError(
-        f"{path.name}: ome-writers stopped to write it after "
+        f"{path.name}: ome-writers stopped writing it after "
         f"{manager.thread.frames_written} frames; its warning says why. "
-        f"{shutil.disk_usage(path.parent).free} bytes are free there."
+        f"{shutil.disk_usage(path.parent).free:,} bytes are free there."
     )
 
 
-def _give_up_backlog(stream: ome_writers.OMEStream) -> None:
-    """End the threads: at once if frames wait, which then nobody wants any more."""
+def _drop_backlog(stream: ome_writers.OMEStream) -> None:
+    """End the threads, and drop the frames that still wait: the export failed."""
     for manager in _threads(stream):
         with suppress(Empty):
             while True:
@@ -138,16 +138,17 @@ def _give_up_backlog(stream: ome_writers.OMEStream) -> None:
 
 
 def correct_files(stream: ome_writers.OMEStream, steps: int | None, frames: int) -> None:
-    """Tell in all files of a closed TIFF how long they are, and where each other are.
+    """Correct the lengths, and the references to each other, in all files of a closed TIFF.
 
-    ome-writers corrects the first image only, and names files by where they were made.
+    ome-writers corrects only the first image, and refers to files by the paths where they
+    were made.
 
     Parameters
     ----------
     steps : int or None
-        Length of the unbounded dimension, if there is one.
+        Length of the unbounded dimension, if the settings have one.
     frames : int
-        In each file.
+        Number of frames in each file.
     """
     backend: Any = stream._backend
     metadata = stream.get_metadata()

@@ -1,4 +1,4 @@
-"""The folder of an unfinished export beside its goal, and how the goal appears."""
+"""The folder of an unfinished export beside its target, and how the target appears."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _OF_ZARR = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 
 @contextmanager
 def locked(folder: Path) -> Iterator[Path]:
-    """Have the folder of an unfinished export to oneself.
+    """Hold the folder of an unfinished export exclusively.
 
-    Where a file system has no locks, several could; what a part is made of is told apart
-    there too (see `parts`).
+    Where the file system has no locks, several processes can be in it; even then they do
+    not mix their parts (see `parts`).
     """
     lock = _lock(folder)
     try:
         yield folder
     finally:
         with suppress(OSError):
-            # It may be gone, and another in its place.
+            # The folder may be gone, with another in its place.
             is_ours = lock is None or is_at(lock, folder / _LOCK)
             if is_ours and {path.name for path in folder.iterdir()} <= {_LOCK}:
                 (folder / _LOCK).unlink(missing_ok=True)  # nothing was begun
@@ -46,7 +46,7 @@ def locked(folder: Path) -> Iterator[Path]:
 def _lock(folder: Path) -> Descriptor | None:
     while True:
         folder.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # who had it was done, and removed it
+        with suppress(FileNotFoundError):  # the process that held it removed it
             return _try_lock(folder)
 
 
@@ -54,36 +54,38 @@ def _try_lock(folder: Path) -> Descriptor | None:
     path = folder / _LOCK
     is_of_an_export = path.exists() or (folder / _JOB).exists()
     if not is_of_an_export and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is of no export: remove it, or rename it.")
+        raise FileExistsError(
+            f"{folder} does not belong to an export: remove it, or rename it."
+        )
     if not HAS_LOCKS:
         return None
-    # Open for writing: NFS locks no other files.
+    # Open for writing, because NFS locks no other files.
     file = Descriptor(path, os.O_RDWR | os.O_CREAT, closed_in_children=True)
     if lock_file(file) is False:
-        raise BlockingIOError(f"{folder}: another process makes this export now.")
+        raise BlockingIOError(f"{folder}: another process is making this export.")
     if not is_at(file, path):
         raise FileNotFoundError(path)
     return file
 
 
-def keep_what_is_of(job: Job, folder: Path) -> None:
-    """Keep what was done of the same job; remove what is of another."""
-    told, path = json.dumps(asdict(job), sort_keys=True), folder / _JOB
+def keep_work_of(job: Job, folder: Path) -> None:
+    """Keep what was done of the same job; remove what belongs to another."""
+    wanted, path = json.dumps(asdict(job), sort_keys=True), folder / _JOB
     whole = folder / "whole"
     has_appeared = whole.is_dir() and not any(whole.iterdir())  # killed just after
-    if path.is_file() and path.read_text() == told and not has_appeared:
+    if path.is_file() and path.read_text() == wanted and not has_appeared:
         return
     for old in list(folder.iterdir()):
         if old.name != _LOCK:
             clear(old)
-    path.write_text(told)
+    path.write_text(wanted)
 
 
 def clear(path: Path) -> None:
-    """Remove a file or a folder, of which nothing is to be seen any more at once.
+    """Remove a file or a folder, whose name is free at once.
 
-    Somebody who was given up may still write into a folder: what is left of it then is in
-    nobody's way.
+    A worker that was abandoned may still write into the folder; what is left then is under
+    another name and does no harm.
     """
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
@@ -93,28 +95,28 @@ def clear(path: Path) -> None:
 
 
 def need_apart(goal: Path, source: Path) -> None:
-    """Check that the dataset is not in the way."""
+    """Check that the target and the dataset do not contain each other."""
     goal, source = goal.resolve(), source.resolve()
     if goal == source or goal in source.parents or source in goal.parents:
         raise ValueError(
-            f"{goal} is, has or is in the dataset {source}: choose another place."
+            f"{goal} is, contains or is in the dataset {source}: choose another place."
         )
 
 
 def need_free(path: Path, overwrite: bool) -> None:
-    """Check that nothing is there, or what may be replaced."""
+    """Check that a path does not exist, or may be replaced."""
     if not os.path.lexists(path):
         return
     if not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or overwrite=True.")
     if not _may_be_replaced(path):
         raise FileExistsError(
-            f"{path} is a folder with more than an export: choose another name."
+            f"{path} is a folder that holds more than an export: choose another name."
         )
 
 
 def _may_be_replaced(path: Path) -> bool:
-    """Tell whether a path is a file, or a folder with nothing but what exports make."""
+    """Return whether a path is a file, or a folder that holds only an export."""
     if not path.is_dir() or path.is_symlink():
         return True
     tiff = re.compile(rf"{re.escape(path.name)}_p\d+\..*|.*\.ome")
@@ -125,13 +127,13 @@ def _may_be_replaced(path: Path) -> bool:
             return child.name in _OF_ZARR if is_zarr else bool(tiff.fullmatch(child.name))
         if any((child / name).is_file() for name in _OF_ZARR):
             return is_zarr
-        return is_zarr and all(map(is_of_it, child.iterdir()))  # of a position "a/b"
+        return is_zarr and all(map(is_of_it, child.iterdir()))  # for a position "a/b"
 
     return all(map(is_of_it, path.iterdir()))
 
 
 def restore(goal: Path) -> None:
-    """Put back what was to be replaced by somebody who was killed on the way."""
+    """Put back the old target if a process was killed while it replaced it."""
     for gone in goal.parent.glob(f"..{glob.escape(goal.name)}.*.gone"):
         shutil.rmtree(gone, ignore_errors=True)
     replaced = goal.with_name(_REPLACED.format(name=goal.name))
@@ -143,12 +145,12 @@ def restore(goal: Path) -> None:
 
 
 def appear(made: Path, goal: Path, overwrite: bool) -> None:
-    """Move what is complete to where it belongs, at once."""
+    """Move a complete export to its target, atomically."""
     (whole,) = made.iterdir()
     need_free(goal, overwrite)
     replaced = goal.with_name(_REPLACED.format(name=goal.name))
     if os.path.lexists(goal):
-        goal.rename(replaced)  # quick, where to remove it is not
+        goal.rename(replaced)  # quick; removing it is not
     try:
         whole.rename(goal)
     except BaseException:

@@ -1,19 +1,19 @@
-"""Exports that one stream writes from the beginning to the end: OME-TIFF, acquire-zarr."""
+"""Exports that one stream writes from beginning to end: OME-TIFF, acquire-zarr."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from scratchwriter.bridges.export.job import Run, copy_frames, hand_on_global_metadata
+from scratchwriter.bridges.export.job import Run, copy_frames, copy_global_metadata
 from scratchwriter.bridges.export.streams import (
     correct_files,
     open_stream,
-    wait_for_room,
+    wait_for_backlog,
     wait_until_written,
 )
 from scratchwriter.bridges.export.unfinished import clear
 
-_BACKLOG_NBYTES = 64 << 20  # handed over and not written
+_BACKLOG_NBYTES = 64 << 20  # given to ome-writers and not written yet
 
 
 def write(run: Run) -> Path:
@@ -39,19 +39,19 @@ def _write(run: Run, made: Path) -> None:
             for count in copy_frames(run.dataset, job, stream, start, run.stop):
                 handed += count
                 if handed >= most_frames:
-                    wait_for_room(stream, most_frames, run.check)
+                    wait_for_backlog(stream, most_frames, run.check)
                     handed = 0
-                run.tell(count)
+                run.report(count)
             start = run.stop
             if run.is_over:
                 break
             run.wait()
-            run.look()
+            run.poll()
         steps = run.steps_until(start)
         frames = steps * run.plan.step_frames
         if rest := frames - (start - job.first):
             stream.skip(frames=rest)
-        hand_on_global_metadata(run, stream)
+        copy_global_metadata(run, stream)
         per_file = frames // files
         wait_until_written(stream, per_file, run.check)
     if job.is_tiff and frames != per_file:  # there are several
