@@ -325,8 +325,8 @@ class ScratchStream:
         Parameters
         ----------
         event : {'coords_changed', 'coords_expanded'}
-            Every frame, and the last of those that one call skips; or only the frames with
-            a coordinate that no frame had before.
+            Every frame, and the last of each skipped range; or only the frames with a
+            coordinate that no frame had before.
         callback : callable(CoordUpdate)
             `close` returns after it was called for the last frame, or after 5 s.
 
