@@ -17,10 +17,10 @@ ROOT = Path(scratchwriter.__file__).parent
 LAYERS = [
     {"_version", "errors"},
     {"_region"},  # addresses, and what differs between operating systems
-    {"_core", "_native"},  # compiled: the way of a frame
-    {"dimensions", "settings", "plan", "stats", "coords"},  # what is asked for; arithmetic
+    {"_core", "_native"},  # compiled: the path of a frame
+    {"dimensions", "settings", "plan", "stats", "coords"},  # what the user asks for; arithmetic
     {"_files"},  # what the files of a dataset say
-    {"_writing"},  # how a dataset comes to be
+    {"_writing"},  # how a dataset is made
     {"_integrations"},
     {"events", "views", "stream", "reader"},  # what users hold
     {"_showing"},
@@ -33,7 +33,7 @@ DYNAMIC = {
     ("stream", "_showing.html"),
     ("reader", "_showing.html"),
 }
-# Those who import a module by its name.
+# Modules that import others by a name in a variable.
 IMPORTERS = {"__init__", "_integrations"}
 
 

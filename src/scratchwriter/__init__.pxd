@@ -6,6 +6,7 @@ cdef extern from "scratchwriter.h":
     const char* SCRATCHWRITER_CAPSULE
     uint32_t SCRATCHWRITER_ABI_VERSION
     int64_t SCRATCHWRITER_UNKNOWN
+    int64_t SCRATCHWRITER_MOST_SLOTS
     cdef enum:
         SCRATCHWRITER_OK
         SCRATCHWRITER_CLOSED

@@ -57,9 +57,6 @@ cdef enum:
     SAMPLED = 16               # ... and one in so many of smaller ones
 
 cdef enum:
-    MOST_SLOTS = 65536         # open at a time
-
-cdef enum:
     UNKNOWN = -1
     # What is known of a frame, besides its pixels.
     KNOWS_TIME = 1

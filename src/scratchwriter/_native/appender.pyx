@@ -18,10 +18,10 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from scratchwriter cimport SCRATCHWRITER_CAPSULE
+from scratchwriter cimport SCRATCHWRITER_CAPSULE, SCRATCHWRITER_MOST_SLOTS
 from scratchwriter._native.c_api cimport fill_c_stream
 from scratchwriter._native.convert cimport as_batch, as_stamp, as_stamps
-from scratchwriter._core cimport MOST_SLOTS, UNKNOWN, Frame, FrameWriter
+from scratchwriter._core cimport UNKNOWN, Frame, FrameWriter
 
 from collections.abc import Mapping
 
@@ -158,8 +158,8 @@ Store the next frames."""
 
     def slots(self, n, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
         count = PyNumber_Index(n)
-        if not 0 < count <= MOST_SLOTS:
-            raise ValueError(f"slots({count}): the number must be from 1 to {MOST_SLOTS}.")
+        if not 0 < count <= SCRATCHWRITER_MOST_SLOTS:
+            raise ValueError(f"slots({count}): the number must be from 1 to {SCRATCHWRITER_MOST_SLOTS}.")
         return make_slot(self, count, frame_metadata, timestamps_ns, frame_ids)
 
     @property

@@ -29,6 +29,7 @@ from scratchwriter cimport (
     SCRATCHWRITER_FAILED,
     SCRATCHWRITER_FULL,
     SCRATCHWRITER_INVALID,
+    SCRATCHWRITER_MOST_SLOTS,
     SCRATCHWRITER_OK,
     scratchwriter_stream,
 )
@@ -36,7 +37,6 @@ from scratchwriter._core cimport (
     BUSY,
     CLOSED,
     FULL,
-    MOST_SLOTS,
     NEED_ROOM,
     OK,
     SAMPLED,
@@ -186,7 +186,7 @@ cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept no
     cdef Request request
     cdef int answer
     cdef char* copy = NULL
-    if frames == NULL or not 0 < count <= MOST_SLOTS:
+    if frames == NULL or not 0 < count <= SCRATCHWRITER_MOST_SLOTS:
         return SCRATCHWRITER_INVALID
     if writer._lends_copies:
         copy = <char*>calloc(count, writer._frame_nbytes)

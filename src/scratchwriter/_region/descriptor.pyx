@@ -49,7 +49,7 @@ cdef struct Link:
     Link* after
 
 cdef sw_mutex _forking
-cdef Link _closed_in_children  # the first and the last are its neighbours
+cdef Link _closed_in_children  # between the first and the last
 sw_mutex_init(&_forking)
 _closed_in_children.before = _closed_in_children.after = &_closed_in_children
 

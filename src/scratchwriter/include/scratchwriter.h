@@ -28,6 +28,9 @@ extern "C" {
 #define SCRATCHWRITER_ABI_VERSION 1
 #define SCRATCHWRITER_CAPSULE "scratchwriter.stream"
 
+/* The most frames that `reserve` gives at a time. */
+#define SCRATCHWRITER_MOST_SLOTS 65536
+
 /* For a timestamp or a frame number that is not known. */
 #define SCRATCHWRITER_UNKNOWN (-1)
 
@@ -62,7 +65,7 @@ typedef struct {
                        int64_t timestamp_ns, int64_t frame_id);
 
     /* Get the memory of the next `count` frames, to be filled in place. Until `commit` other
-     * threads that append wait. At most 65536; for more than one, SCRATCHWRITER_APART if they
+     * threads that append wait. At most SCRATCHWRITER_MOST_SLOTS; for more than one, SCRATCHWRITER_APART if they
      * do not lie one behind the other, or (in a ring) where frames are that are still shown. */
     int (*reserve)(void *state, int64_t count, void **frames);
 
