@@ -18,7 +18,7 @@ LAYERS = [
     {"_version", "errors"},
     {"_region"},  # addresses, and what differs between operating systems
     {"_core", "_native"},  # compiled: the path of a frame
-    {"dimensions", "settings", "plan", "stats", "coords"},  # what the user asks for; arithmetic
+    {"dimensions", "settings", "plan", "stats", "coords"},  # what is asked; arithmetic
     {"_files"},  # what the files of a dataset say
     {"_writing"},  # how a dataset is made
     {"_integrations"},

@@ -159,7 +159,9 @@ Store the next frames."""
     def slots(self, n, *, frame_metadata=None, timestamps_ns=None, frame_ids=None):
         count = PyNumber_Index(n)
         if not 0 < count <= SCRATCHWRITER_MOST_SLOTS:
-            raise ValueError(f"slots({count}): the number must be from 1 to {SCRATCHWRITER_MOST_SLOTS}.")
+            raise ValueError(
+                f"slots({count}): the number must be from 1 to {SCRATCHWRITER_MOST_SLOTS}."
+            )
         return make_slot(self, count, frame_metadata, timestamps_ns, frame_ids)
 
     @property

@@ -65,8 +65,9 @@ typedef struct {
                        int64_t timestamp_ns, int64_t frame_id);
 
     /* Get the memory of the next `count` frames, to be filled in place. Until `commit` other
-     * threads that append wait. At most SCRATCHWRITER_MOST_SLOTS; for more than one, SCRATCHWRITER_APART if they
-     * do not lie one behind the other, or (in a ring) where frames are that are still shown. */
+     * threads that append wait. At most SCRATCHWRITER_MOST_SLOTS. For more than one, the status
+     * is SCRATCHWRITER_APART if they do not lie one behind the other, or (in a ring) would take
+     * the place of frames that are still shown. */
     int (*reserve)(void *state, int64_t count, void **frames);
 
     /* Store the first `count` of the reserved frames, and give the others back; 0 gives back
