@@ -33,7 +33,8 @@ def test_a_slot_is_where_the_frame_is_stored(stream):
             assert stream.frames_written == i
             frame[...] = FRAME + i
         assert stream.frames_written == i + 1
-        assert np.shares_memory(frame, stream.arrays[0][i])
+        # Where arrays move when they grow, it is a copy until then.
+        assert np.shares_memory(frame, stream.arrays[0][i]) == (not PORTABLE)
     assert (stream.arrays[0][:, 0, 0] == [0, 1, 2]).all()
 
 
@@ -154,7 +155,7 @@ def test_arrays_do_not_move_while_a_slot_is_open(stream):
     # Another thread may have asked for room before the slot was opened.
     storage = stream._storage
     with stream.slot() as frame:
-        storage.make_room(0, storage.arrays.positions[0].region.nbytes + frame.nbytes)
+        storage.make_room(0, storage.writer.writable_nbytes(0) + frame.nbytes)
         storage.make_steps(1000)
         frame[...] = FRAME
     np.testing.assert_array_equal(stream.arrays[0][0], FRAME)

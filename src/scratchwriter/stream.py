@@ -427,8 +427,8 @@ class ScratchStream:
             self._events.finish(_CALLBACKS_TIMEOUT_S)
             # Otherwise the call that this one interrupts finishes it.
             if self._storage.finished:
+                _open.pop(self._storage, None)  # first: the finalizer would do it, too
                 self._finalizer.detach()
-                _open.pop(self._storage, None)
 
     def __enter__(self) -> Self:
         return self

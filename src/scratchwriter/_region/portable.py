@@ -80,20 +80,35 @@ class PortableRegion:
         self.extend(stop)
 
     def spill(self, path: Path, start: int) -> None:
-        with _new_file(path, self.nbytes) as file:
-            _write_all(file, self._buffer.data)
-            buffer = _map(file, self.nbytes)
-            identity = _identity(os.fstat(file.fileno()))
-        self._path, self._identity, self._buffer = path, identity, buffer
+        made = None
+        try:
+            made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
+            with _filled(made, path, self.nbytes) as file:
+                _write_all(file, self._buffer.data)
+                buffer = _map(file, self.nbytes)
+            identity = _identity(os.fstat(made.fileno()))
+            self._path, self._identity, self._buffer = path, identity, buffer
+        except BaseException:
+            if made is not None and self._path is None:
+                path.unlink()
+            raise
 
     def save(self) -> None:
         """All is in the file since `spill`."""
 
     def save_as(self, path: Path, nbytes: int) -> None:
-        if not self._is_saved_as:
-            with _new_file(path, nbytes) as file:
+        if self._is_saved_as:
+            return
+        made = None
+        try:
+            made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
+            with _filled(made, path, nbytes) as file:
                 _write_all(file, self._buffer.data[:nbytes])
             self._is_saved_as = True
+        except BaseException:
+            if made is not None and not self._is_saved_as:
+                path.unlink()
+            raise
 
     @property
     def is_saved(self) -> bool:
@@ -159,19 +174,13 @@ def map_file(path: Path) -> memoryview:
 
 
 @contextmanager
-def _new_file(path: Path, needed_nbytes: int) -> Iterator[FileIO]:
-    """Make a file, and remove it if it cannot be filled."""
-    made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
-    try:
-        with (
-            made,
-            errors_name(path, needed_nbytes),
-            FileIO(made.fileno(), "r+b", closefd=False) as file,
-        ):
-            yield file
-    except BaseException:
-        path.unlink()
-        raise
+def _filled(made: Descriptor, path: Path, needed_nbytes: int) -> Iterator[FileIO]:
+    """Write into a file that was made; errors name it, and the space that is missing."""
+    with (
+        errors_name(path, needed_nbytes),
+        FileIO(made.fileno(), "r+b", closefd=False) as file,
+    ):
+        yield file
 
 
 def map_open_file(file: Descriptor, writable: bool = False) -> memoryview:
