@@ -67,6 +67,23 @@ def test_what_is_for_afterwards_is_done_when_the_call_fails_too(guard, lock):
     assert not lock.locked()
 
 
+def test_of_what_is_for_afterwards_all_is_done_and_the_first_error_is_raised(guard):
+    done = []
+
+    def fail(error):
+        done.append(error)
+        raise error
+
+    def action():
+        for error in (KeyError(1), ValueError(2)):
+            guard.after(lambda error=error: fail(error))
+        guard.after(lambda: done.append(3))
+
+    with pytest.raises(KeyError):
+        guard.run(action)
+    assert [type(what) for what in done] == [KeyError, ValueError, int]
+
+
 def test_a_call_with_a_lock_is_refused_in_the_middle_of_another(guard, lock):
     def action():
         with pytest.raises(RuntimeError, match="Cannot flush in the middle of another"):

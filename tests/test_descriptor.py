@@ -191,7 +191,7 @@ def read_and_sync(folder):
 
 
 def make_append_times(folder):
-    AppendTimesFile(folder).release()
+    AppendTimesFile(folder)
 
 
 def read_a_dataset(folder):

@@ -2,14 +2,18 @@
 
 import contextlib
 import ctypes
+import errno
 import gc
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import scratchwriter
@@ -27,8 +31,17 @@ from edges import (
     mapped_nbytes,
     settings_of,
 )
-from scratchwriter import create_stream, open_scratch
-from test_native import CLOSED, Stream
+from scratchwriter import (
+    AcquisitionSettings,
+    ScratchFormat,
+    create_stream,
+    dims_from_standard_axes,
+    open_scratch,
+)
+from scratchwriter._region.system import sync_file
+from scratchwriter._writing import dataset_files
+from scratchwriter.errors import DeviceError
+from test_native import CLOSED, INVALID, OK, Stream
 from waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -190,7 +203,200 @@ def test_an_array_of_a_slot_outlives_the_slot_and_the_stream(tmp_path, place):
     in_child(leave_slots_open, tmp_path, place)
 
 
+def read_slots_after_close(folder, place, how):
+    stream = begin(place, folder)
+    count = 1 if "ring" in place else 4
+    slot = stream.slots(count)
+    frames = slot.__enter__()
+    frames[...] = BEFORE + 1
+    if how == "filled in part":
+        slot.num_filled = 1
+        slot.__exit__(None, None, None)
+    elif how == "left by an error":
+        slot.__exit__(KeyError, KeyError(), None)
+    elif how == "dropped":
+        del slot
+        gc.collect()
+    stored = BEFORE + (how == "filled in part")
+    stream.close()
+    frames.sum()  # it may be read, whatever is there
+    check_stream(stream, stored)
+
+
+@pytest.mark.parametrize("how", ["filled in part", "left by an error", "dropped"])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_array_of_a_slot_that_was_left_can_be_read_after_close(tmp_path, place, how):
+    in_child(read_slots_after_close, tmp_path / "d", place, how)
+
+
+def refuse_a_commit_of_c_after_close(folder, place):
+    stream = begin(place, folder)
+    c, frames = Stream.from_address(stream.c_address), ctypes.c_void_p()
+    assert c.reserve(c.state, 1, frames) == OK
+    stream.close()
+    del stream
+    gc.collect()
+    for _ in range(2):
+        ctypes.memset(frames, 1, 2 * SIZE**2)
+        assert c.commit(c.state, -1, None, None) == INVALID  # still reserved
+    assert c.commit(c.state, 1, None, None) == CLOSED
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_c_has_reserved_stays_when_its_commit_is_invalid(tmp_path, place):
+    in_child(refuse_a_commit_of_c_after_close, tmp_path / "d", place)
+
+
+def collect_a_slot_while_the_writer_closes(folder, place):
+    """Python looks for garbage when it makes a tuple, say, for which none is kept ready."""
+    for threshold in (1, 2, 3, 5, 8):
+        stream = begin(place, Path(folder) / str(threshold), size=8)
+        kept = [(object(), 1, 2) for _ in range(5000)]
+        cycle = [stream.slot()]
+        cycle += [cycle, cycle[0].__enter__()]
+        gc.disable()
+        before = gc.get_threshold()
+        del cycle
+        gc.set_threshold(threshold)
+        gc.enable()
+        stream.close()
+        gc.set_threshold(*before)
+        del kept
+        check_stream(stream, BEFORE)
+
+
+@pytest.mark.parametrize("place", ["memory", "disk", "left memory"])
+def test_a_slot_may_be_collected_while_the_writer_closes(tmp_path, place):
+    in_child(collect_a_slot_while_the_writer_closes, tmp_path, place)
+
+
+# ---------------------------------------------------------------------- half-way through
+
+
+def close_what_has_spilled_in_part(folder):
+    """The warning of the first position is an error, so that the second has not spilled."""
+    settings = AcquisitionSettings(
+        dimensions=dims_from_standard_axes({"t": None, "p": 2, "y": 256, "x": 256}),
+        dtype="uint16",
+        format=ScratchFormat(max_memory_bytes=100 * 2 * 2 * 256**2, spill_dir=str(folder)),
+    )
+    stream = create_stream(settings)
+    for number in range(20):
+        stream.append(frame_of(number, 256))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(UserWarning, match="max_memory_bytes"):
+            stream.extend([frame_of(0, 256)] * 300)
+    stream.close()
+    for position in range(2):
+        path = stream.path / f"pos_{position}.dat"
+        data = np.fromfile(path, "uint16").reshape(-1, 256, 256)
+        assert (data[:, 0, 0] == np.arange(10) * 2 + position + 1).all()
+        assert (stream.arrays[position][...] == data).all()
+
+
+def test_a_stream_of_which_one_position_has_spilled_is_closed(tmp_path):
+    in_child(close_what_has_spilled_in_part, tmp_path)
+
+
+def write_metadata_while_closing(folder, place):
+    """The manifest that a thread is writing when the stream closes has the last lengths."""
+    for number in range(40):
+        stream = begin(place, Path(folder) / str(number), size=8)
+        stream.flush()
+        barrier = threading.Barrier(2)
+
+        def write(stream=stream, barrier=barrier):
+            barrier.wait()
+            stream.set_global_metadata("here", {"a": 1})
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        barrier.wait()
+        for more in range(BEFORE, BEFORE + 20):
+            stream.append(frame_of(more, 8))
+        stream.close()
+        thread.join()
+        check_dataset(stream.path, BEFORE + 20)
+
+
+@pytest.mark.parametrize("place", ["disk", "left memory"])
+def test_a_manifest_that_is_written_while_the_stream_closes_is_exact(tmp_path, place):
+    in_child(write_metadata_while_closing, tmp_path, place)
+
+
+def close_without_a_folder(folder):
+    before = mapped_nbytes()
+    kept = []
+    for number in range(40):  # more than addresses for unbounded arrays exist
+        stream = begin("disk", Path(folder) / str(number), size=64)
+        shutil.rmtree(stream.path)
+        with pytest.raises(FileNotFoundError, match="removed"):
+            stream.close()
+        kept.append(stream)
+    assert mapped_nbytes() - before < 1 << 30
+    for stream in kept:
+        check_frames(stream.arrays[0], BEFORE)
+
+
+def test_a_stream_whose_folder_was_removed_gives_its_addresses_back(tmp_path):
+    in_child(close_without_a_folder, tmp_path)
+
+
+class Local:
+    """What a caller has."""
+
+
+def forget_what_a_device_has_lost(folder):
+    def use():
+        local = Local()
+        stream = begin("disk", folder, size=8)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dataset_files, "sync_file", fail)
+            with pytest.raises(DeviceError):
+                stream.flush()
+        with pytest.raises(DeviceError):
+            stream.close()
+        return weakref.ref(local), weakref.ref(stream)
+
+    def fail(path):
+        raise DeviceError(errno.EIO, "lost", str(path))
+
+    kept = use()
+    gc.collect()
+    assert [ref() for ref in kept] == [None, None]
+
+
+def test_a_device_that_has_lost_data_keeps_no_stream_alive(tmp_path):
+    in_child(forget_what_a_device_has_lost, tmp_path / "d")
+
+
 # -------------------------------------------------------------------- close inside close
+
+
+def close_in_the_middle_of_a_call(folder):
+    """The listeners get the frames before `close`, also when that is done afterwards."""
+    stream = begin("disk", folder, size=8)
+    seen = []
+    stream.on("coords_changed", lambda update: seen.append(update.frame_number))
+    stream.append(frame_of(BEFORE, 8))
+
+    def sync_and_close(path):
+        stream.close()
+        assert not stream.closed
+        stream.append(frame_of(stream.frames_written, 8))
+        sync_file(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset_files, "sync_file", sync_and_close)
+        stream.flush()
+    assert stream.closed
+    assert seen[-1] == stream.frames_written - 1
+    check_stream(stream, stream.frames_written)
+
+
+def test_a_close_in_the_middle_of_a_call_is_done_when_that_ends(tmp_path):
+    in_child(close_in_the_middle_of_a_call, tmp_path / "d")
 
 
 def close_from_two_threads(folder, place):

@@ -31,6 +31,7 @@ cdef struct Array:
     int64_t writable_nbytes    # slots that end there or before may be written; atomic
     int64_t steps              # how far its outermost axis reaches
     int64_t shown_steps        # the same as the manifest says
+    int64_t lent_stop_nbytes   # memory to here was lent out at some time
     char* shape_digits         # where it says so, or NULL
     char* new_digits           # and in the manifest that is just replacing it, or NULL
 
@@ -41,7 +42,6 @@ cdef struct Lease:             # memory of the next frames, lent to be filled in
     bint is_native             # it was lent to C
     bint is_revoked            # by close; the memory is kept until it is given back
     int64_t position           # of the array
-    int64_t stop_nbytes        # where the memory ends in it
     char* copy                 # lent in place of the array's, which may move; or NULL
 
 cdef struct Frame:             # that is to be stored

@@ -112,7 +112,7 @@ class FrameWriter:
         """Whether memory of the arrays is lent out; asked by an action of `exclusively`."""
 
     def lent_stop_nbytes(self, position: int) -> int:
-        """Return how far memory of an array is still lent out after `close`; 0: none is."""
+        """Return how far memory of an array has ever been lent out; 0: none was."""
 
     def writable_nbytes(self, position: int) -> int:
         """Return how far an array may be written: its gate."""

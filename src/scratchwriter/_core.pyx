@@ -353,9 +353,7 @@ cdef class FrameWriter:
         return self._lease.frames != 0 and self._lease.copy == NULL
 
     def lent_stop_nbytes(self, position):
-        if self._lease.is_revoked and self._lease.position == position:
-            return self._lease.stop_nbytes if self._lease.copy == NULL else 0
-        return 0
+        return self._arrays[<int64_t>position].lent_stop_nbytes
 
     def writable_nbytes(self, position):
         return sw_load_acquire(&self._arrays[<int64_t>position].writable_nbytes)
@@ -414,11 +412,13 @@ cdef class FrameWriter:
         self._readable_steps = steps
 
     def publish_progress(self, cursor_address, dropped_address, owner):
-        self._file_owner = owner
-        self._file_cursor = <int64_t*><uintptr_t>cursor_address
-        self._file_dropped = <int64_t*><uintptr_t>dropped_address
-        sw_store_release(self._file_dropped, self._dropped)
-        sw_store_release(self._file_cursor, self._cursor)
+        cdef int64_t* cursor = <int64_t*><uintptr_t>cursor_address
+        cdef int64_t* dropped = <int64_t*><uintptr_t>dropped_address
+        sw_store_release(dropped, self._dropped)
+        sw_store_release(cursor, self._cursor)
+        if not self._closed:  # else they stay as they are
+            self._file_owner = owner
+            self._file_cursor, self._file_dropped = cursor, dropped
 
     def publish_steps(self, addresses, owner):
         cdef int64_t position
@@ -475,7 +475,7 @@ cdef class FrameWriter:
         """Refuse frames from now on; an append under way in another thread ends first."""
         cdef Status status = self._acquire()
         cdef list owners
-        cdef object files
+        cdef object digits, new_digits, progress
         if status == CLOSED:
             return
         if status != OK:
@@ -494,11 +494,18 @@ cdef class FrameWriter:
             self._arrays[position].shape_digits = NULL
             self._arrays[position].new_digits = NULL
         self._log.fd = self._skips.fd = -1
-        owners, self._array_owners = self._array_owners, None
-        files = self._digits_owner, self._new_digits_owner, self._file_owner
-        self._digits_owner = self._new_digits_owner = self._file_owner = None
+        # One by one: no object is made while the mutex is held, because that may collect
+        # garbage, which may want the mutex.
+        owners = self._array_owners
+        digits = self._digits_owner
+        new_digits = self._new_digits_owner
+        progress = self._file_owner
+        self._array_owners = None
+        self._digits_owner = None
+        self._new_digits_owner = None
+        self._file_owner = None
         sw_mutex_unlock(&self._mutex)
-        del owners, files  # here, with the mutex free
+        del owners, digits, new_digits, progress  # here, with the mutex free
 
     def disown(self):
         """In a forked child: all this is the parent's."""
@@ -507,6 +514,8 @@ cdef class FrameWriter:
         self._lease.frames = 0
         self._ahead = NULL
         self._prepare = NULL
+        self._frames_ahead = NULL
+        self._file_cursor = self._file_dropped = NULL
         self._closed = self._disowned = True
 
     @property
@@ -879,14 +888,19 @@ cdef class FrameWriter:
         The memory is that of the arrays, or `copy`, which C's lease takes over.
         """
         cdef Lease* lease = &self._lease
+        cdef Array* array
         cdef Status status = self._look_ahead(count, count > 1, request)
         if status != OK:
             return status
         lease.position = self._position(&self._next)
-        lease.stop_nbytes = self._next.offset_nbytes + count * self._frame_nbytes
         lease.copy = address[0] = copy
         if copy == NULL:
-            address[0] = self._arrays[lease.position].base + self._next.offset_nbytes
+            array = &self._arrays[lease.position]
+            address[0] = array.base + self._next.offset_nbytes
+            array.lent_stop_nbytes = max(
+                array.lent_stop_nbytes,
+                self._next.offset_nbytes + count * self._frame_nbytes,
+            )
             if (
                 self._frames_ahead == NULL
                 or sw_load_acquire(self._frames_ahead) < self._cursor + count

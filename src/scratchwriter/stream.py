@@ -421,14 +421,13 @@ class ScratchStream:
         OSError
             If a file cannot be finished; the others are.
         """
-        try:
-            self._storage.finish()
-        finally:
-            self._events.finish(_CALLBACKS_TIMEOUT_S)
-            # Otherwise the call that this one interrupts finishes it.
-            if self._storage.finished:
-                _open.pop(self._storage, None)  # first: the finalizer would do it, too
-                self._finalizer.detach()
+        self._storage.finish(self._end)
+
+    def _end(self) -> None:
+        self._events.finish(_CALLBACKS_TIMEOUT_S)
+        if self._storage.finished:
+            _open.pop(self._storage, None)  # first: the finalizer would do it, too
+            self._finalizer.detach()
 
     def __enter__(self) -> Self:
         return self
@@ -556,18 +555,19 @@ _open: dict[Storage, weakref.finalize[..., Any]] = {}  # what is not closed yet
 
 def _finish_unclosed(storage: Storage) -> None:
     was_closed = storage.writer.closed
-    try:
-        storage.finish()
-    finally:  # if it could not be finished, _finish_at_exit tries again
-        if storage.finished:
-            _open.pop(storage, None)
-        if storage.writer.frames_written and not was_closed:
-            warnings.warn(
-                f"A ScratchStream ({storage.folder or 'in memory'}) was garbage collected "
-                "without being closed. Its dataset is finished; use `with "
-                "create_stream(...)` or call close().",
-                stacklevel=2,
-            )
+    storage.finish(partial(_forget_unclosed, storage, was_closed))
+
+
+def _forget_unclosed(storage: Storage, was_closed: bool) -> None:
+    if storage.finished:  # else it is tried again when Python exits
+        _open.pop(storage, None)
+    if storage.writer.frames_written and not was_closed:
+        warnings.warn(
+            f"A ScratchStream ({storage.folder or 'in memory'}) was garbage collected "
+            "without being closed. Its dataset is finished; use `with "
+            "create_stream(...)` or call close().",
+            stacklevel=2,
+        )
 
 
 @atexit.register  # after the one of folders, so that it runs before folders are removed
@@ -577,8 +577,8 @@ def _finish_at_exit() -> None:
         finalizer.detach()
         try:
             storage.finish()
-        except Exception as error:
-            warnings.warn(f"{storage.folder} is not finished: {error}", stacklevel=1)
+        except BaseException as error:  # an interrupt, too: others are to be finished
+            warnings.warn(f"{storage.folder} is not finished: {error!r}", stacklevel=1)
 
 
 def _disown_all() -> None:

@@ -26,6 +26,11 @@ _MOST = 1 << 40  # of appends that took equally long
 class AppendTimesFile:
     """append_times.bin as its writer sees it.
 
+    Attributes
+    ----------
+    file : MappedFile
+        The mapped file; code that stores to it keeps a reference.
+
     Raises
     ------
     OSError
@@ -40,25 +45,13 @@ class AppendTimesFile:
         ):
             # Written, not only made longer: a full disk must fail here, not in a store.
             write_all(file, bytes(APPEND_TIMES_RECORD.itemsize))
-            self._file: MappedFile | None = MappedFile(file)
-
-    @property
-    def file(self) -> MappedFile:
-        """The mapped file; code that stores to it keeps a reference."""
-        if self._file is None:
-            raise ValueError(f"{APPEND_TIMES} is closed.")
-        return self._file
+            self.file = MappedFile(file)
 
     def store(self, measured: Mapping[str, Any]) -> None:
-        """Store what a `FrameWriter` has measured; after `release` do nothing."""
-        if self._file is not None:
-            record = self._file.record(APPEND_TIMES_RECORD)
-            for name in APPEND_TIMES_RECORD.names or ():
-                record[name] = measured[name]
-
-    def release(self) -> None:
-        """Unmap it as soon as no other code stores to it."""
-        self._file = None
+        """Store what a `FrameWriter` has measured."""
+        record = self.file.record(APPEND_TIMES_RECORD)
+        for name in APPEND_TIMES_RECORD.names or ():
+            record[name] = measured[name]
 
 
 def read_append_times(folder: Path) -> AppendTimes | None:

@@ -33,7 +33,3 @@ class MappedFile:
     def record(self, dtype: np.dtype[np.void]) -> npt.NDArray[np.void]:
         """Return the beginning of the file as a record."""
         return self._bytes[: dtype.itemsize].view(dtype)
-
-    def close(self) -> None:
-        """Unmap it. No other thread may still store to its address."""
-        self._bytes = np.empty(0, np.uint8)

@@ -235,7 +235,7 @@ cdef int _prepare_in_order(
     cdef int code
     if stop > walk.prepared_nbytes[position]:
         start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
-        # Whole pieces, so that a file in order has huge pages (see _mapped.pyx).
+        # Whole pieces, so that a file in order has huge pages (see mapped.pyx).
         piece_stop = (stop + walk.piece_nbytes - 1) // walk.piece_nbytes * walk.piece_nbytes
         piece_stop = max(stop, min(piece_stop, limit))
         _allocate_ahead(walk, position, start, piece_stop, limit, step_nbytes)
@@ -525,7 +525,7 @@ cdef int prepare_from_c(void* ahead, int64_t position, int64_t stop_nbytes) noex
 @cython.final
 @cython.no_gc_clear  # the threads use what it keeps until they are joined
 cdef class AheadThread:
-    """Prepares the slots ahead of a writer. See `_ahead.pyi` for its methods."""
+    """Prepares the slots ahead of a writer. See `ahead.pyi` for its methods."""
 
     cdef Walk walk
     cdef sw_thread ahead_thread, writeback_thread
@@ -648,6 +648,8 @@ cdef class AheadThread:
             sw_mutex_unlock(&self.walk.working)
 
     def show_times(self, address, owner):
+        if not self.runs_ahead:
+            return
         self.times_owner = owner
         with nogil:
             _lock(&self.walk)

@@ -251,14 +251,18 @@ cdef class Slot:
 
     def __exit__(self, exc_type, exc_value, traceback):
         cdef FrameWriter writer = self._appender._writer
-        cdef int64_t serial = self._serial
+        cdef cnp.ndarray array
+        cdef int64_t serial
         cdef int64_t count = max(self._count, 1)
         cdef Frame one
         cdef Frame* table = &one
         cdef bint is_stored = False
+        with cython.critical_section(self):  # without a GIL: of two threads one leaves it
+            serial, array = self._serial, self._array
+            self._serial, self._array = 0, None
         if serial == 0:
             raise RuntimeError("This slot is not open: use it in a `with` statement.")
-        cnp.PyArray_CLEARFLAGS(self._array, cnp.NPY_ARRAY_WRITEABLE)
+        cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
         try:
             if exc_type is None:
                 if self.num_filled is not None:
@@ -288,8 +292,6 @@ cdef class Slot:
                 writer.put_frames("commit", table, count, serial)
                 is_stored = True
         finally:
-            self._serial = 0
-            self._array = None
             if not is_stored:
                 writer.give_back(serial)
             if table != &one:

@@ -97,6 +97,15 @@ cdef int note_error(FrameWriter writer, object error) except -1:
     return 0
 
 
+cdef int no_memory(FrameWriter writer) noexcept nogil:
+    """Keep the text for memory that C's own tables lack."""
+    cdef const char* text = b"MemoryError: no memory for a table of the frames"
+    cdef bint taken = writer._lock()
+    memcpy(writer._error_text, text, strlen(text) + 1)
+    writer._unlock(taken)
+    return SCRATCHWRITER_FAILED
+
+
 cdef int raise_pending(void* interrupt) noexcept with gil:
     PyErr_SetObject(type(<object>interrupt), <object>interrupt)
     Py_DECREF(<object>interrupt)
@@ -191,7 +200,7 @@ cdef int c_reserve(FrameWriter writer, int64_t count, void** frames) noexcept no
     if writer._lends_copies:
         copy = <char*>calloc(count, writer._frame_nbytes)
         if copy == NULL:
-            return SCRATCHWRITER_FAILED
+            return no_memory(writer)
     writer._let_others_go_first()
     while True:
         status = writer._begin_native()
@@ -234,7 +243,7 @@ cdef int c_commit(
     answer = may_commit(writer, count) if count >= 0 else SCRATCHWRITER_INVALID
     writer._unlock(taken)
     if answer != SCRATCHWRITER_OK:
-        if is_revoked:
+        if answer == SCRATCHWRITER_CLOSED and is_revoked:
             writer.give_back(serial)  # the caller is done with its memory
         return answer
     for i in range(count):
@@ -247,7 +256,7 @@ cdef int c_commit(
         frames = <Frame*>malloc(count * sizeof(Frame))
         if frames == NULL:
             writer.give_back(serial)
-            return SCRATCHWRITER_FAILED
+            return no_memory(writer)
     if count and (
         count * writer._frame_nbytes >= TIMED_NBYTES
         or sw_load_acquire(&writer._cursor) % SAMPLED == 0

@@ -13,6 +13,19 @@ cimport cython
 from threading import get_ident
 
 
+cdef int run_all(list actions) except -1:
+    """Run all of them, whatever becomes of the others; raise the first error."""
+    cdef object first = None
+    for action in actions:
+        try:
+            action()
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
+    return 0
+
+
 @cython.final
 cdef class CallGuard:
     """Knows which threads are in the middle of a call. See `call_guard.pyi`."""
@@ -43,8 +56,7 @@ cdef class CallGuard:
             for lock in locks[:taken][::-1]:
                 lock.release()
             del self._deferred[me]
-            for later in deferred:
-                later()
+            run_all(deferred)
 
     def after(self, action):
         cdef list deferred = self._deferred.get(get_ident())

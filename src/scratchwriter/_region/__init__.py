@@ -81,12 +81,15 @@ class Region(Protocol):
     def is_saved(self) -> bool:
         """Whether nothing is in memory that a file lacks."""
 
-    def trim(self, nbytes: int, lent_stop: int = 0) -> None:
-        """Keep the first `nbytes`, in the file, too, if there is one. The last growth.
+    def end(self, nbytes: int, lent_stop: int = 0) -> None:
+        """Keep the first `nbytes`, and memory up to `lent_stop`; give back the rest.
 
-        What is behind them is given back, but for memory up to `lent_stop`, which is
-        still lent out.
+        Nothing is stored behind `nbytes` any more, but memory that was lent out may still
+        be used. The file stays as it is: see `trim`.
         """
+
+    def trim(self, nbytes: int) -> None:
+        """Cut the file, if there is one, to `nbytes`; after `end`."""
 
     def array(
         self, dtype: np.dtype[np.generic], shape: tuple[int, ...], start: int = 0

@@ -234,7 +234,7 @@ cdef class MappedRegion:
             return
         fd = self._open_file()
         try:
-            self._write_memory(fd, self._path, self.mapping.file_start)
+            self._write_memory(fd, self._path, self.memory_nbytes)
         finally:
             close(fd)
         self._is_saved = True
@@ -283,22 +283,22 @@ cdef class MappedRegion:
     def is_saved(self):
         return self._is_saved
 
-    def trim(self, nbytes, lent_stop=0):
+    def end(self, nbytes, lent_stop=0):
         cdef Mapping* mapping = &self.mapping
-        cdef int64_t start
-        cdef int fd
-        cdef int code = 0
-        if self._path is not None:
-            fd = self._open_file()
-            # First: memory that was lent out may still be stored to.
-            start = max(_whole_pages(nbytes), mapping.file_start)
-            code = _end_file(mapping, start, lent_stop)
-            if code == 0 and ftruncate(fd, nbytes) != 0:
-                code = errno
-            close(fd)
-        self._check(code, nbytes)
+        cdef int64_t start = max(_whole_pages(nbytes), mapping.file_start)
+        self._check(_end_file(mapping, start, lent_stop), nbytes)
         sw_store_release(&mapping.nbytes, min(<int64_t>nbytes, self.nbytes))
         _give_back(mapping, max(nbytes, lent_stop))
+
+    def trim(self, nbytes):
+        cdef int fd, code = 0
+        if self._path is None:
+            return
+        fd = self._open_file()
+        if ftruncate(fd, nbytes) != 0:
+            code = errno
+        close(fd)
+        self._check(code, nbytes)
 
     cdef int _open_file(self) except -1:
         cdef int fd = _open(&self.mapping)
@@ -580,8 +580,7 @@ cdef void _give_back(Mapping* mapping, int64_t stop) noexcept nogil:
     if kept < mapping.reserved_nbytes and munmap(
         mapping.base + kept, mapping.reserved_nbytes - kept
     ) == 0:
-        if mapping.file_start == mapping.reserved_nbytes:  # there is no file
-            mapping.file_start = kept
+        mapping.file_start = min(mapping.file_start, kept)
         mapping.reserved_nbytes = kept
 
 
@@ -697,7 +696,7 @@ cdef char* _map_mirrored(int fd, int64_t nbytes, int access) noexcept nogil:
 
 @cython.final
 cdef class MappedRing:
-    """See `_mapped.pyi`."""
+    """See `mapped.pyi`."""
 
     cdef char* _base
     cdef int64_t _nbytes
@@ -784,7 +783,10 @@ cdef class MappedRing:
     def is_saved(self):
         return True
 
-    def trim(self, nbytes, lent_stop=0):
+    def end(self, nbytes, lent_stop=0):
+        pass
+
+    def trim(self, nbytes):
         pass
 
     def array(self, dtype, shape, start=0):

@@ -114,8 +114,10 @@ class PortableRegion:
     def is_saved(self) -> bool:
         return self._path is not None or self._is_saved_as
 
-    def trim(self, nbytes: int, lent_stop: int = 0) -> None:
-        """Cut the file. Nothing of it is lent out (see `moves`)."""
+    def end(self, nbytes: int, lent_stop: int = 0) -> None:
+        """Do nothing: no addresses are reserved, and no memory is lent out (`moves`)."""
+
+    def trim(self, nbytes: int) -> None:
         if self._path is not None:
             with self._open(self._path) as file:
                 file.truncate(nbytes)
@@ -152,7 +154,7 @@ class PortableRing(PortableRegion):
     def moves(self) -> bool:
         return False
 
-    def trim(self, nbytes: int, lent_stop: int = 0) -> None:
+    def trim(self, nbytes: int) -> None:
         """All of it stays."""
 
     def array(

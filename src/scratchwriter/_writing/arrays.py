@@ -1,7 +1,6 @@
 """The arrays of an acquisition: how they are made, and made longer while frames come.
 
-How far an array can be used is four numbers, each with one owner; all others follow from
-them:
+How far an array can be used is said by four numbers, each with one owner:
 
 =================== ================= =====================================================
 number              owner             meaning
@@ -13,8 +12,9 @@ number              owner             meaning
 =================== ================= =====================================================
 
 In memory arrays grow by grants: many steps are opened at a time. Files grow ahead of the
-frames on a thread of their own (`AheadThread`), which moves the gate, too; with portable
-regions they grow when a frame arrives at the end.
+frames on a thread of their own (`AheadThread`), which moves the gate, too, and keeps its
+own account of what it has prepared; with portable regions they grow when a frame arrives at
+the end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scratchwriter._files.layout import RECORD, RECORDS, array_name
 from scratchwriter._region import Region, allocate_most, make_region, make_ring
 from scratchwriter._writing import policy
 from scratchwriter._writing.policy import MemoryBudget, Placement, Writeback
-from scratchwriter.errors import disk_error
+from scratchwriter.errors import device_error, disk_error
 from scratchwriter.plan import FramePlan
 
 if TYPE_CHECKING:
@@ -142,20 +142,27 @@ class GrowingArray:
         """
         self.region.save()
 
-    def finish(self, folder: Path | None, nbytes: int) -> None:
+    def end(self, nbytes: int) -> None:
         """Keep the first bytes only, when the writer is closed.
 
-        In a folder they are all in a file of exactly that size then.
+        Raises
+        ------
+        MemoryError
+            If there is none to put in place of a file whose memory is lent out.
+        """
+        self.region.end(nbytes, self._writer.lent_stop_nbytes(self._number))
+
+    def finish(self, folder: Path, nbytes: int) -> None:
+        """Have a file with exactly these bytes, after `end`.
 
         Raises
         ------
         MemoryError, OSError
             If that fails; the next call tries again.
         """
-        if folder is not None and not self.is_in_file:
+        if not self.is_in_file:
             self.region.save_as(folder / self._file_name, nbytes)
-        # Before more is written: it gives back room on the disk.
-        self.region.trim(nbytes, self._writer.lent_stop_nbytes(self._number))
+        self.region.trim(nbytes)  # before more is written: it gives back disk space
         self.region.save()
 
 
@@ -475,11 +482,11 @@ class ArraySet:
         return cast("npt.NDArray[np.void]", region.array(RECORD, (count,)))
 
     def check_written_back(self) -> None:
-        """Raise OSError if the disk has failed to take what was written back."""
+        """Raise DeviceError if the disk has failed to take what was written back."""
         if self._ahead is not None and self._ahead.lost is not None:
             code, number = self._ahead.lost
             path = cast("Path", self.positions[number].region.path)
-            raise disk_error(code, path)
+            raise device_error(code, path)
 
     # -------------------------------------------------------------------------- stats
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -155,13 +155,32 @@ def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
     )
 
 
-def spill(placement: Placement, needed_nbytes: int, limit: str) -> Placement:
-    """Decide where arrays continue that have reached a limit of memory.
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """Why and how arrays of a placement in memory continue in files.
+
+    Attributes
+    ----------
+    needed_nbytes : int
+        What the arrays need.
+    limit : str
+        Which limit that crosses, in words.
+    writeback : Writeback
+        Of the files.
+    """
+
+    needed_nbytes: int
+    limit: str
+    writeback: Writeback
+
+
+def spill(placement: Placement, needed_nbytes: int, limit: str) -> Spill:
+    """Decide how arrays continue that have reached a limit of memory.
 
     Parameters
     ----------
     placement : Placement
-        As it was.
+        In memory.
     needed_nbytes : int
         What the arrays need from now on.
     limit : str
@@ -174,14 +193,7 @@ def spill(placement: Placement, needed_nbytes: int, limit: str) -> Placement:
     """
     if not placement.spills:
         raise memory_error(needed_nbytes, limit)
-    return replace(
-        placement,
-        kind="temporary",
-        needed_nbytes=needed_nbytes,
-        limit=limit,
-        spills=False,
-        writeback=_writeback(),
-    )
+    return Spill(needed_nbytes, limit, _writeback())
 
 
 class MemoryBudget:
@@ -277,12 +289,12 @@ def memory_error(needed_nbytes: int, limit: str) -> MemoryError:
     )
 
 
-def warn_of_spill(placement: Placement, folder: Path, *, stacklevel: int) -> None:
+def warn_of_spill(why: Placement | Spill, folder: Path, *, stacklevel: int) -> None:
     """Warn the user that the data goes to a temporary folder."""
     warnings.warn(
-        f"The arrays need {size_text(placement.needed_nbytes)}, more than "
-        f"{placement.limit}: they are kept in files in {folder}, which is removed when "
-        f"Python exits. Set root_path to keep them{_or_raise(placement.limit)}.",
+        f"The arrays need {size_text(why.needed_nbytes)}, more than {why.limit}: they are "
+        f"kept in files in {folder}, which is removed when Python exits. Set root_path to "
+        f"keep them{_or_raise(why.limit)}.",
         stacklevel=stacklevel,
     )
 

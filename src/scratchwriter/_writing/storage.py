@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ from scratchwriter._writing import policy
 from scratchwriter._writing.arrays import ArraySet
 from scratchwriter._writing.dataset_files import DatasetFiles
 from scratchwriter._writing.syncer import Syncer, warn_in_thread
-from scratchwriter.errors import DeviceError
+from scratchwriter.errors import DeviceError, device_error
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import AcquisitionSettings
 
@@ -100,8 +100,9 @@ class Storage:
         self._saver: threading.Thread | None = None
         self._syncer: Syncer | None = None
         self._unsynced: list[Path] = []  # folders with new names in them
-        self._lost: DeviceError | None = None  # what the device did not take
-        self._warns_of_spill = True
+        self._lost: tuple[int, Path] | None = None  # errno and file the device failed for
+        self._spill_decision: policy.Spill | None = None
+        self._has_warned_of_spill = False
         self._disowned = False
 
     @property
@@ -173,7 +174,7 @@ class Storage:
         if self.folder is None or self._files is None:
             return
         if self.placement.kind == "temporary":
-            self._warn_of_spill(stacklevel=6)
+            policy.warn_of_spill(self.placement, self.folder, stacklevel=5)
         elif not self._files.is_locked:
             policy.warn_of_no_lock(self.folder, stacklevel=5)
 
@@ -249,26 +250,24 @@ class Storage:
         """Let a position continue in a file of a temporary folder."""
         if self.folder is None:
             needed_nbytes = step * self.plan.total_nbytes
-            placement = policy.spill(self.placement, needed_nbytes, limit)
+            decision = policy.spill(self.placement, needed_nbytes, limit)
             self._open_files(make_spill_folder(self.settings.format, needed_nbytes))
-            self.placement = placement
+            self._spill_decision = decision
         assert self.folder is not None
         self.arrays.spill(position, self.folder)
 
     def _complete_spill(self) -> None:
         """Do what follows when arrays have spilled. Again: what has not been done."""
-        if self._files is None or self._files.is_published:
+        files, decision = self._files, self._spill_decision
+        if files is None or files.is_published or decision is None:
             return
         if self.arrays.are_in_files:
-            self.arrays.spill_records(self._files.folder)
-            self.arrays.start_writeback(self.placement.writeback)
+            self.arrays.spill_records(files.folder)
+            self.arrays.start_writeback(decision.writeback)
             self._start_saver()
-        self._warn_of_spill(stacklevel=6)
-
-    def _warn_of_spill(self, *, stacklevel: int) -> None:
-        if self._warns_of_spill and self.folder is not None:
-            self._warns_of_spill = False
-            policy.warn_of_spill(self.placement, self.folder, stacklevel=stacklevel)
+        if not self._has_warned_of_spill:
+            self._has_warned_of_spill = True
+            policy.warn_of_spill(decision, files.folder, stacklevel=5)
 
     def _start_saver(self) -> None:
         if self._saver is None:
@@ -298,7 +297,7 @@ class Storage:
             for array in self.arrays.all:
                 array.save()
         except DeviceError as error:
-            self._lost = error
+            self._note_lost(error)
             raise
         # What is proportional to the frames so far is done while they come.
         self._files.copy_log(self.writer)
@@ -342,12 +341,16 @@ class Storage:
             self.synced = files.sync(self.writer)
         except DeviceError as error:
             # The system reports it once, and takes the data for written from then on.
-            self._lost = error
+            self._note_lost(error)
             raise
+
+    def _note_lost(self, error: DeviceError) -> None:
+        # Not the error itself: its traceback would keep the caller's variables.
+        self._lost = error.errno or 0, Path(error.filename)
 
     def _check_lost(self) -> None:
         if self._lost is not None:
-            raise DeviceError(*self._lost.args[:2], self._lost.filename)
+            raise device_error(*self._lost)
         self.arrays.check_written_back()
 
     def _need_owner(self, what: str) -> None:
@@ -379,11 +382,16 @@ class Storage:
 
     # ------------------------------------------------------------------------- end
 
-    def finish(self) -> None:
+    def finish(self, then: Callable[[], object] = lambda: None) -> None:
         """End the acquisition: exact file sizes, final manifest. The arrays stay.
 
         In the middle of another call of this thread (from a signal handler, or because
         garbage is collected) it is done when that call ends.
+
+        Parameters
+        ----------
+        then : callable
+            What follows, also if it fails.
 
         Raises
         ------
@@ -391,28 +399,33 @@ class Storage:
             If a file cannot be written; the others are finished all the same, and what
             failed is tried again by the next call.
         """
-        self._guard.after(self._finish)
+        self._guard.after(partial(self._finish, then))
 
-    def _finish(self) -> None:
-        self.writer.close()
-        if self._syncer is not None:
-            self._syncer.stop()
-        self._wait_for_saver()
-        self._guard.run(self._finish_files, self._saving, self._lock, what="close")
-        self._check_lost()
+    def _finish(self, then: Callable[[], object]) -> None:
+        try:
+            self.writer.close()
+            if self._syncer is not None:
+                self._syncer.stop()
+            self._wait_for_saver()
+            self._guard.run(self._finish_files, self._saving, self._lock, what="close")
+            self._check_lost()
+        finally:
+            then()
 
     def _finish_files(self) -> None:
         self.arrays.stop_ahead()
         if self.finished:
             return
-        files, folder = self._files, self.folder
-        # Run from the last to the first, each whatever became of the others.
-        with ExitStack() as steps:
-            if files is not None:
-                self._need_own_folder(files)
+        files, sizes = self._files, self.arrays.sizes(self.writer.frames_written)
+        for array, nbytes in sizes:
+            array.end(nbytes)
+        if files is not None:
+            self._need_own_folder(files)
+            # Run from the last to the first, each whatever became of the others.
+            with ExitStack() as steps:
                 steps.callback(self._finish_dataset, files)
-            for array, nbytes in self.arrays.sizes(self.writer.frames_written):
-                steps.callback(array.finish, folder, nbytes)
+                for array, nbytes in sizes:
+                    steps.callback(array.finish, files.folder, nbytes)
         self.finished = True
         self._undo = ExitStack()  # it refers to this object
 
