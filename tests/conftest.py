@@ -19,7 +19,7 @@ from scratchwriter import AcquisitionSettings, dims_from_standard_axes
 hypothesis.settings.register_profile("scratchwriter", deadline=None)
 hypothesis.settings.load_profile("scratchwriter")
 
-# How much of what a test made may stay for somebody who looks why it has failed, and how
+# How much of what a test made may stay to find out why it has failed, and how
 # much of all tests together.
 KEPT_FILE_NBYTES = 1 << 20
 KEPT_NBYTES = 50 << 20

@@ -49,7 +49,7 @@ def killed(folder, num_frames=50):
 
 @contextmanager
 def held_up(code):
-    """Run code in another process, which stops in `wait()` until it is told to go on.
+    """Run code in another process, which stops in `wait()` until the test continues it.
 
     Yields a function that lets it, and returns what it printed at last.
     """

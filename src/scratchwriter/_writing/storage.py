@@ -251,8 +251,9 @@ class Storage:
         if self.folder is None:
             needed_nbytes = step * self.plan.total_nbytes
             decision = policy.spill(self.placement, needed_nbytes, limit)
-            self._open_files(make_spill_folder(self.settings.format, needed_nbytes))
+            folder = make_spill_folder(self.settings.format, needed_nbytes)
             self._spill_decision = decision
+            self._open_files(folder)
         assert self.folder is not None
         self.arrays.spill(position, self.folder)
 
