@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import os
 import shutil
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def store_from_c_when_python_has_let_go(folder, place, held, library):
         assert camera.stop() == CLOSED
         del capsule
         gc.collect()
-    if held == "capsule":
+    if held == "capsule" and "LD_PRELOAD" not in os.environ:  # a sanitizer maps its own
         # Less than one of the three that came after: the memory of each was given back.
         assert mapped_nbytes() - before < BEFORE * SIZE * SIZE
 
