@@ -34,7 +34,7 @@ from scratchwriter._writing import policy
 HERE = Path(__file__).parent
 EVERY = int(os.environ.get("SCRATCHWRITER_LINES", "4"))
 _HANG_S = int(
-    os.environ.get("SCRATCHWRITER_HANG_S", "60")
+    os.environ.get("SCRATCHWRITER_HANG_S", "600")
 )  # a test that passes takes seconds
 
 # ------------------------------------------------------------------------------- places

@@ -39,6 +39,7 @@ from scratchwriter import (
     dims_from_standard_axes,
     open_scratch,
 )
+from scratchwriter._region import PortableRegion, make_region
 from scratchwriter._region.system import sync_file
 from scratchwriter._writing import dataset_files
 from scratchwriter.errors import DeviceError
@@ -48,6 +49,7 @@ from waiting import wait_until
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="forks, and looks into /proc"
 )
+PORTABLE = type(make_region(1)) is PortableRegion
 SIZE = 512  # of frames: larger than what a page, or a copy with the GIL held, may be
 BEFORE = 6  # frames, before something ends; more than "left memory" keeps there
 
@@ -340,6 +342,7 @@ def close_without_a_folder(folder):
         check_frames(stream.arrays[0], BEFORE)
 
 
+@pytest.mark.skipif(PORTABLE, reason="none are reserved there")
 def test_a_stream_whose_folder_was_removed_gives_its_addresses_back(tmp_path):
     in_child(close_without_a_folder, tmp_path)
 
