@@ -33,9 +33,8 @@ from scratchwriter._writing import policy
 
 HERE = Path(__file__).parent
 EVERY = int(os.environ.get("SCRATCHWRITER_LINES", "4"))
-_HANG_S = int(
-    os.environ.get("SCRATCHWRITER_HANG_S", "600")
-)  # a test that passes takes seconds
+# A test that passes takes seconds, on a slow machine minutes.
+_HANG_S = int(os.environ.get("SCRATCHWRITER_HANG_S", "600"))
 
 # ------------------------------------------------------------------------------- places
 
