@@ -55,15 +55,21 @@ class Device:
             pytest.skip("no file system can be mounted here")
 
     @contextlib.contextmanager
-    def after_power_cut(self):
-        """What is on the device at this moment, mounted elsewhere."""
+    def after_power_cut(self, *, is_closed=False):
+        """The dataset that is on the device at this moment, read after a restart."""
         self._cuts += 1
         image, folder = (self._folder / f"{n}{self._cuts}" for n in ("cut", "mounted"))
         shutil.copyfile(self._image, image)  # caches of the file system are not in it
         folder.mkdir()
         self._mount(image, folder)
+        warns = contextlib.nullcontext() if is_closed else pytest.warns(match="restarted")
         try:
-            yield folder
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("scratchwriter._files.progress.boot_id", lambda: "the next")
+                with warns:
+                    dataset = open_scratch(folder / "data")
+                with dataset:
+                    yield dataset
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -80,8 +86,8 @@ def device(tmp_path):
     device.close()
 
 
-def check_after_power_cut(device, at_least):
-    with device.after_power_cut() as folder, open_scratch(folder / "data") as dataset:
+def check_after_power_cut(device, at_least, **options):
+    with device.after_power_cut(**options) as dataset:
         frames = dataset.frames_synced
         assert at_least <= frames <= dataset.frames_written
         for number in range(frames):
@@ -127,10 +133,27 @@ def test_a_durable_dataset_loses_no_more_than_an_interval_and_nothing_after_clos
         check_after_power_cut(device, 20)
         for number in range(20, 30):
             stream.append(frame_of(number), frame_metadata={"number": number})
-    check_after_power_cut(device, 30)
-    with device.after_power_cut() as folder, open_scratch(folder / "data") as dataset:
+    check_after_power_cut(device, 30, is_closed=True)
+    with device.after_power_cut(is_closed=True) as dataset:
         assert dataset.state == "closed"
         assert find_faults(dataset.source) == []
+
+
+def test_frames_are_reported_as_synced_only_when_their_number_is_on_the_device(
+    make_settings, tmp_path, monkeypatch
+):
+    reported = []
+
+    def sync(path):
+        system.sync_file(path)
+        reported.append(dataset.frames_synced)
+
+    with create_stream(make_settings(SIZES, root_path=str(tmp_path / "data"))) as stream:
+        stream.append(frame_of(0))
+        dataset = open_scratch(tmp_path / "data")
+        monkeypatch.setattr("scratchwriter._files.progress.sync_file", sync)
+        stream.flush()
+        assert (reported, dataset.frames_synced) == ([0], 1)
 
 
 def test_the_default_does_not_wait_for_the_device(make_settings, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def test_the_compiled_modules_have_the_layouts_of_the_files():
 def test_what_the_core_stores_into_progress_is_aligned_and_in_its_page():
     header = layout.PROGRESS_HEADER
     assert header.itemsize == layout.PROGRESS_NBYTES
-    for name in ("cursor", "synced", "dropped"):
+    for name in ("cursor", "synced", "dropped", "confirmed"):
         kind, offset = header.fields[name]
         assert kind == np.dtype(np.int64)
         assert offset % 8 == 0

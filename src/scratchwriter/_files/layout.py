@@ -57,10 +57,10 @@ PROGRESS_HEADER = np.dtype(
     {
         "names": [
             *("magic", "version", "state", "pid"),
-            *("boot_id", "cursor", "synced", "dropped", "recording_id"),
+            *("boot_id", "cursor", "synced", "dropped", "recording_id", "confirmed"),
         ],
-        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8", "i8", "V16"],
-        "offsets": [0, 8, 12, 16, 24, 64, 72, 80, 88],
+        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8", "i8", "V16", "i8"],
+        "offsets": [0, 8, 12, 16, 24, 64, 72, 80, 88, 104],
         "itemsize": PROGRESS_NBYTES,
     }
 )

@@ -106,9 +106,14 @@ class Progress:
         return self.file.address + _offset(name)
 
     def mark_synced(self, frames: int) -> None:
-        """Record that so many frames are on the device, and sync that, too."""
+        """Record that so many frames are on the device.
+
+        Other processes see the number only when the record of it is on the device, too:
+        after a power cut the dataset has no smaller one.
+        """
         self._store("synced", np.int64(frames))
         sync_file(self._path)
+        self._store("confirmed", np.int64(frames))
 
     def mark_closed(self) -> None:
         """Record that the dataset is finished, and release the lock. Can be repeated."""
@@ -340,14 +345,16 @@ class ProgressView:
 
     @property
     def synced(self) -> int:
-        """Frames that are certain to be on the device."""
+        """Frames that are certain to be on the device, and to be counted there."""
         header = self._now()
         if self._file is None:  # a writer may flush after it has closed
             with suppress(OSError, ValueError), open_regular(self._path) as file:
                 newest = _read_header(file.fileno())
                 if newest is not None and self._identity.is_of(newest):
                     header = newest
-        return min(max(int(header["synced"][0]), 0), self.cursor)
+        # What is read from the device after a restart has been there before.
+        name = "confirmed" if header["boot_id"][0] == boot_id().encode() else "synced"
+        return min(max(int(header[name][0]), 0), self.cursor)
 
     @property
     def dropped(self) -> int:
