@@ -91,7 +91,7 @@ def test_a_camera_that_stops_early_fails_the_demo(tmp_path, monkeypatch):
         demo.run_demo(5, tmp_path / "data", tmp_path / "sheet.png")
 
 
-def test_a_buffer_that_overflows_is_told(monkeypatch):
+def test_a_buffer_that_overflows_is_reported(monkeypatch):
     camera = demo.DemoCamera()
     camera.core.setCircularBufferMemoryFootprint(1)  # MB: two frames
     with pytest.raises(RuntimeError, match="overflow"):

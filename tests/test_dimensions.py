@@ -672,7 +672,7 @@ def test_standard_axes_take_numpy_integers_for_a_size():
     assert len(dims[0].coords) == 2
 
 
-def test_chunks_are_whole_frames_unless_told():
+def test_chunks_are_whole_frames_by_default():
     sizes = {"t": 9, "p": 2, "c": 3, "y": 5, "x": 6}
     dims = dims_from_standard_axes(sizes)
     assert [d.chunk_size for d in dims] == [1, None, 1, 5, 6]

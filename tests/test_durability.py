@@ -278,7 +278,7 @@ def test_another_process_that_fills_the_disk_costs_no_bounded_frame(
 
 @pytest.mark.skipif(PORTABLE, reason="may be killed there, see docs/durability.md")
 @pytest.mark.parametrize("seed", range(12))
-def test_frames_outlive_a_full_disk_and_who_looks_at_its_end(device, seed):
+def test_frames_outlive_a_full_disk_and_readers_at_its_end(device, seed):
     # Pages and blocks of an ext4 come in sizes of their own: none may be without the other.
     program = str(Path(__file__).with_name("full_disk.py"))
     ended = subprocess.run(

@@ -56,7 +56,7 @@ def append(stream, n):
         stream.append(FRAME)
 
 
-def test_every_frame_is_told_in_order(stream):
+def test_every_frame_is_reported_in_order(stream):
     updates = told(stream, "coords_changed", lambda: append(stream, 1000))
     assert [u.frame_number for u in updates] == list(range(1000))
     slots = [(t, p, c) for t in range(250) for p in range(2) for c in range(2)]
@@ -65,7 +65,7 @@ def test_every_frame_is_told_in_order(stream):
     ]
 
 
-def test_every_new_extent_is_told(stream):
+def test_every_new_extent_is_reported(stream):
     updates = told(stream, "coords_expanded", lambda: append(stream, 9))
     assert [u.frame_number for u in updates] == [0, 1, 2, 4, 8]
     assert all(u.is_high_water_mark for u in updates)
@@ -98,7 +98,7 @@ def test_an_update_cannot_be_changed(stream):
     assert isinstance(update, CoordUpdate)
 
 
-def test_what_is_skipped_together_is_told_together(stream):
+def test_what_is_skipped_together_is_reported_together(stream):
     def act():
         append(stream, 1)
         stream.skip(frames=10**6)
@@ -108,7 +108,7 @@ def test_what_is_skipped_together_is_told_together(stream):
     assert [u.frame_number for u in updates] == [0, 10**6, 10**6 + 1]
 
 
-def test_batches_and_slots_are_told_frame_by_frame(stream):
+def test_batches_and_slots_are_reported_frame_by_frame(stream):
     def act():
         stream.extend(np.ones((5, 4, 5), "uint16"))
         with stream.slot() as frame:
@@ -118,7 +118,7 @@ def test_batches_and_slots_are_told_frame_by_frame(stream):
     assert [u.frame_number for u in updates] == list(range(6))
 
 
-def test_a_listener_is_told_from_when_it_was_added_until_it_is_stopped(stream):
+def test_a_listener_is_called_from_when_it_was_added_until_it_is_stopped(stream):
     append(stream, 3)
     updates, others = [], []
     listener = stream.on("coords_changed", updates.append)
@@ -171,7 +171,7 @@ def test_stopped_listeners_are_forgotten(stream):
     assert stream._events._listeners == {kept}
 
 
-def test_listeners_at_different_frames_are_each_told_what_holds_there(make_settings):
+def test_listeners_at_different_frames_each_receive_what_holds_there(make_settings):
     from scratchwriter.coords import CoordSystem
     from scratchwriter.plan import make_plan
 
@@ -216,7 +216,7 @@ def test_listeners_may_be_stopped_while_garbage_is_collected(stream):
         gc.set_threshold(*before)
 
 
-def test_many_skips_before_cost_those_who_listen_nothing(make_settings):
+def test_many_skips_before_cost_listeners_nothing(make_settings):
     stream = create_stream(make_settings({"t": None, "y": 4, "x": 5}))
     for _ in range(20_000):
         stream.skip()
@@ -241,7 +241,7 @@ def test_an_exception_is_logged_and_stops_nothing(stream, caplog, error):
     assert failures[0].exc_info[1] is error
 
 
-def test_a_slow_display_is_told_of_the_newest(stream, monkeypatch):
+def test_a_slow_display_receives_the_newest(stream, monkeypatch):
     monkeypatch.setattr("scratchwriter.events._STALE_S", 0.05)
     updates, is_behind = [], threading.Event()
 
@@ -262,7 +262,7 @@ def test_a_slow_display_is_told_of_the_newest(stream, monkeypatch):
     assert numbers == sorted(set(numbers))
 
 
-def test_a_callback_slower_than_the_camera_is_told_how_much_it_missed(
+def test_a_callback_slower_than_the_camera_learns_how_much_it_missed(
     stream, monkeypatch, caplog
 ):
     monkeypatch.setattr("scratchwriter.events._FOLD_S", 1.0)
@@ -427,7 +427,7 @@ def test_a_stream_that_is_not_closed_is_collected_with_its_listeners(make_settin
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_is_told_nothing_and_can_end(stream):
+def test_a_forked_child_receives_nothing_and_can_end(stream):
     stream.on("coords_changed", lambda _: None)
     append(stream, 1)
     child = os.fork()

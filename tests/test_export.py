@@ -249,7 +249,7 @@ def test_every_kind_of_pixels_comes_out_with_the_names_of_channels(tmp_path, dty
     assert '"a"' in (made / "zarr.json").read_text()
 
 
-def test_what_ome_writers_cannot_write_is_told_before_the_first_frame(tmp_path):
+def test_what_ome_writers_cannot_write_is_refused_before_the_first_frame(tmp_path):
     settings = AcquisitionSettings(
         root_path=str(tmp_path / "data"),
         dimensions=dims_from_standard_axes({"t": None, **FRAME}),
@@ -384,9 +384,7 @@ def test_joining_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     assert tree(out) == tree(whole)
 
 
-def test_an_export_that_was_killed_after_it_appeared_can_be_made_anew(
-    tmp_path, monkeypatch
-):
+def test_an_export_that_was_killed_after_it_appeared_can_be_repeated(tmp_path, monkeypatch):
     dataset, out = (
         record(tmp_path / "data", {"t": 30, **FRAME}, 30),
         tmp_path / "o.ome.zarr",
@@ -432,7 +430,7 @@ def test_parts_of_another_length_are_joined_with_those_that_are_there(
 
 
 @pytest.mark.parametrize("frames_done", [1, 9])
-def test_who_still_writes_for_an_earlier_try_writes_for_nobody(tmp_path, frames_done):
+def test_what_still_writes_for_an_earlier_try_changes_nothing(tmp_path, frames_done):
     sizes, frames, skipped, layout = CASES["plain"]
     dataset = record(tmp_path / "data", sizes, frames, skipped, layout)
     whole = dataset.export(tmp_path / "whole" / "out.ome.zarr")
@@ -480,7 +478,7 @@ def test_a_lock_is_one_of_the_folder_that_is_there(tmp_path, monkeypatch):
     assert not folder.exists()
 
 
-def test_an_unfinished_export_of_another_recording_is_begun_anew(tmp_path):
+def test_an_unfinished_export_of_another_recording_begins_again(tmp_path):
     cancel = threading.Event()
     cancel.set()
     out = tmp_path / "out.ome.zarr"
@@ -702,7 +700,7 @@ def test_two_processes_do_not_make_the_same_export(tmp_path):
         ("out.ome.tiff", {"client": object()}, "Only one process can write"),
     ],
 )
-def test_what_cannot_be_exported_is_told(tmp_path, name, options, message):
+def test_what_cannot_be_exported_is_reported(tmp_path, name, options, message):
     dataset = record(tmp_path / "data", {"t": 3, **FRAME}, 3)
     with pytest.raises(ValueError, match=message):
         dataset.export(tmp_path / name, **options)

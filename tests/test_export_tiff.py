@@ -87,7 +87,7 @@ def test_metadata_of_any_kind_are_carried_over(tmp_path):
     ome = ome_types.from_tiff(made)
     found = [dict(note.value) for note in ome.structured_annotations.map_annotations]
     as_text = {"a": '{"b": [1, null]}', "c": "true", "d": "null", "e": "text", "f": "1.5"}
-    assert found == [as_text | {"exposure_time_as_told": "5 ms"}, as_text]
+    assert found == [as_text | {"exposure_time_as_given": "5 ms"}, as_text]
     planes = ome.images[0].pixels.planes
     assert [plane.exposure_time for plane in planes] == [None, 0.005]
 

@@ -186,7 +186,7 @@ def test_following_a_ring_gives_what_is_kept(record):
     assert values(frames)[-2:] == [502, 503]
 
 
-def test_callbacks_are_told_of_frames_of_another_process(record, monkeypatch):
+def test_callbacks_receive_frames_of_another_process(record, monkeypatch):
     for name in ("_STALE_S", "_FOLD_S"):  # however slow the machine is
         monkeypatch.setattr(f"scratchwriter.events.{name}", 600.0)
     writer, dataset = record(t=3, c=["DAPI", "FITC"])
@@ -448,7 +448,7 @@ def test_frames_of_a_ring_that_are_followed_do_not_change(make_settings, tmp_pat
         thread.join()
 
 
-def test_nothing_of_a_recording_that_took_its_place_is_told(
+def test_nothing_of_a_recording_that_took_its_place_is_returned(
     make_settings, tmp_path, frames
 ):
     def record(skipped, **fields):
@@ -473,7 +473,7 @@ def test_nothing_of_a_recording_that_took_its_place_is_told(
         lambda: dataset.written(0),
         lambda: dataset.append_times,
         lambda: dataset.global_metadata,
-        lambda: dataset.told_shapes,
+        lambda: dataset.source.manifest_shapes,
         lambda: list(dataset.frame_metadata),
     ):
         with pytest.raises(DatasetError, match="replaced by another"):

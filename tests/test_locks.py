@@ -100,7 +100,7 @@ attempt(repair.recover, Path({folder!r}))
 """
 
 
-def test_who_recovers_what_is_being_replaced_leaves_the_new_dataset_alone(
+def test_recovering_what_is_being_replaced_leaves_the_new_dataset_alone(
     make_settings, folder
 ):
     killed(folder)
@@ -128,7 +128,7 @@ attempt(repair.recover, Path({folder!r}))
 """
 
 
-def test_who_recovers_what_has_just_been_deleted_leaves_the_new_dataset_alone(
+def test_recovering_what_has_just_been_deleted_leaves_the_new_dataset_alone(
     make_settings, folder
 ):
     folder.mkdir()

@@ -86,7 +86,7 @@ class Name(str):
         ({"a": 1 << 63}, None),
     ],
 )
-def test_plain_values_are_told_by_their_exact_types(metadata, text):
+def test_plain_values_are_known_by_their_exact_types(metadata, text):
     assert plain_text(metadata) == text
 
 

@@ -167,7 +167,7 @@ def test_frames_of_c_and_of_python_are_stored_whole_and_in_turn(
     assert sorted(first.tolist()) == sorted(3 * list(range(2000)))
 
 
-def test_a_driver_is_told_that_the_stream_was_closed(make_settings, place, driver):
+def test_a_driver_learns_that_the_stream_was_closed(make_settings, place, driver):
     stream = create_stream(make_settings({"t": None, "y": 64, "x": 64}, **place))
     # On the portable region a slot of a file that was closed is no memory any more.
     way = 1 if PORTABLE else 2
@@ -200,7 +200,7 @@ def test_a_driver_goes_on_when_the_frames_leave_memory(
         np.testing.assert_array_equal(array[i], expected(i, (64, 64)))
 
 
-def test_a_driver_is_told_that_the_disk_is_full_and_why(make_settings, small_disk, driver):
+def test_a_driver_learns_that_the_disk_is_full_and_why(make_settings, small_disk, driver):
     made = make_settings({"t": None, "y": 64, "x": 64}, root_path=str(small_disk / "d"))
     with create_stream(made) as stream:
         camera = driver.driver_start(stream.c_address, 100_000, 1000, 0, None)
@@ -550,7 +550,7 @@ def test_streams_whose_address_was_asked_for_leave_no_file_open(make_settings, t
     assert num_open() == before
 
 
-def test_a_thread_of_c_is_told_from_one_of_python_beside_other_interpreters(tmp_path):
+def test_a_thread_of_c_differs_from_one_of_python_beside_other_interpreters(tmp_path):
     program = """
     import ctypes, sys, threading, time
     sys.path[:0] = TESTS

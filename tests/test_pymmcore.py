@@ -184,7 +184,7 @@ def test_events_without_a_sequence_are_stored_frame_by_frame(core):
     np.testing.assert_array_equal(np.asarray(handler.view()), frames)
 
 
-def test_an_error_is_kept_and_told_and_the_run_goes_on(core, tmp_path, caplog):
+def test_an_error_is_kept_and_reported_and_the_run_continues(core, tmp_path, caplog):
     run(core, SEQUENCES["times"], MDAHandler(tmp_path / "run"))
     handler = MDAHandler(tmp_path / "run")
     assert len(run(core, SEQUENCES["times"], handler)) == 3
@@ -247,7 +247,7 @@ def test_a_sequence_acquisition_is_recorded_with_times_and_numbers(
     assert not core.isSequenceRunning()
 
 
-def test_it_goes_on_until_it_is_told(core):
+def test_it_runs_until_it_is_stopped(core):
     with stream_for(None) as stream:
         done = record_sequence(core, stream, until=lambda: stream.frames_written >= 20)
         assert done == stream.frames_written >= 20

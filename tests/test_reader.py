@@ -59,7 +59,7 @@ def leave_unclosed(folder, code):
 # ------------------------------------------------------------------------- what it tells
 
 
-def test_a_closed_dataset_is_told_as_it_was_recorded(make_settings, folder, frames):
+def test_a_closed_dataset_is_read_as_it_was_recorded(make_settings, folder, frames):
     made = make_settings(SIZES, root_path=str(folder))
     with create_stream(made) as stream:
         for i, frame in enumerate(frames[:9]):
@@ -139,7 +139,7 @@ def test_a_dataset_is_followed_from_another_thread(make_settings, folder):
     assert seen == sorted(seen)
 
 
-def test_a_killed_dataset_is_told_as_such_and_has_every_frame(folder):
+def test_a_killed_dataset_is_reported_as_such_and_has_every_frame(folder):
     leave_unclosed(
         folder,
         "[stream.append(frame + i, frame_metadata={'i': i}) for i in range(5)];"
@@ -162,7 +162,7 @@ def test_a_killed_dataset_is_told_as_such_and_has_every_frame(folder):
             np.testing.assert_array_equal(dataset.arrays[p][t, c], frame + number)
 
 
-def test_a_dataset_of_a_machine_that_was_started_anew_is_told_with_a_warning(folder):
+def test_a_dataset_of_a_machine_that_was_restarted_opens_with_a_warning(folder):
     leave_unclosed(folder, "stream.append(frame); stream.flush(); stream.append(frame)")
     with (folder / "progress.bin").open("r+b") as file:
         file.seek(24)
@@ -440,7 +440,7 @@ def test_arrays_of_many_positions_need_no_open_files(make_settings, folder):
     assert not kept[1999].any()
 
 
-def test_no_folder_and_no_dataset_are_told_apart(tmp_path):
+def test_no_folder_and_no_dataset_are_different_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         open_scratch(tmp_path / "nothing")
     with pytest.raises(DatasetError, match=r"not a scratch dataset: it has no manifest"):

@@ -309,7 +309,7 @@ class TestSystem:
         (vm / "dirty_background_bytes").write_text("5000\n")
         assert system.writeback_threshold_nbytes() == 5000
 
-    def test_a_folder_in_memory_is_told_by_its_mount(self):
+    def test_a_folder_in_memory_is_known_by_its_mount(self):
         (self.tmp_path / "proc" / "self" / "mounts").write_text(
             "/dev/vda / ext4 rw 0 0\n"
             f"tmpfs {self.tmp_path}/ram\\040disk tmpfs rw 0 0\n"

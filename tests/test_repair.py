@@ -170,7 +170,7 @@ def restart(folder):
         file.write(b"0" * 36)
 
 
-def test_recover_cuts_no_array_of_a_machine_that_was_started_anew(folder):
+def test_recover_cuts_no_array_of_a_machine_that_was_restarted(folder):
     code = "[stream.append(frame + i) for i in range(4)]; stream.flush()"
     code += "; [stream.append(frame + i) for i in range(4, 7)]"
     kill(folder, {"t": None, "y": 4, "x": 5}, code)
@@ -458,7 +458,7 @@ RECORD_6 = "[stream.append(frame + i, frame_metadata={'i': i}) for i in range(6)
 
 
 @pytest.mark.filterwarnings("ignore:.*was restarted")
-def test_lines_of_frames_that_are_not_counted_are_not_told_and_are_cut(folder):
+def test_lines_of_frames_that_are_not_counted_are_not_returned_and_are_cut(folder):
     kill(folder, {"t": None, "y": 4, "x": 5}, RECORD_6)
     restart(folder)
     set_cursor(folder, 2)

@@ -531,7 +531,7 @@ def says_who_writes_it(name):
 
 
 @pytest.mark.parametrize(("fmt", "name"), FOREIGN, ids=str)
-def test_other_formats_get_an_error_that_says_who_writes_them(fmt, name):
+def test_other_formats_get_an_error_that_says_what_writes_them(fmt, name):
     with pytest.raises(ValidationError, match=says_who_writes_it(name)):
         AcquisitionSettings(format=fmt)
     s = AcquisitionSettings()

@@ -128,7 +128,7 @@ def test_a_slot_that_is_lost_is_given_back_and_its_array_is_read_only(stream):
     np.testing.assert_array_equal(stream.arrays[0][0], FRAME)
 
 
-def test_who_opens_slots_all_the_time_lets_others_go_first(stream):
+def test_a_thread_that_opens_slots_all_the_time_lets_others_go_first(stream):
     is_over = threading.Event()
 
     def camera():

@@ -654,7 +654,7 @@ def test_an_open_stream_leaves_the_dataset_alone_that_replaced_its_own(
     )
 
 
-def test_a_dataset_that_is_recorded_is_told_by_the_process_also_without_overwrite(
+def test_a_dataset_that_is_recorded_is_named_with_its_process_also_without_overwrite(
     make_settings, tmp_path
 ):
     settings = make_settings(SIZES, root_path=str(tmp_path / "d"))
@@ -666,7 +666,9 @@ def test_a_dataset_that_is_recorded_is_told_by_the_process_also_without_overwrit
 
 
 @pytest.mark.parametrize("place", ["nothing", "empty folder", "dataset"])
-def test_of_many_who_begin_in_one_folder_one_has_it(make_settings, tmp_path, place, frames):
+def test_of_many_streams_that_begin_in_one_folder_one_has_it(
+    make_settings, tmp_path, place, frames
+):
     for number in range(20):
         folder = tmp_path / str(number)
         settings = make_settings(SIZES, root_path=str(folder), overwrite=True)

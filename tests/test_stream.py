@@ -135,7 +135,7 @@ def test_a_collected_stream_finishes_its_dataset_and_warns_if_it_had_frames(
     np.testing.assert_array_equal(read_plain(tmp_path / "d")[0], frames[:2])
 
 
-def test_who_keeps_only_append_keeps_the_stream_going(make_settings, tmp_path, frames):
+def test_keeping_only_append_keeps_the_stream_running(make_settings, tmp_path, frames):
     settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
     append = create_stream(settings).append
     append(frames[0])

@@ -257,7 +257,7 @@ def test_what_is_no_sequence_is_refused():
         useq_to_acquisition_settings({}, 64, 64)
 
 
-def test_what_a_sequence_says_in_vain_is_told():
+def test_what_a_sequence_says_in_vain_is_reported():
     positions = [useq.Position(x=1, y=2, plate_row=3)]
     seq = useq.MDASequence(stage_positions=positions)
     with pytest.warns(UserWarning, match="one of plate_row=3 and plate_col=None only"):

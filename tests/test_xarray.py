@@ -197,7 +197,7 @@ def test_cancelling_does_not_wait_for_workers_that_there_are_not(tmp_path, expor
     assert nothing_unfinished(tmp_path)
 
 
-def test_a_part_that_fails_in_a_worker_is_told_and_the_export_goes_on(
+def test_a_part_that_fails_in_a_worker_is_reported_and_the_export_continues(
     tmp_path, monkeypatch, exporting
 ):
     from test_export import CASES, record, tree

@@ -441,11 +441,6 @@ class ScratchDataset:
         return self._source.may_lack_frames
 
     @property
-    def told_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of each position's file as the manifest has it."""
-        return self._source.manifest_shapes
-
-    @property
     def file_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each position's file, by the number of frames that came."""
         return self._source.file_shapes

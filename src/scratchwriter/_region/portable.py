@@ -80,18 +80,9 @@ class PortableRegion:
         self.extend(stop)
 
     def spill(self, path: Path, start: int) -> None:
-        made = None
-        try:
-            made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
-            with _filled(made, path, self.nbytes) as file:
-                _write_all(file, self._buffer.data)
-                buffer = _map(file, self.nbytes)
-            identity = _identity(os.fstat(made.fileno()))
-            self._path, self._identity, self._buffer = path, identity, buffer
-        except BaseException:
-            if made is not None and self._path is None:
-                path.unlink()
-            raise
+        with self._written_to(path, self.nbytes) as file:
+            buffer, identity = _map(file, self.nbytes), _identity(os.fstat(file.fileno()))
+            self._buffer, self._identity, self._path = buffer, identity, path
 
     def save(self) -> None:
         """All is in the file since `spill`."""
@@ -99,16 +90,8 @@ class PortableRegion:
     def save_as(self, path: Path, nbytes: int) -> None:
         if self._is_saved_as:
             return
-        made = None
-        try:
-            made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
-            with _filled(made, path, nbytes) as file:
-                _write_all(file, self._buffer.data[:nbytes])
+        with self._written_to(path, nbytes):
             self._is_saved_as = True
-        except BaseException:
-            if made is not None and not self._is_saved_as:
-                path.unlink()
-            raise
 
     @property
     def is_saved(self) -> bool:
@@ -129,6 +112,23 @@ class PortableRegion:
         # A buffer that is read-only by itself: no flag of the array can undo that.
         buffer = np.frombuffer(self._buffer.data.toreadonly(), np.uint8)
         return np.ndarray(shape, dtype, buffer=buffer, offset=start)
+
+    @contextmanager
+    def _written_to(self, path: Path, nbytes: int) -> Iterator[FileIO]:
+        """Make a file of what is in memory; it is removed unless that is noted here."""
+        made = None
+        try:
+            made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
+            with (
+                errors_name(path, nbytes),
+                FileIO(made.fileno(), "r+b", closefd=False) as file,
+            ):
+                _write_all(file, self._buffer.data[:nbytes])
+                yield file
+        except BaseException:
+            if made is not None and not self.is_saved:
+                path.unlink()
+            raise
 
     @contextmanager
     def _open(self, path: Path, needed_nbytes: int = 0) -> Iterator[FileIO]:
@@ -173,16 +173,6 @@ def map_file(path: Path) -> memoryview:
     """See `view_file`."""
     with open_regular(path) as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-@contextmanager
-def _filled(made: Descriptor, path: Path, needed_nbytes: int) -> Iterator[FileIO]:
-    """Write into a file that was made; errors name it, and the space that is missing."""
-    with (
-        errors_name(path, needed_nbytes),
-        FileIO(made.fileno(), "r+b", closefd=False) as file,
-    ):
-        yield file
 
 
 def map_open_file(file: Descriptor, writable: bool = False) -> memoryview:

@@ -251,7 +251,7 @@ def _as_xml_has_it(item: tuple[str, Any]) -> tuple[str, Any]:
     key, value = item
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in _PLANE_KEYS and not is_number:
-        key = f"{key}_as_told"
+        key = f"{key}_as_given"
     return key, value if is_number or isinstance(value, str) else json.dumps(value)
 
 
