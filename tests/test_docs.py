@@ -140,6 +140,8 @@ def microscope(names, monkeypatch):
     core.setCameraDevice("Camera")
     core.setProperty("Camera", "PixelType", "16bit")
     core.setExposure(1)
+    # A slow machine takes them out later: all of them fit.
+    core.setCircularBufferMemoryFootprint(600)
     sequence = useq.MDASequence(time_plan={"interval": 0, "loops": 3})
     names |= {"core": core, "sequence": sequence}
     yield

@@ -488,6 +488,19 @@ def test_counts_of_any_size_are_refused_and_harm_nothing(make_settings, place):
     np.testing.assert_array_equal(stream.arrays[0][:, 0, 0], range(4))
 
 
+def test_c_commits_more_slots_than_its_table_on_the_stack_has(make_settings, place):
+    count = 40
+    with create_stream(make_settings({"t": count, "y": 4, "x": 5}, **place)) as stream:
+        c, slots = native(stream), ctypes.c_void_p()
+        values = (ctypes.c_int64 * count)(*range(count))
+        assert c.reserve(c.state, count, ctypes.byref(slots)) == OK
+        frames = np.array([expected(i, (4, 5)) for i in range(count)])
+        ctypes.memmove(slots.value, frames.ctypes.data, frames.nbytes)
+        assert c.commit(c.state, count, values, values) == OK
+        np.testing.assert_array_equal(stream.arrays[0], frames)
+        assert stream.timestamps[0].tolist() == list(range(count))
+
+
 def test_what_c_commits_are_its_own_slots(make_settings):
     with create_stream(make_settings({"t": 4, "y": 4, "x": 5})) as stream:
         c = native(stream)

@@ -1,5 +1,6 @@
 """Rings: acquisitions without an end, of which the newest steps are kept."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from reference import Model, read_plain
 from scratchwriter import AcquisitionSettings, ScratchFormat, create_stream, open_scratch
 from scratchwriter import dims_from_standard_axes as dims
 from scratchwriter._files.repair import find_faults, recover
+from scratchwriter._region import make_ring
 
 KEEP = 3
 
@@ -184,6 +186,24 @@ def test_several_slots_are_those_of_the_step_that_is_recorded(place):
         assert stream.arrays[0][-1, :, 0, 0].tolist() == [39, 40]
         with pytest.raises(ValueError, match="keep_last still shows"):
             stream.slots(3).__enter__()
+
+
+def test_the_region_of_a_ring_has_one_size_and_one_file(tmp_path, place):
+    ring = make_ring(mmap.PAGESIZE, tmp_path / "a.dat" if place else None)
+    ring.extend(mmap.PAGESIZE)
+    ring.trim(0)
+    ring.end(0)
+    ring.save()
+    assert (ring.nbytes, ring.is_saved) == (mmap.PAGESIZE, True)
+    for action in (
+        lambda: ring.extend(mmap.PAGESIZE + 1),
+        lambda: ring.allocate(0, mmap.PAGESIZE + 1),
+        lambda: ring.spill(tmp_path / "b.dat", 0),
+        lambda: ring.save_as(tmp_path / "b.dat", 1),
+    ):
+        with pytest.raises(MemoryError, match="a ring"):
+            action()
+    assert not (tmp_path / "b.dat").exists()
 
 
 @pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="a sanitizer keeps freed memory")

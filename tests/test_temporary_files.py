@@ -81,6 +81,8 @@ def test_an_interrupted_run_leaves_nothing_large(run):
     status, left = run("""
         def test_one(tmp_path):
             write(tmp_path / "large", LARGE)
+            # A job in the background inherits that it is ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGINT)
     """)
     assert (status, left) == (pytest.ExitCode.INTERRUPTED, {})

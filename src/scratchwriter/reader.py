@@ -16,10 +16,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from scratchwriter._files.choose_source import open_source
 from scratchwriter._files.metadata import FrameMetadata
 from scratchwriter._files.records import known
 from scratchwriter._files.source import Source, State
-from scratchwriter._files.sources import open_source
 from scratchwriter._integrations import load_integration, register_loaded_integrations
 from scratchwriter.coords import CoordSystem, newest_steps
 from scratchwriter.errors import DatasetError

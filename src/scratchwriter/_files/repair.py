@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scratchwriter._files.choose_source import open_source
 from scratchwriter._files.faults import faults_of
 from scratchwriter._files.folders import dataset_files, kept_spill_folder
 from scratchwriter._files.layout import (
@@ -25,7 +26,6 @@ from scratchwriter._files.metadata import where
 from scratchwriter._files.ome_writers_source import NOT_COUNTED
 from scratchwriter._files.progress import locked, mark_closed
 from scratchwriter._files.source import Source
-from scratchwriter._files.sources import open_source
 from scratchwriter._region.system import open_regular
 from scratchwriter.errors import DatasetError
 

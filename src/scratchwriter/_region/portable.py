@@ -143,16 +143,29 @@ class PortableRing(PortableRegion):
 
     def __init__(self, nbytes: int, path: Path | None = None) -> None:
         super().__init__(path)
-        self.allocate(0, nbytes)
+        super().allocate(0, nbytes)
 
     def extend(self, nbytes: int) -> None:
         if nbytes > self.nbytes > 0:
             raise MemoryError("a ring does not grow")
         super().extend(nbytes)
 
+    def allocate(self, start: int, stop: int) -> None:
+        self.extend(stop)
+
     @property
     def moves(self) -> bool:
         return False
+
+    def spill(self, path: Path, start: int) -> None:
+        raise MemoryError("a ring does not leave memory")
+
+    def save_as(self, path: Path, nbytes: int) -> None:
+        raise MemoryError("a ring does not leave memory")
+
+    @property
+    def is_saved(self) -> bool:
+        return True
 
     def trim(self, nbytes: int) -> None:
         """All of it stays."""
