@@ -1,7 +1,8 @@
 """What the files of a dataset hold, whichever library wrote them.
 
-Each kind of dataset has a source (`choose_source.open_source` chooses it): ours, ours after
-a restart of the machine, and those of ome-writers. `ScratchDataset` is the public interface.
+Each kind of dataset has a source (`choose_source.open_source` returns it): ours, ours after
+a restart of the machine, and those of ome-writers. `ScratchDataset` is the public
+interface.
 
 Everything read here is untrusted.
 """
