@@ -38,7 +38,7 @@ cdef struct Array:
 cdef struct Lease:             # memory of the next frames, lent to be filled in place
     int64_t frames             # how many; 0: none are lent
     int64_t serial             # of the loan; no two have the same
-    uintptr_t thread           # that has it
+    int64_t thread             # that has it
     bint is_native             # it was lent to C
     bint is_revoked            # by close; the memory is kept until it is given back
     int64_t position           # of the array
@@ -79,6 +79,9 @@ cdef struct Request:           # what a refused call lacks, for the provider
     int64_t steps
     int errno_code
     int64_t needed_nbytes
+
+cdef void* leave_python(void* state) noexcept nogil
+cdef void return_to_python(void* state) noexcept nogil
 
 cdef class FrameWriter:
     # The plan: set once, read without a lock
@@ -157,6 +160,7 @@ cdef class FrameWriter:
     ) except -1
     cdef object lend(self, int64_t count, char** address, int64_t* serial)
     cdef void give_back(self, int64_t serial) noexcept nogil
+    cdef int64_t _start_ns(self, int64_t nbytes) noexcept nogil
     cdef bint _is_plain_frame(self, object frame) noexcept
     cdef int _begin(self) except -1
     cdef int _wait_for_lease(self) except -1
@@ -192,7 +196,6 @@ cdef class FrameWriter:
         self, int64_t serial, Frame* frames, int64_t count, Request* request
     ) noexcept nogil
     cdef bint _end_lease(self) noexcept nogil
-    cdef void _drop_lent(self) noexcept
     cdef void _populate(self, char* start, int64_t nbytes) noexcept nogil
     cdef Status _skip(self, int64_t frames, Request* request) noexcept nogil
     cdef void _skip_in_ring(self, int64_t cursor, int64_t frames) noexcept nogil

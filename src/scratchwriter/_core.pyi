@@ -121,7 +121,7 @@ class FrameWriter:
         """Return start and stop of the ranges of frames that were skipped, from one on."""
 
     def measured(self) -> dict[str, Any]:
-        """Return the fields of `AppendStats` that the writer knows."""
+        """Return the fields of `StreamStats` that the writer knows."""
 
     def exclusively(self, action: Callable[[], _T]) -> _T:
         """Run `action()` while no frame is stored; it may call all that is below."""

@@ -102,7 +102,8 @@ cdef enum:
     # it meanwhile, up to that one's switch interval; others wait 4 us for it at the most.
     RELEASE_GIL_NBYTES = 65536
     DIGITS = 16                # of a length in the manifest, that is renewed in place
-    NAP_NS = 50_000            # between looks whether a lease is still open
+    NAP_NS = 50_000            # between looks whether a lease is still open, at first
+    LONGEST_NAP_NS = 1_000_000
     MOST_NAPS = 20             # of a thread that lets others go first
     PAGE_NBYTES = 4096         # of memory, at least
 
@@ -204,15 +205,10 @@ cdef class FrameWriter:
         cdef cnp.ndarray array
         cdef bytes body
         cdef Frame one
-        cdef int64_t start_ns = 0
+        cdef int64_t start_ns = self._start_ns(self._frame_nbytes)
         cdef int status
         cdef Request request
 
-        if (
-            self._frame_nbytes >= TIMED_NBYTES
-            or sw_load_acquire(&self._cursor) % SAMPLED == 0
-        ):
-            start_ns = sw_now_ns()
         if self._is_plain_frame(frame):
             array = <cnp.ndarray>frame
             one.pitch_nbytes = self._row_nbytes
@@ -252,19 +248,17 @@ cdef class FrameWriter:
         self, str what, Frame* frames, int64_t count, int64_t serial
     ) except -1:
         """Store frames from anywhere, or (with a serial) those that are in open slots."""
-        cdef int64_t start_ns = 0
-        cdef int64_t copied_nbytes = 0 if serial else count * self._frame_nbytes
-        cdef bint takes_long = copied_nbytes >= RELEASE_GIL_NBYTES
+        cdef int64_t start_ns = self._start_ns(count * self._frame_nbytes)
+        # In slots they are where they belong, but where the arrays move.
+        cdef bint is_copied = not serial or self._lends_copies
+        cdef bint takes_long = is_copied and (
+            count * self._frame_nbytes >= RELEASE_GIL_NBYTES
+        )
         cdef int64_t i
         cdef int status
         cdef Request request
         for i in range(count):
             takes_long |= frames[i].body_nbytes != 0
-        if (
-            count * self._frame_nbytes >= TIMED_NBYTES
-            or sw_load_acquire(&self._cursor) % SAMPLED == 0
-        ):
-            start_ns = sw_now_ns()
         while True:
             status = self._acquire() if serial else self._begin()
             if status == OK:
@@ -320,7 +314,7 @@ cdef class FrameWriter:
         self._unlock(taken)
         if was_revoked:
             with gil:
-                self._drop_lent()
+                self._lent = None
 
     def skip(self, *, frames=1):
         cdef int status
@@ -334,8 +328,9 @@ cdef class FrameWriter:
         while True:
             status = self._begin()
             if status == OK:
-                status = self._skip(count, &request)
-                sw_mutex_unlock(&self._mutex)
+                with nogil:  # in a ring it clears as many frames
+                    status = self._skip(count, &request)
+                    sw_mutex_unlock(&self._mutex)
                 if status == OK:
                     return
             self._answer(<Status>status, "skip", wanted, &request)
@@ -393,7 +388,7 @@ cdef class FrameWriter:
         """Run `action()` while no frame is stored; it may call all that is below."""
         if self._is_exclusive() or self._acquire() == CLOSED:
             return action()  # nothing can be stored: nested, or after close
-        sw_store_release(&self._exclusive_thread, <int64_t>sw_this_thread())
+        sw_store_release(&self._exclusive_thread, sw_this_thread())
         try:
             return action()
         finally:
@@ -528,6 +523,12 @@ cdef class FrameWriter:
 
     # ------------------------------------------------------------------------ inside
 
+    cdef int64_t _start_ns(self, int64_t nbytes) noexcept nogil:
+        """Return when an append of so many bytes begins, if it is to be timed; else 0."""
+        if nbytes >= TIMED_NBYTES or sw_load_acquire(&self._cursor) % SAMPLED == 0:
+            return sw_now_ns()
+        return 0
+
     cdef bint _is_plain_frame(self, object frame) noexcept:
         return (
             cnp.PyArray_CheckExact(frame)
@@ -540,7 +541,7 @@ cdef class FrameWriter:
 
     cdef bint _is_exclusive(self) noexcept nogil:
         """Return whether this thread runs Python code under the mutex."""
-        return sw_load_acquire(&self._exclusive_thread) == <int64_t>sw_this_thread()
+        return sw_load_acquire(&self._exclusive_thread) == sw_this_thread()
 
     cdef Status _acquire(self) noexcept:
         """Take the mutex; without the GIL if that means to wait."""
@@ -564,6 +565,7 @@ cdef class FrameWriter:
     cdef int _wait_for_lease(self) except -1:
         """Go on with `_begin` when a lease is open; with the mutex held."""
         cdef Status status
+        cdef int64_t nap_ns = NAP_NS
         cdef bint is_mine = self._lease.thread == sw_this_thread()
         sw_mutex_unlock(&self._mutex)
         if is_mine:
@@ -572,7 +574,8 @@ cdef class FrameWriter:
         try:
             while True:
                 with nogil:
-                    sw_nap(NAP_NS)
+                    sw_nap(nap_ns)
+                nap_ns = min(2 * nap_ns, <int64_t>LONGEST_NAP_NS)
                 PyErr_CheckSignals()
                 status = self._acquire()
                 if status != OK or self._lease.frames == 0:
@@ -585,6 +588,7 @@ cdef class FrameWriter:
         """The same as `_begin` for C, whose thread may have the GIL or not."""
         cdef void* python = NULL
         cdef Status status
+        cdef int64_t nap_ns = NAP_NS
         cdef bint waits = False
         while True:
             if not sw_mutex_try(&self._mutex):
@@ -605,7 +609,8 @@ cdef class FrameWriter:
                 sw_add(&self._waiting, 1)
                 waits = True
             python = leave_python(python)
-            sw_nap(NAP_NS)
+            sw_nap(nap_ns)
+            nap_ns = min(2 * nap_ns, <int64_t>LONGEST_NAP_NS)
         if waits:
             sw_add(&self._waiting, -1)
         return_to_python(python)
@@ -921,6 +926,7 @@ cdef class FrameWriter:
         cdef int64_t rest = lease.frames - count
         cdef int64_t i
         cdef char* start
+        cdef void* python = NULL
         cdef Status status = OK
         if lease.frames == 0 or serial != lease.serial:
             return CLOSED
@@ -937,27 +943,26 @@ cdef class FrameWriter:
                 rest += count
         # What is given back may be skipped, or never come: zeros, to a reader.
         if rest and lease.copy == NULL:
+            if rest * self._frame_nbytes >= RELEASE_GIL_NBYTES:
+                python = leave_python(NULL)
             memset(
                 start + (lease.frames - rest) * self._frame_nbytes, 0,
                 rest * self._frame_nbytes,
             )
+            return_to_python(python)
         lease.frames = 0
         if not lease.is_revoked:
             self._end_lease()
         return status
 
     cdef bint _end_lease(self) noexcept nogil:
-        """Forget what a lease has; return whether `_drop_lent` is to be called."""
+        """Forget what a lease has; return whether `_lent` is to be dropped after it."""
         cdef bint was_revoked = self._lease.is_revoked
         if self._lease.is_native:
             free(self._lease.copy)
         self._lease.copy = NULL
         self._lease.is_native = self._lease.is_revoked = False
         return was_revoked
-
-    cdef void _drop_lent(self) noexcept:
-        """Let go of the memory of a revoked lease, with the mutex free."""
-        self._lent = None
 
     cdef void _populate(self, char* start, int64_t nbytes) noexcept nogil:
         """Take the page faults now that a camera's own thread would take later."""

@@ -49,7 +49,7 @@ class Frames(Protocol):
 
 
 class Listener:
-    """A callback that is called for new frames; made by `on`. A context manager.
+    """A callback that is called for frames; made by `on`, then started. A context manager.
 
     Attributes
     ----------
@@ -75,12 +75,16 @@ class Listener:
         self._callback, self._coords, self._frames = callback, coords, frames
         self._num_failures = 0
         self._complained_s = -_COMPLAIN_S
-        is_over = frames.is_over()
-        self._next = frames.wait(-1, 0, 0)  # frame to report
+        self._next = 0  # frame to report
         self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Call it for the frames from now on."""
+        is_over = self._frames.is_over()
+        self._next = self._frames.wait(-1, 0, 0)
         if not is_over:
             self._thread = threading.Thread(
-                target=self._run, name=f"scratchwriter-{event}", daemon=True
+                target=self._run, name=f"scratchwriter-{self.event}", daemon=True
             )
             self._thread.start()
 
@@ -211,7 +215,8 @@ class Events:
         for other in tuple(self._listeners):
             if other.is_stopped:
                 self._listeners.discard(other)
-        self._listeners.add(listener)
+        self._listeners.add(listener)  # first: `finish` waits for what has been started
+        listener.start()
         return listener
 
     def finish(self, timeout_s: float) -> None:

@@ -19,6 +19,7 @@ from scratchwriter._files.records import arrange
 from scratchwriter._integrations import register_loaded_integrations
 from scratchwriter._native.appender import Appender, Slot
 from scratchwriter._native.c_api import c_append_of
+from scratchwriter._native.call_guard import run_all
 from scratchwriter._native.watch import wait_for_writer
 from scratchwriter._writing.storage import Storage
 from scratchwriter.coords import CoordSystem
@@ -59,6 +60,7 @@ class ScratchStream:
         self._finalizer = weakref.finalize(self._appender, _finish_unclosed, storage)
         self._finalizer.atexit = False  # see _finish_at_exit
         _open[storage] = self._finalizer
+        _storages.add(storage)
 
     def append(
         self,
@@ -551,6 +553,7 @@ def _array(
 
 
 _open: dict[Storage, weakref.finalize[..., Any]] = {}  # what is not closed yet
+_storages: weakref.WeakSet[Storage] = weakref.WeakSet()  # closed ones, too
 
 
 def _finish_unclosed(storage: Storage) -> None:
@@ -572,19 +575,25 @@ def _forget_unclosed(storage: Storage, was_closed: bool) -> None:
 
 @atexit.register  # after the one of folders, so that it runs before folders are removed
 def _finish_at_exit() -> None:
-    while _open:
-        storage, finalizer = _open.popitem()
-        finalizer.detach()
-        try:
-            storage.finish()
-        except BaseException as error:  # an interrupt, too: others are to be finished
-            warnings.warn(f"{storage.folder} is not finished: {error!r}", stacklevel=1)
+    # An interrupt ends one of them at most.
+    run_all([partial(_finish_one_at_exit, storage) for storage in _open])
+
+
+def _finish_one_at_exit(storage: Storage) -> None:
+    try:
+        storage.finish()
+    except BaseException as error:
+        warnings.warn(f"{storage.folder} is not finished: {error!r}", stacklevel=1)
+    finally:
+        finalizer = _open.pop(storage, None)
+        if finalizer is not None:
+            finalizer.detach()
 
 
 def _disown_all() -> None:
     while _open:
-        storage, finalizer = _open.popitem()
-        finalizer.detach()
+        _open.popitem()[1].detach()
+    for storage in _storages:
         storage.disown()
 
 

@@ -25,7 +25,7 @@ Records: what is known of frames besides their pixels is one more array, the las
 a record for each frame in acquisition order. It may come later than the others.
 
 Locks: `working` guards the walk. It is held for one piece at a time, and never together
-with the writer's mutex taken after it. `napping` guards the sleep only.
+with the writer's mutex, or the GIL, taken after it.
 
 GIL: the threads never take it. They touch C numbers and memory that the `AheadThread`
 keeps alive; it joins them before it goes.
@@ -648,13 +648,14 @@ cdef class AheadThread:
             sw_mutex_unlock(&self.walk.working)
 
     def show_times(self, address, owner):
+        cdef int64_t* times = <int64_t*><uintptr_t>address
         if not self.runs_ahead:
             return
         self.times_owner = owner
-        with nogil:
+        with nogil:  # to the end: nothing waits for the GIL with `working` held
             _lock(&self.walk)
-        self.walk.shown_times = <int64_t*><uintptr_t>address
-        sw_mutex_unlock(&self.walk.working)
+            self.walk.shown_times = times
+            sw_mutex_unlock(&self.walk.working)
 
     def stop(self):
         if self.pid == getpid():

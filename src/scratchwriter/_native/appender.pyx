@@ -192,7 +192,6 @@ cdef class Slot:
     cdef int64_t _serial          # of the lease; 0: not open
     cdef bint _is_used            # or was
     cdef cnp.ndarray _array
-    cdef bytes _body              # of the metadata line
     cdef public object frame_metadata, timestamp_ns, frame_id, num_filled
 
     # The names of `slots(n, ...)`
@@ -225,16 +224,22 @@ cdef class Slot:
         cdef FrameWriter writer = self._appender._writer
         cdef cnp.npy_intp shape[3]
         cdef char* address = NULL
-        if self._is_used:
+        cdef bint was_used
+        with cython.critical_section(self):  # of two threads one enters it
+            was_used, self._is_used = self._is_used, True
+        if was_used:
             raise RuntimeError(
                 "This slot is open or was used: take another one, stream.slot(), for each "
                 "frame."
             )
-        self._check_given()
         shape[0] = self._count
         shape[1], shape[2] = writer._height, writer._width
-        owner = writer.lend(max(self._count, 1), &address, &self._serial)
-        self._is_used = True
+        try:
+            self._check_given()
+            owner = writer.lend(max(self._count, 1), &address, &self._serial)
+        except BaseException:
+            self._is_used = False
+            raise
         Py_INCREF(writer._dtype)  # which the array takes over
         try:
             self._array = PyArray_NewFromDescr(
@@ -257,7 +262,7 @@ cdef class Slot:
         cdef Frame one
         cdef Frame* table = &one
         cdef bint is_stored = False
-        with cython.critical_section(self):  # without a GIL: of two threads one leaves it
+        with cython.critical_section(self):  # of two threads one leaves it
             serial, array = self._serial, self._array
             self._serial, self._array = 0, None
         if serial == 0:
@@ -274,7 +279,7 @@ cdef class Slot:
                         )
                     count = filled
                 if self._count == 0:
-                    self._fill_one(&one)
+                    bodies = self._fill_one(&one)
                 else:
                     bodies = bodies_of(
                         writer, self._of_filled(self.frame_metadata, count), count
@@ -332,22 +337,23 @@ cdef class Slot:
             return values[:count]
         return values
 
-    cdef int _fill_one(self, Frame* one) except -1:
+    cdef bytes _fill_one(self, Frame* one):
+        """Fill in what is given; return the body of its line, which `one` points into."""
+        cdef bytes body = None
         one.data = NULL
         one.pitch_nbytes = 0
         one.body = NULL
         one.body_nbytes = 0
         one.timestamp_ns = one.frame_id = UNKNOWN
         if self.frame_metadata is not None:
-            # Kept by this object until the line is written.
-            self._body = self._appender._writer._encode_metadata(self.frame_metadata)
-            one.body = PyBytes_AS_STRING(self._body)
-            one.body_nbytes = PyBytes_GET_SIZE(self._body)
+            body = self._appender._writer._encode_metadata(self.frame_metadata)
+            one.body = PyBytes_AS_STRING(body)
+            one.body_nbytes = PyBytes_GET_SIZE(body)
         if self.timestamp_ns is not None:
             one.timestamp_ns = as_stamp(self.timestamp_ns, "timestamp_ns")
         if self.frame_id is not None:
             one.frame_id = as_stamp(self.frame_id, "frame_id")
-        return 0
+        return body
 
 
 cdef Slot make_slot(

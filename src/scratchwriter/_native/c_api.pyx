@@ -12,6 +12,7 @@ the stream is closed and dropped meanwhile.
 
 Interrupts: an exception of a signal handler (Ctrl-C) belongs to Python's main thread, and
 not to the C function that it arrived in. It is raised there as soon as Python runs again.
+So is anything else that does not say why there is no room.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -39,21 +40,17 @@ from scratchwriter._core cimport (
     FULL,
     NEED_ROOM,
     OK,
-    SAMPLED,
     SLOT_OPEN,
     SLOTS_APART,
-    TIMED_NBYTES,
     UNKNOWN,
     Frame,
     FrameWriter,
     Request,
     Status,
+    leave_python,
+    return_to_python,
 )
-from scratchwriter._region.platform cimport (
-    sw_load_acquire,
-    sw_mutex_unlock,
-    sw_now_ns,
-)
+from scratchwriter._region.platform cimport sw_load_acquire, sw_mutex_unlock
 
 cdef extern from "Python.h":
     int Py_AddPendingCall(int (*call)(void*) noexcept, void* argument)
@@ -67,42 +64,65 @@ cdef enum:
 
 cdef int ask(FrameWriter writer, Status status, Request* request) noexcept with gil:
     """Have Python see to what a call lacks: OK if it may be tried again."""
-    cdef int answer = SCRATCHWRITER_FAILED  # also if wording the error fails
-    cdef list interrupts = []
-    while True:
+    try:
+        return ask_until_answered(writer, status, request)
+    except BaseException:  # not even the text of an error could be made
+        note_text(writer, b"an error whose text cannot be made")
+    return SCRATCHWRITER_FAILED
+
+
+cdef int ask_until_answered(
+    FrameWriter writer, Status status, Request* request
+) except -1:
+    cdef int answer = SCRATCHWRITER_FAILED
+    cdef list others = []  # exceptions that are no answer
+    while len(others) < MOST_INTERRUPTS:
         try:
             writer._answer(status, "append", 1, request)
             answer = SCRATCHWRITER_OK
-        except Exception as error:
-            note_error(writer, error)
-        except BaseException as interrupt:
-            interrupts.append(interrupt)
-            if len(interrupts) < MOST_INTERRUPTS:
-                continue
-            note_error(writer, interrupt)
+        except BaseException as error:
+            if writer._closed:  # by a handler, whose error this may be
+                answer = SCRATCHWRITER_CLOSED
+                if not isinstance(error, ValueError):
+                    others.append(error)
+            elif is_answer(error):
+                note_error(writer, error)
+            else:
+                others.append(error)
+                if not isinstance(error, Exception):
+                    continue
+                note_error(writer, error)
         break
-    for interrupt in interrupts:
-        raise_later(interrupt)
+    for error in others:
+        raise_later(error)
     return answer
+
+
+cdef bint is_answer(object error):
+    """Return whether an exception says why there is no room; else it came in between."""
+    if isinstance(error, OSError):
+        return error.errno is not None  # TimeoutError, as handlers raise it, has none
+    return isinstance(error, (MemoryError, ValueError, Warning))
 
 
 cdef int note_error(FrameWriter writer, object error) except -1:
     """Keep the text of an error for `error_text`."""
     cdef bytes text = f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
-    cdef bint taken
     text = text[: sizeof(writer._error_text) - 1]
-    taken = writer._lock()
-    memcpy(writer._error_text, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
-    writer._unlock(taken)
+    note_text(writer, PyBytes_AS_STRING(text))
     return 0
+
+
+cdef void note_text(FrameWriter writer, const char* text) noexcept nogil:
+    """Keep a text, which is short enough, for `error_text`."""
+    cdef bint taken = writer._lock()
+    memcpy(writer._error_text, text, strlen(text) + 1)
+    writer._unlock(taken)
 
 
 cdef int no_memory(FrameWriter writer) noexcept nogil:
     """Keep the text for memory that C's own tables lack."""
-    cdef const char* text = b"MemoryError: no memory for a table of the frames"
-    cdef bint taken = writer._lock()
-    memcpy(writer._error_text, text, strlen(text) + 1)
-    writer._unlock(taken)
+    note_text(writer, b"MemoryError: no memory for a table of the frames")
     return SCRATCHWRITER_FAILED
 
 
@@ -136,11 +156,16 @@ cdef int answer_native(
     return ask(writer, status, request)
 
 
-cdef inline bint prepare_native(FrameWriter writer, Request* request) noexcept nogil:
+cdef bint prepare_native(FrameWriter writer, Request* request) noexcept nogil:
     """Have a slot in a file made ready without Python, where that is possible."""
-    return writer._prepare != NULL and writer._prepare(
-        writer._ahead, request.position, request.stop_nbytes
-    ) == 0
+    cdef void* python
+    cdef int code
+    if writer._prepare == NULL:
+        return False
+    python = leave_python(NULL)  # it may take long
+    code = writer._prepare(writer._ahead, request.position, request.stop_nbytes)
+    return_to_python(python)
+    return code == 0
 
 
 # -------------------------------------------------------------------- entry points
@@ -153,7 +178,7 @@ cdef int c_append_rows(
     FrameWriter writer, const void* data, int64_t pitch_nbytes, int64_t timestamp_ns,
     int64_t frame_id,
 ) noexcept nogil:
-    cdef int64_t start_ns = 0
+    cdef int64_t start_ns
     cdef Status status
     cdef Request request
     cdef Frame frame
@@ -163,11 +188,7 @@ cdef int c_append_rows(
         or -writer._row_nbytes < pitch_nbytes < writer._row_nbytes
     ):
         return SCRATCHWRITER_INVALID
-    if (
-        writer._frame_nbytes >= TIMED_NBYTES
-        or sw_load_acquire(&writer._cursor) % SAMPLED == 0
-    ):
-        start_ns = sw_now_ns()
+    start_ns = writer._start_ns(writer._frame_nbytes)
     frame.data = <const char*>data
     frame.pitch_nbytes = pitch_nbytes
     frame.body = NULL
@@ -257,11 +278,8 @@ cdef int c_commit(
         if frames == NULL:
             writer.give_back(serial)
             return no_memory(writer)
-    if count and (
-        count * writer._frame_nbytes >= TIMED_NBYTES
-        or sw_load_acquire(&writer._cursor) % SAMPLED == 0
-    ):
-        start_ns = sw_now_ns()
+    if count:
+        start_ns = writer._start_ns(count * writer._frame_nbytes)
     for i in range(count):
         frames[i].data = NULL
         frames[i].body = NULL

@@ -26,3 +26,6 @@ class CallGuard:
 
     def after(self, action: Callable[[], object]) -> None:
         """Run an action now, or when the call ends that this thread is in the middle of."""
+
+def run_all(actions: list[Callable[[], object]]) -> int:
+    """Run all of them, whatever becomes of the others; then raise the first error."""

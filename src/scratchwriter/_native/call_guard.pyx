@@ -13,8 +13,7 @@ cimport cython
 from threading import get_ident
 
 
-cdef int run_all(list actions) except -1:
-    """Run all of them, whatever becomes of the others; raise the first error."""
+cpdef int run_all(list actions) except -1:
     cdef object first = None
     for action in actions:
         try:

@@ -16,7 +16,12 @@
 
 typedef SRWLOCK sw_mutex;
 #define SW_NO_THREAD 0
-static inline uintptr_t sw_this_thread(void) { return (uintptr_t)GetCurrentThreadId(); }
+static inline int64_t sw_this_thread(void) {
+    static LONG64 last;
+    static __declspec(thread) LONG64 mine;
+    if (mine == SW_NO_THREAD) mine = InterlockedIncrement64(&last);
+    return mine;
+}
 static inline void sw_mutex_init(sw_mutex *m) { InitializeSRWLock(m); }
 static inline void sw_mutex_destroy(sw_mutex *m) { (void)m; }
 static inline int sw_mutex_try(sw_mutex *m) { return TryAcquireSRWLockExclusive(m) != 0; }
@@ -73,7 +78,14 @@ static inline int sw_append(int fd, const char *data, size_t nbytes, int64_t end
 #include <unistd.h>
 
 #define SW_NO_THREAD 0
-static inline uintptr_t sw_this_thread(void) { return (uintptr_t)pthread_self(); }
+/* A number that no other thread has or had, as far as one compiled module asks: the system
+ * gives the identifier of a thread that has ended to another one. */
+static inline int64_t sw_this_thread(void) {
+    static int64_t last;
+    static __thread int64_t mine;
+    if (mine == SW_NO_THREAD) mine = __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+    return mine;
+}
 
 #if defined(__linux__) && defined(__LP64__)
 

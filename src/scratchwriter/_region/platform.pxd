@@ -11,8 +11,8 @@ cdef extern from "platform.h" nogil:
     void sw_mutex_lock(sw_mutex* m)
     void sw_mutex_unlock(sw_mutex* m)
 
-    uintptr_t SW_NO_THREAD
-    uintptr_t sw_this_thread()
+    int64_t SW_NO_THREAD
+    int64_t sw_this_thread()
 
     int64_t sw_load_acquire(const int64_t* p)
     void sw_store_release(int64_t* p, int64_t value)

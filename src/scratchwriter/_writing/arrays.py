@@ -75,6 +75,7 @@ class GrowingArray:
         region: Region,
     ) -> None:
         self._writer, self._number, self._file_name = writer, number, file_name
+        self._has_ended = False
         self.unit_nbytes, self.region = unit_nbytes, region
 
     @property
@@ -151,15 +152,18 @@ class GrowingArray:
             If there is none to put in place of a file whose memory is lent out.
         """
         self.region.end(nbytes, self._writer.lent_stop_nbytes(self._number))
+        self._has_ended = True
 
     def finish(self, folder: Path, nbytes: int) -> None:
-        """Have a file with exactly these bytes, after `end`.
+        """Have a file with exactly these bytes, after `end`; before it, do nothing.
 
         Raises
         ------
         MemoryError, OSError
             If that fails; the next call tries again.
         """
+        if not self._has_ended:
+            return  # memory behind the end of the file may still be in use
         if not self.is_in_file:
             self.region.save_as(folder / self._file_name, nbytes)
         self.region.trim(nbytes)  # before more is written: it gives back disk space

@@ -7,9 +7,10 @@ of a temporary folder, behind what they have in memory. A thread copies that int
 too, and when it has done so the dataset in the folder is complete and gets its manifest.
 
 Locks: `_saving` guards what is copied from memory into files, `_lock` the small files and
-the end. They are taken by `_guard.run` only: no interrupt can leave one taken, and a call
-in the middle of another one of the same thread is refused, or done afterwards (`finish`).
-Growth runs under the writer's own lock.
+the end; what publishes a dataset needs both. They are taken by `_guard.run` only: no
+interrupt can leave one taken, and a call in the middle of another one of the same thread is
+refused, or done afterwards (`finish`). Growth runs under the writer's own lock, where no
+code of the user's runs: warnings come after it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from scratchwriter._files.metadata import encode_frame_metadata, encode_global_m
 from scratchwriter._native.call_guard import CallGuard
 from scratchwriter._region.system import sync_file
 from scratchwriter._writing import policy
-from scratchwriter._writing.arrays import ArraySet
+from scratchwriter._writing.arrays import ArraySet, GrowingArray
 from scratchwriter._writing.dataset_files import DatasetFiles
 from scratchwriter._writing.syncer import Syncer, warn_in_thread
 from scratchwriter.errors import DeviceError, device_error
@@ -186,9 +187,9 @@ class Storage:
         return self._files
 
     def _publish(self) -> None:
-        """Make the dataset readable by others."""
+        """Make the dataset readable by others, if its files have all that it has."""
         files = self._files
-        if files is None or files.is_published:
+        if files is None or files.is_published or not self.arrays.are_saved:
             return
         files.publish(self.writer, self._global_metadata)
         if self._is_durable:
@@ -211,6 +212,7 @@ class Storage:
         """
         grow = partial(self._make_room, position, stop_nbytes)
         self._guard.run(partial(self.writer.exclusively, grow))
+        self._warn_of_spill()
 
     def make_steps(self, steps: int) -> None:
         """Make all arrays readable up to `steps`, for a long skip.
@@ -255,23 +257,34 @@ class Storage:
             self._spill_decision = decision
             self._open_files(folder)
         assert self.folder is not None
-        self.arrays.spill(position, self.folder)
+        self._start_saver()  # first: if this is interrupted, it does the rest
+        try:
+            self.arrays.spill(position, self.folder)
+        except BaseException:
+            if not any(array.is_in_file for array in self.arrays.positions):
+                # It stays in memory, and can be closed there.
+                remove_spill_folder(self.folder)
+                self._files = self._spill_decision = None
+            raise
 
     def _complete_spill(self) -> None:
-        """Do what follows when arrays have spilled. Again: what has not been done."""
+        """Do what follows when all arrays have spilled. Again: what has not been done."""
         files, decision = self._files, self._spill_decision
-        if files is None or files.is_published or decision is None:
+        if files is None or files.is_published or decision is None or self.writer.closed:
             return
         if self.arrays.are_in_files:
             self.arrays.spill_records(files.folder)
             self.arrays.start_writeback(decision.writeback)
-            self._start_saver()
-        if not self._has_warned_of_spill:
-            self._has_warned_of_spill = True
-            policy.warn_of_spill(decision, files.folder, stacklevel=5)
+
+    def _warn_of_spill(self) -> None:
+        decision, folder = self._spill_decision, self.folder
+        if decision is None or folder is None or self._has_warned_of_spill:
+            return
+        self._has_warned_of_spill = True
+        policy.warn_of_spill(decision, folder, stacklevel=4)
 
     def _start_saver(self) -> None:
-        if self._saver is None:
+        if self._saver is None or not self._saver.is_alive():
             saver = threading.Thread(
                 target=self._try_save, name="scratchwriter-save", daemon=True
             )
@@ -283,10 +296,14 @@ class Storage:
         """Complete the files of a dataset that has spilled, and publish it."""
         # On a thread of its own. What fails is tried again by `flush` and `finish`.
         while not self.arrays.are_past_memory:
+            if self.writer.closed or self._files is None:
+                return
             time.sleep(_LOOK_S)
+        with suppress(Exception):  # if an interrupt kept the frame from doing it
+            self._warn_of_spill()
         try:
             self._guard.run(self._save, self._saving, what="save")
-            self._guard.run(self._publish, self._lock, what="publish")
+            self._guard.run(self._publish, self._saving, self._lock, what="publish")
         except Exception as error:
             warn_in_thread(f"{self.folder} is not complete yet: {error}")
 
@@ -294,6 +311,7 @@ class Storage:
         """Copy what is in memory into the files, while frames come."""
         if self._files is None or self._files.is_published:
             return
+        self.writer.exclusively(self._complete_spill)
         try:
             for array in self.arrays.all:
                 array.save()
@@ -316,7 +334,7 @@ class Storage:
         if self.folder is None or not self.arrays.are_past_memory:
             return
         self._guard.run(self._save, self._saving, what="flush")
-        self._guard.run(self._flush, self._lock, what="flush")
+        self._guard.run(self._flush, self._saving, self._lock, what="flush")
 
     def _flush(self) -> None:
         files = self._files
@@ -403,8 +421,8 @@ class Storage:
         self._guard.after(partial(self._finish, then))
 
     def _finish(self, then: Callable[[], object]) -> None:
+        self.writer.close()  # if it is interrupted, nothing has ended yet
         try:
-            self.writer.close()
             if self._syncer is not None:
                 self._syncer.stop()
             self._wait_for_saver()
@@ -417,31 +435,34 @@ class Storage:
         self.arrays.stop_ahead()
         if self.finished:
             return
-        files, sizes = self._files, self.arrays.sizes(self.writer.frames_written)
-        for array, nbytes in sizes:
-            array.end(nbytes)
-        if files is not None:
-            self._need_own_folder(files)
-            # Run from the last to the first, each whatever became of the others.
-            with ExitStack() as steps:
-                steps.callback(self._finish_dataset, files)
-                for array, nbytes in sizes:
-                    steps.callback(array.finish, files.folder, nbytes)
+        sizes = self.arrays.sizes(self.writer.frames_written)
+        # Run from the last to the first, each whatever became of the others.
+        with ExitStack() as steps:
+            if self._files is not None:
+                steps.callback(self._finish_files_of, self._files, sizes)
+            for array, nbytes in sizes:
+                steps.callback(array.end, nbytes)
         self.finished = True
         self._undo = ExitStack()  # it refers to this object
 
-    def _need_own_folder(self, files: DatasetFiles) -> None:
+    def _finish_files_of(
+        self, files: DatasetFiles, sizes: list[tuple[GrowingArray, int]]
+    ) -> None:
         try:
             files.need_own_folder()
         except FileNotFoundError:
             files.release()
             self.finished = True
             raise
+        with ExitStack() as steps:
+            steps.callback(self._finish_dataset, files)
+            for array, nbytes in sizes:
+                steps.callback(array.finish, files.folder, nbytes)
 
     def _finish_dataset(self, files: DatasetFiles) -> None:
-        if not self.arrays.are_saved:
-            return  # what failed is reported; until it is done this is no whole dataset
         self._publish()
+        if not files.is_published:
+            return  # what failed is reported; until it is done this is no whole dataset
         # The manifest is exact at any time; to write another one a full disk has no room.
         files.close_logs()
         if self._is_durable:

@@ -42,8 +42,8 @@ class Syncer:
 
 
 def warn_in_thread(text: str) -> None:
-    """Warn; where warnings are errors, the thread continues all the same."""
-    with suppress(Warning):
+    """Warn; where that raises, the thread continues all the same."""
+    with suppress(Exception):
         warnings.warn(text, stacklevel=3)
 
 
