@@ -1,9 +1,10 @@
 """What the tests of edges share: places, lines, and processes that may crash or hang.
 
-SCRATCHWRITER_LINES=1 pytest tests/test_interrupts.py    at each line, not at one in four
+SCRATCHWRITER_LINES=1 pytest tests/test_interrupts.py    at each line, not at one in seven
 """
 
 import atexit
+import dis
 import faulthandler
 import functools
 import importlib
@@ -32,7 +33,7 @@ from scratchwriter._files.repair import find_faults
 from scratchwriter._writing import policy
 
 HERE = Path(__file__).parent
-EVERY = int(os.environ.get("SCRATCHWRITER_LINES", "4"))
+EVERY = int(os.environ.get("SCRATCHWRITER_LINES", "7"))
 # A test that passes takes seconds, on a slow machine minutes.
 _HANG_S = int(os.environ.get("SCRATCHWRITER_HANG_S", "600"))
 
@@ -133,15 +134,27 @@ def num_threads():
 # -------------------------------------------------------------------------------- lines
 
 
+@functools.cache
+def calls_of(code):
+    """Offsets of the instructions that call something."""
+    names = ("CALL", "CALL_FUNCTION_EX", "CALL_KW")
+    return {i.offset for i in dis.get_instructions(code) if i.opname in names}
+
+
 class AtLine:
     """Acts just before a thread runs its n-th line of this library. A context manager.
 
-    `lines` has each line that was run: file and number. The end of a `with` block is one,
-    too, though Python lets no signal in between its body and its `__exit__`.
+    What follows a call in the middle of a line counts as a line, too: there Python looks
+    for signals, and has not stored yet what the call has returned.
+
+    `lines` has each one that was run: file, number, and which instruction. The end of a
+    `with` block is one, too, though Python lets no signal in between its body and its
+    `__exit__`.
     """
 
     def __init__(self, at, act):
         self.lines, self._at, self._act = [], at, act
+        self._has_called = set()  # identities of frames whose last instruction was a call
 
     def __enter__(self):
         sys.settrace(self.trace)
@@ -152,7 +165,7 @@ class AtLine:
 
     @property
     def where(self):
-        return "{}:{}".format(*self.lines[self._at - 1])
+        return "{}:{} ({})".format(*self.lines[self._at - 1])
 
     @property
     def has_acted(self):
@@ -161,10 +174,17 @@ class AtLine:
     def trace(self, frame, event, arg):
         if "/scratchwriter/" not in frame.f_code.co_filename:
             return None
-        if event == "line":
-            self.lines.append((Path(frame.f_code.co_filename).name, frame.f_lineno))
+        frame.f_trace_opcodes = True
+        if event == "line" or (event == "opcode" and id(frame) in self._has_called):
+            self._has_called.discard(id(frame))
+            name = Path(frame.f_code.co_filename).name
+            self.lines.append((name, frame.f_lineno, frame.f_lasti))
             if len(self.lines) == self._at:
                 self._act()
+        if event == "opcode" and frame.f_lasti in calls_of(frame.f_code):
+            self._has_called.add(id(frame))
+        if event == "return":
+            self._has_called.discard(id(frame))
         return self.trace
 
 

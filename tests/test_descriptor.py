@@ -172,7 +172,7 @@ def claim_what_exists(folder):
 
 
 def spill(folder):
-    made = folders.make_spill_folder(ScratchFormat(spill_dir=str(folder)), 0)
+    made = folders.make_spill_folder(ScratchFormat(spill_dir=str(folder)), 0, id)
     folders.remove_spill_folder(made)
 
 

@@ -11,11 +11,19 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import pytest
 
-from scratchwriter import DatasetError, create_stream, open_scratch
+from scratchwriter import (
+    AcquisitionSettings,
+    DatasetError,
+    create_stream,
+    open_scratch,
+)
+from scratchwriter import dims_from_standard_axes as dims
 from scratchwriter._files import folders, progress, repair
 from scratchwriter._files.progress import Progress, locked
 from scratchwriter._files.repair import find_faults, recover
 from scratchwriter._region import system
+from scratchwriter._writing.storage import Storage
+from scratchwriter.plan import make_plan
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 SIZES = {"t": None, "y": 64, "x": 64}
@@ -25,6 +33,12 @@ FRAME = np.arange(64 * 64, dtype="uint16").reshape(64, 64)
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "data"
+
+
+def settings_of(folder, **fields):
+    return AcquisitionSettings(
+        dimensions=dims(SIZES), dtype="uint16", root_path=str(folder), **fields
+    )
 
 
 def killed(folder, num_frames=50):
@@ -324,3 +338,55 @@ def test_a_temporary_folder_that_cannot_be_recovered_stays_temporary(tmp_path):
     with pytest.raises(DatasetError):
         recover(folder)
     assert folders.reclaim_spill_folders(tmp_path) == [folder]
+
+
+# -------------------------------------------------------- two streams in the same folder
+
+
+def test_a_dataset_that_came_before_the_folder_was_locked_is_refused_not_deleted(
+    folder, monkeypatch
+):
+    lock_folder = folders.lock_folder
+
+    def late(path, **options):
+        monkeypatch.setattr(folders, "lock_folder", lock_folder)
+        with create_stream(settings_of(folder, overwrite=True)) as other:
+            other.append(FRAME)
+        return lock_folder(path, **options)
+
+    monkeypatch.setattr(folders, "lock_folder", late)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        create_stream(settings_of(folder))
+    with open_scratch(folder) as dataset:
+        assert (dataset.state, dataset.frames_written) == ("closed", 1)
+
+
+def test_what_is_undone_is_removed_before_others_can_have_the_folder(folder, monkeypatch):
+    refused = []
+
+    def remove_late(path):
+        with pytest.raises(FileExistsError, match="is being recorded"):
+            create_stream(settings_of(folder, overwrite=True))
+        refused.append(path)
+        folders.remove_files(path)
+
+    monkeypatch.setattr("scratchwriter._writing.storage.remove_files", remove_late)
+    settings = settings_of(folder)
+    storage = Storage(settings, make_plan(settings))
+    storage.begin()
+    storage.abandon()
+    assert refused == [folder]
+    assert not folder.exists()
+
+
+def test_what_is_undone_is_not_what_another_stream_has_made_meanwhile(folder):
+    settings = settings_of(folder)
+    storage = Storage(settings, make_plan(settings))
+    storage.begin()
+    shutil.rmtree(folder)
+    with create_stream(settings) as other:
+        other.append(FRAME)
+        storage.abandon()
+        other.append(FRAME)
+    with open_scratch(folder) as dataset:
+        assert (dataset.state, dataset.frames_written) == ("closed", 2)

@@ -217,11 +217,31 @@ class TestMapped:
             with suppress(FileNotFoundError):
                 assert tmp_path not in fd.readlink().parents
 
-    def test_its_buffer_is_read_only(self):
-        region = MappedRegion(8192)
-        region.extend(100)
-        assert memoryview(region).readonly
-        assert memoryview(region).nbytes == 100
+    def test_what_an_array_is_made_of_is_read_only_and_stays_when_the_rest_ends(self):
+        region = MappedRegion(1 << 30)
+        region.extend(1 << 20)
+        array = region.array(np.dtype("uint8"), (100,), 10)
+        data = memoryview(array.base)
+        assert (data.readonly, data.nbytes) == (True, 100)
+        region.end(110)
+        assert bytes(data) == bytes(100)
+        with pytest.raises(ValueError, match="111 bytes of 110"):
+            region.array(np.dtype("uint8"), (101,), 10)
+        with pytest.raises(TypeError):
+            memoryview(region)
+
+    def test_a_spill_that_is_refused_changes_nothing_and_the_next_one_works(self, tmp_path):
+        region = MappedRegion(1 << 20)
+        region.extend(10_000)
+        poke(region, 0, b"hello")
+        (tmp_path / "there").touch()
+        with pytest.raises(FileExistsError):
+            region.spill(tmp_path / "there", 5000)
+        assert (region.path, region.memory_nbytes) == (None, 10_000)
+        region.spill(tmp_path / "a.dat", 5000)
+        region.allocate(5000, 20_000)
+        assert (region.path, region.memory_nbytes) == (tmp_path / "a.dat", 4096)
+        assert bytes(region.array(np.dtype("uint8"), (5,))) == b"hello"
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_file_as_it_was(new, small_disk):

@@ -513,9 +513,11 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     settings.validate_stream_ready()
     settings = settings.model_copy(deep=True)
     storage = Storage(settings, make_plan(settings))
+    # First: it would finish, and not undo, what had begun without it.
+    stream = ScratchStream(storage)
     try:
         storage.begin()
-        return ScratchStream(storage)
+        return stream
     except BaseException:
         storage.abandon()
         raise

@@ -8,9 +8,10 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 from scratchwriter._files.layout import MANIFEST, PROGRESS, is_dataset_name
 from scratchwriter._files.manifest import read_manifest
@@ -54,13 +55,7 @@ def claimed(
         made.pop_all()  # from the last attempt: that folder is gone
         is_new = _make_if_absent(folder, needed_nbytes, made)
         if not (is_new or overwrite):
-            with suppress(DatasetError):  # the folder holds something else
-                _refuse_if_recorded(folder)
-            raise _refusal(
-                "The folder exists. Use overwrite=True to replace the scratch dataset in "
-                "it, or another root_path",
-                folder,
-            )
+            _refuse_existing(folder)
         try:
             lock, is_free = lock_folder(folder)
         except FileNotFoundError:
@@ -75,7 +70,7 @@ def claimed(
                 "Another stream is being made in this folder. Use another root_path",
                 folder,
             )
-        _empty(folder, needed_nbytes)
+        _empty(folder, needed_nbytes, overwrite)
         yield
 
 
@@ -107,9 +102,14 @@ def _refusal(why: str, folder: Path) -> FileExistsError:
     return FileExistsError(errno.EEXIST, why, str(folder))
 
 
-def _refuse_if_recorded(folder: Path) -> None:
-    with locked(folder) as lock:
+def _refuse_existing(folder: Path) -> NoReturn:
+    with suppress(DatasetError), locked(folder) as lock:  # it may hold something else
         _need_lock(lock, folder)
+    raise _refusal(
+        "The folder exists. Use overwrite=True to replace the scratch dataset in it, or "
+        "another root_path",
+        folder,
+    )
 
 
 def _need_lock(lock: Locked, folder: Path) -> None:
@@ -121,11 +121,13 @@ def _need_lock(lock: Locked, folder: Path) -> None:
         )
 
 
-def _empty(folder: Path, needed_nbytes: int) -> None:
+def _empty(folder: Path, needed_nbytes: int, overwrite: bool) -> None:
     """Delete the dataset in a folder, which is locked.
 
     The lock of the dataset is held until it is deleted: `recover` could try to finish it.
     """
+    if not overwrite and any(folder.iterdir()):
+        _refuse_existing(folder)  # recorded since the folder was made
     if any(folder.iterdir()) and not (is_dataset(folder) or is_beginning(folder)):
         raise _refusal(
             "The folder is not a scratch dataset and not empty: nothing is deleted. Use "
@@ -224,8 +226,19 @@ def spill_parent(fmt: ScratchFormat) -> Path:
 _spill_folders: dict[Path, Descriptor | None] = {}
 
 
-def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
-    """Make a temporary folder that only this user can enter (mode 0700), and lock it."""
+def make_spill_folder(
+    fmt: ScratchFormat, needed_nbytes: int, note: Callable[[Path], object]
+) -> Path:
+    """Make a temporary folder that only this user can enter (mode 0700), and lock it.
+
+    Parameters
+    ----------
+    fmt : ScratchFormat
+    needed_nbytes : int
+        What its disk must have free.
+    note : callable
+        Takes the folder over. If anything fails before it has returned, there is none.
+    """
     parent = spill_parent(fmt)
     parent.mkdir(parents=True, exist_ok=True)
     require_disk(needed_nbytes, parent)
@@ -238,6 +251,7 @@ def make_spill_folder(fmt: ScratchFormat, needed_nbytes: int) -> Path:
                 if is_locked is not False:
                     (folder / _SPILL_MARK).touch()
                     _spill_folders[folder] = lock
+                    note(folder)
                     return folder
         except BaseException:
             remove_spill_folder(folder)

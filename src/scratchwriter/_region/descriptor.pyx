@@ -1,7 +1,8 @@
 """A file descriptor that closes itself.
 
 A number in a variable of Python is lost when a KeyboardInterrupt comes between the call
-that opens and the line that is responsible for it. Here no bytecode runs in between.
+that opens and the line that is responsible for it. Here no bytecode runs in between. (That
+holds for the number. A *file* that is made stays, and its caller removes it.)
 
 Forks: a `flock` belongs to the open file, which a forked child has, too; the lock would
 live as long as the child. So descriptors that hold locks are kept in a list, which the
@@ -49,13 +50,13 @@ cdef struct Link:
     Link* after
 
 cdef sw_mutex _forking
-cdef Link _closed_in_children  # between the first and the last
+cdef Link _in_children  # closed there: between the first and the last
 sw_mutex_init(&_forking)
-_closed_in_children.before = _closed_in_children.after = &_closed_in_children
+_in_children.before = _in_children.after = &_in_children
 
 
 cdef void _insert(Link* link) noexcept nogil:
-    link.before, link.after = &_closed_in_children, _closed_in_children.after
+    link.before, link.after = &_in_children, _in_children.after
     link.after.before = link.before.after = link
 
 
@@ -156,12 +157,12 @@ def after_fork_in_parent():
 
 
 def after_fork_in_child():
-    cdef Link* link = _closed_in_children.after
-    while link != &_closed_in_children:
+    cdef Link* link = _in_children.after
+    while link != &_in_children:
         sw_close(link.fd)
         link.fd = -1
         _remove(link)
-        link = _closed_in_children.after
+        link = _in_children.after
     sw_mutex_init(&_forking)  # threads that waited for it are not here
 
 

@@ -1,9 +1,9 @@
 """A region whose addresses are reserved once and that grows in place (Linux).
 
 Memory: a `MappedRegion` owns `reserved_nbytes` of addresses from `base` on, until it is
-deallocated, and never moves. Arrays and buffers made from it hold a reference to it, so
-that nothing is unmapped that can still be read. It is anonymous memory up to
-`file_start`, and its file from there on.
+deallocated, and never moves. Arrays made from it hold a reference to it, so that nothing is
+unmapped that can still be read; `end` unmaps what no array has. It is anonymous memory up
+to `file_start`, and its file from there on.
 
 Files: kept open only while they are extended, so that ten thousand of them do not exhaust
 the limit of open files; the mapping holds the file.
@@ -28,6 +28,7 @@ the end of a disk, where there are none for a whole page, `madvise` is asked to 
 fault, which fails where a store would be killed.
 """
 
+import math
 import os
 
 cimport cython
@@ -50,7 +51,7 @@ from posix.mman cimport (
     mprotect,
     munmap,
 )
-from posix.unistd cimport close, ftruncate
+from posix.unistd cimport close, dup, ftruncate
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.errno cimport EFAULT, EINTR, EINVAL, ENOMEM, ENOSPC, EOPNOTSUPP, ESTALE, errno
@@ -178,11 +179,6 @@ cdef class MappedRegion:
             munmap(self.mapping.base, self.mapping.reserved_nbytes)
         sw_mutex_destroy(&self.mapping.growing)
 
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        if flags & PyBUF_WRITABLE:
-            raise BufferError("a region is read-only from Python")
-        PyBuffer_FillInfo(buffer, self, self.mapping.base, self.nbytes, True, flags)
-
     @property
     def path(self):
         return self._path
@@ -307,7 +303,10 @@ cdef class MappedRegion:
         return fd
 
     def array(self, dtype, shape, start=0):
-        return np.ndarray(shape, dtype, buffer=self, offset=start)
+        nbytes = math.prod(shape) * dtype.itemsize
+        if start + nbytes > self.nbytes:
+            raise ValueError(f"{start + nbytes} bytes of {self.nbytes}")
+        return np.ndarray(shape, dtype, buffer=_Bytes(self, start, nbytes))
 
     cdef int _map_file(self, path, int64_t start) except -1:
         """Make a file, and map it from the page of `start` on in place of memory."""
@@ -317,8 +316,8 @@ cdef class MappedRegion:
         cdef int code = 0
         cdef int fd
         cdef stat status
-        cdef bytes encoded = os.fsencode(path)
-        cdef const char* c_path = encoded
+        self._encoded_path = os.fsencode(path)
+        cdef const char* c_path = self._encoded_path
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with nogil:
             sw_mutex_lock(&mapping.growing)
@@ -328,6 +327,8 @@ cdef class MappedRegion:
                 code = sw_pwrite(
                     fd, mapping.base + page_start, start - page_start, page_start
                 )
+                if code == 0 and close(dup(fd)) != 0:
+                    code = errno  # of a network: while it can be undone
             # Whoever holds an array sees no difference: the same bytes, and then zeros.
             if code == 0 and page_start < mapping.reserved_nbytes and mmap(
                 mapping.base + page_start, mapping.reserved_nbytes - page_start,
@@ -339,13 +340,13 @@ cdef class MappedRegion:
                 mapping.device, mapping.inode = status.st_dev, status.st_ino
                 sw_store_release(&mapping.file_start, page_start)
             sw_mutex_unlock(&mapping.growing)
-        os.close(fd)
+            close(fd)
         if code != 0:
             os.unlink(path)
             if code == ENOMEM:
                 raise MemoryError(f"no room to map {path}")
             raise disk_error(code, path, nbytes - page_start)
-        self._path, self._encoded_path = path, encoded
+        self._path = path
         self._is_saved = page_start == 0
 
     cdef int _check_reserve(self, nbytes) except -1:
@@ -362,6 +363,24 @@ cdef class MappedRegion:
         if code != 0:
             raise disk_error(code, self._path, nbytes - self.nbytes)
         return 0
+
+
+@cython.final
+cdef class _Bytes:
+    """What an array is made of: read-only, and no more than it, as `end` unmaps the rest."""
+
+    cdef MappedRegion _region
+    cdef int64_t _start, _nbytes
+
+    def __cinit__(self, MappedRegion region not None, start, nbytes):
+        self._region, self._start, self._nbytes = region, start, nbytes
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("a region is read-only from Python")
+        PyBuffer_FillInfo(
+            buffer, self, self._region.mapping.base + self._start, self._nbytes, True, flags
+        )
 
 
 # ------------------------------------------------------- without the GIL: 0 or an errno

@@ -18,7 +18,6 @@ from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import errors_name, open_regular
 
 _ZEROS = bytes(1 << 20)
-_O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 
 
 class PortableRegion:
@@ -68,8 +67,13 @@ class PortableRegion:
                 self._buffer = grown
             else:
                 with self._open(self._path, nbytes - self.nbytes) as file:
-                    file.truncate(nbytes)
-                    self._buffer = _map(file, nbytes)
+                    length = os.fstat(file.fileno()).st_size
+                    file.truncate(max(nbytes, length))
+                    try:
+                        self._buffer = _map(file, nbytes)
+                    except BaseException:
+                        file.truncate(length)
+                        raise
 
     def allocate(self, start: int, stop: int) -> None:
         if self._path is not None:
@@ -116,18 +120,19 @@ class PortableRegion:
     @contextmanager
     def _written_to(self, path: Path, nbytes: int) -> Iterator[FileIO]:
         """Make a file of what is in memory; it is removed unless that is noted here."""
-        made = None
         try:
-            made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY)
+            made = Descriptor(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             with (
                 errors_name(path, nbytes),
                 FileIO(made.fileno(), "r+b", closefd=False) as file,
             ):
                 _write_all(file, self._buffer.data[:nbytes])
                 yield file
+        except FileExistsError:
+            raise  # it is not ours
         except BaseException:
-            if made is not None and not self.is_saved:
-                path.unlink()
+            if not self.is_saved:
+                path.unlink(missing_ok=True)
             raise
 
     @contextmanager
@@ -199,6 +204,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _map(file: FileIO, nbytes: int) -> npt.NDArray[np.uint8]:
+    if nbytes == 0:  # which cannot be mapped
+        return np.zeros(0, np.uint8)
     return np.memmap(file, np.uint8, "r+", shape=(nbytes,))
 
 

@@ -26,8 +26,6 @@ from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import sync_file
 from scratchwriter.plan import FramePlan
 
-_O_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
-
 
 class DatasetFiles:
     """See above. A dataset is complete for others when `publish` has made its manifest.
@@ -118,8 +116,15 @@ class DatasetFiles:
     def _log(self, name: str) -> tuple[int, Path]:
         path = self.folder / name
         if name not in self._logs:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _O_BINARY
-            self._logs[name] = Descriptor(path, flags, closed_in_children=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            try:
+                self._logs[name] = Descriptor(path, flags, closed_in_children=True)
+            except OSError:
+                raise  # if it exists, it is not ours
+            except BaseException:
+                if name not in self._logs:
+                    path.unlink(missing_ok=True)
+                raise
         return self._logs[name].fileno(), path
 
     @property

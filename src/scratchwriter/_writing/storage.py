@@ -98,6 +98,7 @@ class Storage:
         self._guard = CallGuard()
         self._saving, self._lock = threading.Lock(), threading.Lock()  # in that order
         self._undo = ExitStack()  # what `begin` has done
+        self._undo_in_claim = ExitStack()  # of it, what only the lock of the folder allows
         self._saver: threading.Thread | None = None
         self._syncer: Syncer | None = None
         self._unsynced: list[Path] = []  # folders with new names in them
@@ -135,6 +136,7 @@ class Storage:
         if folder is not None:
             self._open_files(folder)
             undo.callback(self._release)
+            undo.callback(self._remove_own_files)  # before the lock of the dataset is free
             self._publish()
         undo.callback(self.arrays.stop_ahead)
         self.arrays.start_ahead()
@@ -144,6 +146,8 @@ class Storage:
             self._syncer = Syncer(self.flush, fmt.sync_interval_s)
             undo.callback(self._syncer.stop)
             self._syncer.start()
+        # From here on the lock of the dataset keeps others out, and not that of the folder.
+        self._undo_in_claim.pop_all()
         claim.close()
 
     def abandon(self) -> None:
@@ -161,15 +165,25 @@ class Storage:
             reclaim_spill_folders(folder)
             if placement.kind == "memory":
                 return None
-            folder = make_spill_folder(fmt, placement.needed_nbytes)
-            undo.callback(remove_spill_folder, folder)
-            return folder
+            return make_spill_folder(
+                fmt,
+                placement.needed_nbytes,
+                lambda folder: undo.callback(remove_spill_folder, folder),
+            )
         new = [folder, *(path for path in folder.parents if not path.exists())]
         self._unsynced = [path.parent for path in new]
         overwrite = self.settings.overwrite
         claim.enter_context(claimed(folder, placement.needed_nbytes, overwrite, undo))
-        undo.callback(remove_files, folder)
+        undo.enter_context(self._undo_in_claim)
+        self._undo_in_claim.callback(remove_files, folder)
         return folder
+
+    def _remove_own_files(self) -> None:
+        files = self._files
+        if files is not None and files.is_published:
+            with suppress(FileNotFoundError):  # else they are another stream's
+                files.need_own_folder()
+                remove_files(files.folder)
 
     def _warn_at_the_beginning(self) -> None:
         if self.folder is None or self._files is None:
@@ -250,20 +264,20 @@ class Storage:
 
     def _spill(self, position: int, step: int, limit: str) -> None:
         """Let a position continue in a file of a temporary folder."""
-        if self.folder is None:
-            needed_nbytes = step * self.plan.total_nbytes
-            decision = policy.spill(self.placement, needed_nbytes, limit)
-            folder = make_spill_folder(self.settings.format, needed_nbytes)
-            self._spill_decision = decision
-            self._open_files(folder)
-        assert self.folder is not None
-        self._start_saver()  # first: if this is interrupted, it does the rest
+        needed_nbytes = step * self.plan.total_nbytes
+        if self._spill_decision is None:
+            self._spill_decision = policy.spill(self.placement, needed_nbytes, limit)
         try:
+            if self.folder is None:
+                make_spill_folder(self.settings.format, needed_nbytes, self._open_files)
+            assert self.folder is not None
+            self._start_saver()  # first: if this is interrupted, it does the rest
             self.arrays.spill(position, self.folder)
         except BaseException:
             if not any(array.is_in_file for array in self.arrays.positions):
                 # It stays in memory, and can be closed there.
-                remove_spill_folder(self.folder)
+                if self.folder is not None:
+                    remove_spill_folder(self.folder)
                 self._files = self._spill_decision = None
             raise
 
