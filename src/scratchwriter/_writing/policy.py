@@ -119,19 +119,18 @@ def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
     folder, window_nbytes, writeback = None, _MEMORY_WINDOW_NBYTES, None
     kind: Literal["memory", "folder", "temporary"] = "memory"
     if settings.root_path:
-        kind, spills = "folder", False
+        kind = "folder"
         folder = Path(settings.output_path).expanduser().absolute()
         if folder.is_symlink():
             folder = folder.resolve()
-        window_nbytes = file_window_nbytes(folder, needed_nbytes)
-        writeback = _writeback()
     elif limit:
-        kind, spills = "temporary", False
-        folder = spill_parent(fmt)
-        window_nbytes = file_window_nbytes(folder, needed_nbytes)
-        writeback = _writeback()
+        kind, folder = "temporary", spill_parent(fmt)
     elif spills:
         folder = spill_parent(fmt)
+    if kind != "memory" and folder is not None:
+        spills = False
+        window_nbytes = file_window_nbytes(folder, needed_nbytes)
+        writeback = _writeback()
     addresses, huge_from_nbytes = plan.step_nbytes, plan.step_nbytes
     if plan.is_unbounded:
         addresses = max(reserve_nbytes(), 2 * needed_nbytes) // plan.num_positions
