@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -243,16 +244,20 @@ def make_spill_folder(
     parent.mkdir(parents=True, exist_ok=True)
     require_disk(needed_nbytes, parent)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_SPILL_PREFIX, dir=parent)).absolute()
+        # Named before it is made: an interrupt may come right after that.
+        folder = parent.absolute() / f"{_SPILL_PREFIX}{secrets.token_hex(4)}"
         try:
             # Another process that reclaims folders may find it before it is locked.
             with suppress(FileNotFoundError):
+                folder.mkdir(0o700)
                 lock, is_locked = lock_folder(folder)
                 if is_locked is not False:
                     (folder / _SPILL_MARK).touch()
                     _spill_folders[folder] = lock
                     note(folder)
                     return folder
+        except FileExistsError:
+            continue  # another process's
         except BaseException:
             remove_spill_folder(folder)
             raise
