@@ -319,6 +319,11 @@ def make_plan(settings: AcquisitionSettings) -> FramePlan:
     )
 
 
+def least_ring_steps(keep_steps: int, *, is_frame: bool) -> int:
+    """Return how many steps a ring has at least; the pages of a machine may need more."""
+    return keep_steps + (2 if is_frame else 3)
+
+
 def _ring_steps(keep_steps: int | None, step_nbytes: int, *, is_frame: bool) -> int:
     """Return how many steps a ring has: those that are kept, and those being written.
 
@@ -328,6 +333,6 @@ def _ring_steps(keep_steps: int | None, step_nbytes: int, *, is_frame: bool) -> 
     """
     if keep_steps is None:
         return 0
-    steps = keep_steps + (2 if is_frame else 3)
+    steps = least_ring_steps(keep_steps, is_frame=is_frame)
     unit = mmap.ALLOCATIONGRANULARITY // math.gcd(mmap.ALLOCATIONGRANULARITY, step_nbytes)
     return -(-steps // unit) * unit

@@ -141,15 +141,7 @@ class ScratchDataset:
 
     def frame_times_ns(self) -> npt.NDArray[np.int64]:
         """Return the times that are known, in acquisition order; in a ring the newest."""
-        cursor = self.frames_written
-        records = self._source.records(cursor)
-        if records is None:
-            return np.empty(0, np.int64)
-        if self._plan.ring_frames:
-            first = max(cursor - self._plan.ring_frames, 0)
-            records = records[np.arange(first, cursor) % self._plan.ring_frames]
-        times: npt.NDArray[np.int64] = records["timestamp_ns"][records["known"] & 1 != 0]
-        return times
+        return self._source.frame_times_ns()
 
     @property
     def has_records(self) -> bool:
@@ -192,6 +184,7 @@ class ScratchDataset:
             self._events,
             dynamic_shape=dynamic_shape,
             strict=strict,
+            owner=self,
         )
 
     @property
@@ -427,11 +420,6 @@ class ScratchDataset:
         return self._source.counts_frames
 
     @property
-    def is_guessed(self) -> bool:
-        """Whether the shapes are what files of ome-writers have space for."""
-        return self._source.is_guessed
-
-    @property
     def may_lack_frames(self) -> bool:
         """Whether the machine was restarted before the dataset was closed.
 
@@ -439,20 +427,6 @@ class ScratchDataset:
         counted.
         """
         return self._source.may_lack_frames
-
-    @property
-    def file_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of each position's file, by the number of frames that came."""
-        return self._source.file_shapes
-
-    def file_nbytes(self, position: int) -> int:
-        """Return the size of a position's file, by the number of frames that came."""
-        return self._source.file_nbytes(position)
-
-    @property
-    def records_nbytes(self) -> int:
-        """Size of the records of those frames, if they have records."""
-        return self._source.records_nbytes
 
     def frame_number(self, position: int, index: Sequence[int]) -> int:
         """Return which frame, in acquisition order, has an index in a position's file."""

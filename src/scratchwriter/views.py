@@ -70,17 +70,18 @@ class _Viewed(Protocol):
 class CoordsChanged:
     """Calls callbacks when a view shows more coordinates; off the appending thread."""
 
-    __slots__ = ("_events", "_listeners")
+    __slots__ = ("_events", "_listeners", "_owner")
 
-    def __init__(self, events: Events | None) -> None:
+    def __init__(self, events: Events | None, owner: object = None) -> None:
         self._events = events  # None: what is shown does not change
+        self._owner = owner  # whose end would end the listeners
         self._listeners: list[tuple[Callable[[], object], Listener | None]] = []
 
     def connect(self, callback: Callable[[], object]) -> Callable[[], object]:
         """Call a callback, without arguments, from now on; return it."""
         listener = None
         if self._events is not None:
-            listener = self._events.on("coords_expanded", lambda _: callback())
+            listener = self._events.on("coords_expanded", lambda _: callback(), self._owner)
         self._listeners.append((callback, listener))
         return callback
 
@@ -121,12 +122,13 @@ class StreamView:
         *,
         dynamic_shape: bool = True,
         strict: bool = False,
+        owner: object = None,
     ) -> None:
         self._plan, self._coords = plan, coords
         self._cursor, self._storage_array = cursor, storage_array
         self._is_dynamic, self._is_strict = dynamic_shape, strict
         changes = dynamic_shape or plan.is_unbounded
-        self._coords_changed = CoordsChanged(events if changes else None)
+        self._coords_changed = CoordsChanged(events if changes else None, owner)
 
     @classmethod
     def from_stream(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,18 @@ _LOOK_FOR_WRITER_S = 0.1  # a system call or three
 
 
 class FixedProgress:
-    """The frames of a dataset that is not recorded, and whose number is known."""
+    """The frames of a dataset that is not recorded, and whose number is known.
 
-    def __init__(self, cursor: int, skips: Sequence[range] = ()) -> None:
-        self._cursor = cursor
-        self._skips = Skips([(skip.start, skip.stop) for skip in skips])
+    Attributes
+    ----------
+    skips : callable
+        Returns which ranges were skipped that have a frame from one to before another.
+    """
+
+    def __init__(
+        self, cursor: int, skips: Callable[[int, int], Skips] = lambda first, stop: Skips()
+    ) -> None:
+        self._cursor, self.skips = cursor, skips
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
         """Return the number of frames."""
@@ -33,10 +40,6 @@ class FixedProgress:
 
     def give_up(self) -> None:
         """Do nothing: no thread waits."""
-
-    def skips(self, first: int, stop: int) -> Skips:
-        """Return which frames were skipped."""
-        return self._skips
 
 
 class LiveProgress:

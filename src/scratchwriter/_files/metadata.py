@@ -260,11 +260,14 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         with self._faults(), open_regular(self._path) as file:
             self._need_same()  # after it was opened
             starts = [self._starts]
-            at = file.seek(int(self._starts[-1]))
+            start = at = file.seek(int(self._starts[-1]))
             while data := file.read(_CHUNK_NBYTES):
                 ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
                 starts.append(at + ends + 1)
+                if ends.size:
+                    start = at + int(ends[-1]) + 1
                 at += len(data)
+                _need_line_nbytes(at - start)
             if len(starts) > 1:
                 self._starts = np.concatenate(starts)
 
@@ -279,8 +282,7 @@ class FrameMetadata(Sequence[dict[str, Any]]):
             last = min(max(last, number + 1), stop)
             end = int(self._starts[last])
             with self._faults():
-                if end - start > _MOST_LINE_NBYTES:
-                    raise ValueError(f"a line has {end - start} bytes")
+                _need_line_nbytes(end - start)
                 with open_regular(self._path) as file:
                     self._need_same()
                     data = os.pread(file.fileno(), end - start, start)
@@ -314,6 +316,11 @@ def where(line: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
     if not isinstance(index, list) or not all(type(n) is int for n in [position, *index]):
         raise ValueError("a line does not say which frame it belongs to")
     return cast("int", position), tuple(index)
+
+
+def _need_line_nbytes(nbytes: int) -> None:
+    if nbytes > _MOST_LINE_NBYTES:
+        raise ValueError(f"a line has {nbytes} bytes")
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:

@@ -100,6 +100,9 @@ class OmeWritersSource(Source):
     def record_values(self, name: RecordName) -> tuple[npt.NDArray[np.int64], ...]:
         return tuple(np.full(shape[:-2], UNKNOWN, np.int64) for shape in self._shapes)
 
+    def frame_times_ns(self) -> npt.NDArray[np.int64]:
+        return np.empty(0, np.int64)
+
     def file_shape(self, position: int, cursor: int | None = None) -> tuple[int, ...]:
         return self._shapes[position]
 

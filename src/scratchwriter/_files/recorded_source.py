@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from scratchwriter._files.live import FixedProgress, LiveProgress
 from scratchwriter._files.manifest import read_manifest
 from scratchwriter._files.metadata import FrameMetadata
 from scratchwriter._files.progress import ProgressView
-from scratchwriter._files.records import arrange, count_dropped
-from scratchwriter._files.skips import read_skips
+from scratchwriter._files.records import arrange, count_dropped, known_times_ns
+from scratchwriter._files.skips import read_skips, read_skips_between
 from scratchwriter._files.source import (
     Description,
     RecordName,
@@ -35,7 +36,7 @@ from scratchwriter._files.source import (
     shape_text,
 )
 from scratchwriter._region import view_file, view_ring
-from scratchwriter.plan import FramePlan
+from scratchwriter.plan import FramePlan, least_ring_steps
 
 
 def state_of(progress: ProgressView) -> State:
@@ -74,7 +75,7 @@ class RecordedSource(Source):
         *,
         was_closed: bool,
     ) -> None:
-        super().__init__(path, description)
+        super().__init__(path, description._replace(plan=_plan_of_files(path, description)))
         self._progress = progress
         progress.num_frames = self.plan.num_frames
         self._check(is_exact=was_closed)
@@ -91,9 +92,6 @@ class RecordedSource(Source):
 
     def _check(self, *, is_exact: bool) -> None:
         plan, cursor = self.plan, self.frames_written
-        with faults_of(self.path / PROGRESS):
-            if plan.num_frames is not None and cursor > plan.num_frames:
-                raise ValueError(f"it counts {cursor} frames of {plan.num_frames}")
         for position, shape in enumerate(self.manifest.position_shapes):
             found = plan.file_shape(position, cursor)
             with faults_of(self.path / MANIFEST):
@@ -111,8 +109,11 @@ class RecordedSource(Source):
 
     @property
     def recording_id(self) -> str:
-        status = (self.path / array_name(0)).lstat
-        return self._progress.recording_id or f"{status().st_ino}-0"
+        if self._progress.recording_id:
+            return self._progress.recording_id
+        path = self.path / array_name(0)
+        with faults_of(path):
+            return f"{path.lstat().st_ino}-0"
 
     @property
     def frames_written(self) -> int:
@@ -145,9 +146,9 @@ class RecordedSource(Source):
 
     def written(self, position: int) -> npt.NDArray[np.bool_]:
         frames, plan = self.frames_written, self.plan
-        return plan.written(position, frames, self.skipped).transpose(
-            plan.storage_axes[:-2]
-        )
+        with faults_of(self.path / PROGRESS):  # which may claim any number
+            written = plan.written(position, frames, self.skipped)
+        return written.transpose(plan.storage_axes[:-2])
 
     def records(self, cursor: int) -> npt.NDArray[np.void] | None:
         path = self.path / RECORDS
@@ -159,17 +160,30 @@ class RecordedSource(Source):
                 return None
             data = view_file(path)
             self.need_same()  # after it was opened
+            count = len(data) // RECORD.itemsize
+            if count < self.plan.ring_frames:
+                raise ValueError(f"it has {count} records of {self.plan.ring_frames}")
             # If it is shorter than that, the last frames have no record.
-            count = min(self.plan.ring_frames or cursor, len(data) // RECORD.itemsize)
+            count = min(self.plan.ring_frames or cursor, count)
             return np.frombuffer(data, RECORD, count) if count else None
 
     def record_values(self, name: RecordName) -> tuple[npt.NDArray[np.int64], ...]:
         cursor = self.frames_written
         records = self.records(cursor)
-        return tuple(
-            arrange(self.plan, position, records, cursor, name)
-            for position in range(self.plan.num_positions)
-        )
+        with faults_of(self.path / PROGRESS):  # which may claim any number
+            return tuple(
+                arrange(self.plan, position, records, cursor, name)
+                for position in range(self.plan.num_positions)
+            )
+
+    def frame_times_ns(self) -> npt.NDArray[np.int64]:
+        cursor, ring_frames = self.frames_written, self.plan.ring_frames
+        records = self.records(cursor)
+        with faults_of(self.path / RECORDS):
+            if records is not None and ring_frames:
+                first = max(cursor - ring_frames, 0)
+                records = records[np.arange(first, cursor) % ring_frames]
+            return known_times_ns(records)
 
     @property
     def global_metadata(self) -> dict[str, Any]:
@@ -203,6 +217,8 @@ class RecordedSource(Source):
         need_nbytes(path, ring_nbytes, PROGRESS)
         with faults_of(path):
             data = view_ring(path, ring_nbytes)  # or, where it cannot be mapped so, a copy
+            if len(data) < 2 * ring_nbytes:  # it has become shorter since
+                raise ValueError(f"it has {len(data) // 2} bytes, not {ring_nbytes}")
         self.need_same()  # after it was opened
         return data
 
@@ -223,13 +239,37 @@ class RestartedSource(RecordedSource):
     ) -> None:
         self._most_frames = max(_frames_in_files(path, description.plan), progress.synced)
         super().__init__(path, description, progress, was_closed=False)
-        most_frames = self._most_frames
-        self.frames = FixedProgress(self.frames_written, self.skipped)
-        self._read_metadata(lambda: min(progress.cursor, most_frames))
+        frames = self.frames_written
+        self.frames = FixedProgress(frames, partial(read_skips_between, path))
+        self._read_metadata(lambda: frames)
 
     @property
     def frames_written(self) -> int:
         return min(self._progress.cursor, self._most_frames)
+
+
+def _plan_of_files(path: Path, description: Description) -> FramePlan:
+    """Return the plan with as many steps in a ring as its files have.
+
+    How many that are depends on the pages of the machine that wrote it.
+    """
+    plan = description.plan
+    if plan.keep_steps is None:
+        return plan
+    sizes = []
+    for position in range(plan.num_positions):
+        array_path = path / array_name(position)
+        need_nbytes(array_path, plan.step_nbytes, MANIFEST)
+        with faults_of(array_path):
+            sizes.append(array_path.lstat().st_size)
+    steps, rest_nbytes = divmod(sizes[0], plan.step_nbytes)
+    least = least_ring_steps(
+        plan.keep_steps, is_frame=plan.step_nbytes == plan.frame_nbytes
+    )
+    with faults_of(path / array_name(0)):
+        if rest_nbytes or steps < least or len(set(sizes)) > 1:
+            raise ValueError(f"a ring cannot have {sizes[0]} bytes")
+    return replace(plan, ring_steps=steps)
 
 
 def _frames_in_files(path: Path, plan: FramePlan) -> int:

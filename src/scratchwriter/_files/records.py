@@ -6,6 +6,7 @@ core writes them; this module reads them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from scratchwriter._files.layout import KNOWS_ID, KNOWS_TIME, UNKNOWN
 from scratchwriter.plan import FramePlan
 
 _MOST_DROPPED = (1 << 63) - 1  # as the core counts them
+_PIECE_RECORDS = 1 << 18
 _KNOWN = {"timestamp_ns": KNOWS_TIME, "frame_id": KNOWS_ID}
 
 
@@ -68,12 +70,28 @@ def count_dropped(records: npt.NDArray[np.void] | None) -> int:
     A number that is smaller than the one before means that the camera counts from the start
     again. More than 2**63 - 1 count as that many.
     """
-    if records is None:
-        return 0
-    ids = records["frame_id"][records["known"] & _KNOWN["frame_id"] != 0]
-    before, after = ids[:-1], ids[1:]
-    is_later = after > before
-    # A difference has up to 64 bits, and the sum of them more: exact in two halves.
-    steps = after[is_later].astype(np.uint64) - before[is_later].astype(np.uint64) - 1
-    high, low = int((steps >> 32).sum()), int((steps & 0xFFFFFFFF).sum())
-    return min((high << 32) + low, _MOST_DROPPED)
+    dropped = 0
+    last = np.empty(0, np.int64)
+    for ids in _known_in_pieces(records, "frame_id"):
+        ids = np.concatenate([last, ids])
+        before, after, last = ids[:-1], ids[1:], ids[-1:]
+        is_later = after > before
+        # A difference has up to 64 bits, and the sum of them more: exact in two halves.
+        steps = after[is_later].astype(np.uint64) - before[is_later].astype(np.uint64) - 1
+        dropped += (int((steps >> 32).sum()) << 32) + int((steps & 0xFFFFFFFF).sum())
+    return min(dropped, _MOST_DROPPED)
+
+
+def known_times_ns(records: npt.NDArray[np.void] | None) -> npt.NDArray[np.int64]:
+    """Return the times that are known, in the order of the records."""
+    times = [*_known_in_pieces(records, "timestamp_ns"), np.empty(0, np.int64)]
+    return np.concatenate(times)
+
+
+def _known_in_pieces(
+    records: npt.NDArray[np.void] | None, name: Literal["timestamp_ns", "frame_id"]
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the numbers that are known; a file may claim more than fit in memory."""
+    for start in range(0, 0 if records is None else len(records), _PIECE_RECORDS):
+        piece = records[start : start + _PIECE_RECORDS]  # type: ignore[index]
+        yield piece[name][piece["known"] & _KNOWN[name] != 0]

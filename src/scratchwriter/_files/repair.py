@@ -51,9 +51,9 @@ def find_faults(source: Source) -> list[str]:
             f"its writer died before closing it; `scratchwriter recover` finishes it, with "
             f"{source.frames_written} frames"
         )
-    if state != "recording":
-        faults += _wrong_shapes(source)
     try:
+        if state != "recording":
+            faults += _wrong_shapes(source)
         _check_frame_metadata(source)
         source.skipped  # noqa: B018
         source.dropped  # noqa: B018
@@ -72,8 +72,10 @@ def _wrong_shapes(source: Source) -> Iterator[str]:
         nbytes = source.file_nbytes(position)
         # After a restart the file may hold more frames than are counted.
         is_exact = is_closed and not source.may_lack_frames
-        if is_exact and path.lstat().st_size != nbytes:
-            yield f"{path} has {path.lstat().st_size} bytes, {nbytes} are expected"
+        with faults_of(path):
+            found_nbytes = path.lstat().st_size
+        if is_exact and found_nbytes != nbytes:
+            yield f"{path} has {found_nbytes} bytes, {nbytes} are expected"
         # The lengths are renewed after the commit: a writer that was killed in between
         # leaves shapes without the frames of its last call.
         is_behind = listed[1:] == found[1:] and listed[0] < found[0]

@@ -161,6 +161,10 @@ class Source(ABC):
     def record_values(self, name: RecordName) -> tuple[npt.NDArray[np.int64], ...]:
         """Return one number per frame, one array per position; see `records.arrange`."""
 
+    @abstractmethod
+    def frame_times_ns(self) -> npt.NDArray[np.int64]:
+        """Return the times that are known, in acquisition order; in a ring the newest."""
+
     @property
     def append_times(self) -> AppendTimes | None:
         """How long appends took, so far; None if the writer did not report it."""
@@ -231,6 +235,8 @@ class Source(ABC):
             need_nbytes(path, nbytes, PROGRESS)
             with faults_of(path):
                 data = view_file(path)
+                if len(data) < nbytes:  # it has become shorter since
+                    raise ValueError(f"it has {len(data)} bytes, not {nbytes}")
             self.need_same()  # after it was opened
             self._mapped[position] = data
         return data

@@ -7,6 +7,7 @@ asks for it.
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -205,9 +206,10 @@ def make_ring(nbytes: int, path: Path | None = None) -> Region:
 
 def view_ring(path: Path, nbytes: int) -> memoryview:
     """Return the bytes of a ring's file twice, one behind the other; see `view_file`."""
-    if _use_portable():
+    if _use_portable() or nbytes % mmap.ALLOCATIONGRANULARITY:
+        # As they are now: a copy. The machine that wrote it may have smaller pages.
         data = portable.map_file(path)[:nbytes]
-        return memoryview(bytes(data) * 2)  # as they are now: a copy
+        return memoryview(bytes(data) * 2)
     from scratchwriter._region.mapped import map_ring
 
     return map_ring(path, nbytes)
