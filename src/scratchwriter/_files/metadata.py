@@ -320,7 +320,7 @@ def where(line: Mapping[str, Any]) -> tuple[int, tuple[int, ...]]:
 
 def _need_line_nbytes(nbytes: int) -> None:
     if nbytes > _MOST_LINE_NBYTES:
-        raise ValueError(f"a line has {nbytes} bytes")
+        raise ValueError(f"a line has more than {_MOST_LINE_NBYTES} bytes")
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
