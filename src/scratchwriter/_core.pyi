@@ -1,11 +1,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, Final, Protocol, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
 
 _T = TypeVar("_T")
+__pyx_capi__: Final[dict[str, object]]  # for the other compiled modules
 
 class _Plan(Protocol):
     @property

@@ -367,7 +367,7 @@ cdef class MappedRegion:
 
 @cython.final
 cdef class _Bytes:
-    """What an array is made of: read-only, and no more than it, as `end` unmaps the rest."""
+    """What an array is made of: read-only, and no more than that: `end` unmaps the rest."""
 
     cdef MappedRegion _region
     cdef int64_t _start, _nbytes
