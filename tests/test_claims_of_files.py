@@ -138,6 +138,22 @@ def test_after_a_restart_damaged_skips_cost_no_frame(make_settings, folder):
         recover(folder)
 
 
+def test_after_a_restart_a_ring_has_all_its_frames(make_settings, folder):
+    fmt = ScratchFormat(keep_last=3, timestamps=True)
+    with create_stream(make_settings(SIZES, root_path=str(folder), format=fmt)) as stream:
+        for i in range(1000):
+            stream.append(frame_of(i), frame_id=i)
+    restarted(folder)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="restarted"):
+            dataset = open_scratch(folder)
+        with dataset:
+            assert (dataset.frames_written, dataset.frames_synced) == (1000, 0)
+            assert dataset.arrays[0][:, 0, 0].tolist() == [997, 998, 999]
+            assert dataset.frame_ids[0].tolist() == [997, 998, 999]
+        recover(folder)
+
+
 def test_of_a_file_that_went_since_it_was_opened_the_path_is_named(make_settings, folder):
     with create_stream(make_settings(SIZES, root_path=str(folder))) as stream:
         stream.append(frame_of(0))

@@ -237,7 +237,10 @@ class RestartedSource(RecordedSource):
     def __init__(
         self, path: Path, description: Description, progress: ProgressView
     ) -> None:
-        self._most_frames = max(_frames_in_files(path, description.plan), progress.synced)
+        plan = description.plan
+        # A ring has all its space from the beginning.
+        most_frames = progress.cursor if plan.ring_steps else _frames_in_files(path, plan)
+        self._most_frames = max(most_frames, progress.synced)
         super().__init__(path, description, progress, was_closed=False)
         frames = self.frames_written
         self.frames = FixedProgress(frames, partial(read_skips_between, path))
