@@ -157,6 +157,7 @@ def address_in(capsule):
 
 def store_from_c_when_python_has_let_go(folder, place, held, library):
     before = 0
+    threading.stack_size(1 << 18)  # how many run at once depends on the machine
     for number in range(5):
         if number == 2:  # by then the stacks of threads have been made that are kept
             before = mapped_nbytes()

@@ -104,6 +104,7 @@ class Storage:
         self._unsynced: list[Path] = []  # folders with new names in them
         self._lost: tuple[int, Path] | None = None  # errno and file the device failed for
         self._spill_decision: policy.Spill | None = None
+        self._frames_at_spill = 0
         self._has_warned_of_spill = False
         self._disowned = False
 
@@ -266,6 +267,7 @@ class Storage:
         """Let a position continue in a file of a temporary folder."""
         needed_nbytes = step * self.plan.total_nbytes
         if self._spill_decision is None:
+            self._frames_at_spill = self.writer.frames_written
             self._spill_decision = policy.spill(self.placement, needed_nbytes, limit)
         try:
             if self.folder is None:
@@ -313,13 +315,18 @@ class Storage:
             if self.writer.closed or self._files is None:
                 return
             time.sleep(_LOOK_S)
-        with suppress(Exception):  # if an interrupt kept the frame from doing it
-            self._warn_of_spill()
         try:
             self._guard.run(self._save, self._saving, what="save")
             self._guard.run(self._publish, self._saving, self._lock, what="publish")
         except Exception as error:
             warn_in_thread(f"{self.folder} is not complete yet: {error}")
+        # The frame for which arrays spill warns before it is stored, unless it was
+        # interrupted: once frames have come, this does.
+        while not (self._has_warned_of_spill or self.writer.closed):
+            if self.writer.frames_written > self._frames_at_spill:
+                with suppress(Exception):
+                    self._warn_of_spill()
+            time.sleep(_LOOK_S)
 
     def _save(self) -> None:
         """Copy what is in memory into the files, while frames come."""
