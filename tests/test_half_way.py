@@ -42,6 +42,10 @@ def fill(stream, frames, **extras):
             stream.append(FRAME, **extras)
 
 
+def refuse_to_spill(array, folder, start):
+    raise OSError(errno.ENOSPC, "full")
+
+
 def is_published(stream):
     files = stream._storage._files
     return files is not None and files.is_published
@@ -174,12 +178,9 @@ def test_a_spill_that_was_interrupted_is_completed_by_itself(spilling):
 def test_a_stream_that_could_not_spill_stays_in_memory_and_can_be_closed(
     spilling, monkeypatch, tmp_path
 ):
-    def spill(self, folder, start):
-        raise OSError(errno.ENOSPC, "full")
-
     with create_stream(spilling) as stream:
         with monkeypatch.context() as patch:
-            patch.setattr(GrowingArray, "spill", spill)
+            patch.setattr(GrowingArray, "spill", refuse_to_spill)
             for _ in range(2):
                 with pytest.raises(OSError, match="full"):
                     fill(stream, 1000)
@@ -192,12 +193,9 @@ def test_a_stream_that_could_not_spill_stays_in_memory_and_can_be_closed(
 def test_a_stream_that_could_not_spill_does_so_when_there_is_room(
     spilling, monkeypatch, tmp_path
 ):
-    def spill(self, folder, start):
-        raise OSError(errno.ENOSPC, "full")
-
     with create_stream(spilling) as stream:
         with monkeypatch.context() as patch:
-            patch.setattr(GrowingArray, "spill", spill)
+            patch.setattr(GrowingArray, "spill", refuse_to_spill)
             with pytest.raises(OSError, match="full"):
                 fill(stream, 1000)
         fill(stream, 300)
