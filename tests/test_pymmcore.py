@@ -72,6 +72,8 @@ def run(core, seq, output, **options):
     core.mda.events.frameReady.connect(keep)
     core.mda.run(useq.MDASequence(**seq), output=output, **options)
     core.mda.events.frameReady.disconnect(keep)
+    if isinstance(output, MDAHandler):
+        output.close()  # the relay of pymmcore-plus can lose the end of a sequence
     return np.array(frames)
 
 
@@ -122,6 +124,22 @@ def test_a_handler_can_be_used_again_and_in_memory(core):
         np.testing.assert_array_equal(
             np.asarray(handler.view()).reshape(frames.shape), frames
         )
+
+
+def test_a_sequence_whose_end_is_never_reported_is_closed_with_its_last_frame(tmp_path):
+    handler = MDAHandler(tmp_path / "run")
+    seq = useq.MDASequence(time_plan={"interval": 0, "loops": 4})
+    meta = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
+    info = {"height": 4, "width": 4, "dtype": "uint16"}
+    handler.sequenceStarted(seq, {"image_infos": [info]})
+    for i, event in enumerate(seq):
+        assert not handler.stream.closed
+        handler.frameReady(np.full((4, 4), i, "uint16"), event, meta)
+    assert handler.stream.closed
+    with open_scratch(tmp_path / "run") as dataset:
+        assert (dataset.state, dataset.frames_written) == ("closed", 4)
+    handler.frameReady(np.zeros((4, 4), "uint16"), event, meta)
+    assert (handler.num_refused, handler.error) == (1, None)
 
 
 def test_frames_that_never_came_leave_zeros_at_their_place(core):
@@ -181,6 +199,7 @@ def test_events_without_a_sequence_are_stored_frame_by_frame(core):
     handler, frames = MDAHandler(), []
     core.mda.events.frameReady.connect(lambda image, *_: frames.append(image.copy()))
     core.mda.run(iter([useq.MDAEvent(exposure=1), useq.MDAEvent()]), output=handler)
+    handler.close()
     np.testing.assert_array_equal(np.asarray(handler.view()), frames)
 
 

@@ -36,6 +36,11 @@ _ENDLESS = 2**31 - 1  # frames
 class MDAHandler:
     """Stores the frames of an MDA sequence with their metadata: `run_mda(output=handler)`.
 
+    The stream is closed with the last frame of a sequence whose length is known, else when
+    the sequence ends. pymmcore-plus (0.18) reports the end of a sequence to handlers from
+    another thread, and can leave the report out; a stream of unknown length then stays open
+    until `close` is called.
+
     Each frame is stored at the index of its event, so that a missing frame leaves zeros and
     does not shift later ones. If a sequence does not fit an array (see
     `useq_to_acquisition_settings`), its frames are stored one after the other.
@@ -71,6 +76,7 @@ class MDAHandler:
         self._settings = settings
         self._number: EventNumbers | None = None
         self._cameras = 1
+        self._num_frames: int | None = None  # of the sequence, all cameras
         self.num_refused = 0
         self.stream: ScratchStream | None = None
         self.error: Exception | None = None
@@ -91,6 +97,17 @@ class MDAHandler:
                 "returns before the sequence begins."
             )
         return self.stream.view()
+
+    def close(self) -> None:
+        """Close the stream of the newest run, if there is one. Can be repeated.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be finished; the others are.
+        """
+        if self.stream is not None:
+            self.stream.close()
 
     # ------------------------------------------------------ what pymmcore-plus calls
 
@@ -117,13 +134,14 @@ class MDAHandler:
             if missing > 0:
                 self.stream.skip(frames=missing)
             self.stream.append(img, frame_metadata=_frame_metadata(event, meta))
+            if self.stream.frames_written == self._num_frames:
+                self.stream.close()
         except Exception as error:
             self._give_up(error)
 
     def sequenceFinished(self, seq: useq.MDASequence) -> None:
         """Close the stream."""
-        if self.stream is not None:
-            self.stream.close()
+        self.close()
 
     # ---------------------------------------------------------------------- inside
 
@@ -154,6 +172,7 @@ class MDAHandler:
                 | {"dimensions": dims, "plate": plate, "dtype": info["dtype"]}
             )
         )
+        self._num_frames = stream.settings.num_frames
         stream.set_global_metadata(_NAMESPACE, {"summary_metadata": _plain(meta)})
         return stream
 
