@@ -48,14 +48,16 @@ def test_no_append_takes_a_page_fault(make_settings, place, count, sizes_and_ord
     )
     with create_stream(settings) as stream:
         stream.append(FRAME)
-        for _ in range(3):
+        faults = []
+        for _ in range(5):
             wait_for_populated(stream, 80 * FRAME.nbytes)
             before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
             for _ in itertools.repeat(None, 80):
                 stream.append(FRAME)
-            after = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-            # At least 10 if it did (of huge pages); Python's own memory may take one.
-            assert after - before <= 2
+            faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+    # At least 10 each time if it did (of huge pages). Python's own memory may take one, and
+    # a `sync` of somebody else makes the pages of a file read-only for a moment.
+    assert np.median(faults) <= 2
 
 
 @needs_thread
