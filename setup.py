@@ -67,7 +67,7 @@ names = [
     "_native.watch",
 ]
 if sys.platform == "linux":
-    names += ["_native.ahead", "_region.file_view", "_region.mapped"]
+    names += ["_native.ahead", "_region.file_view", "_region.mapped", "_region.staging"]
 
 setup(
     ext_modules=cythonize(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from others import DISK_ONLY, OTHERS
+from others import OTHERS, is_possible
 from report import describe, insert, markdown_table
 from session import (
     Camera,
@@ -23,7 +23,7 @@ from session import (
     open_session,
     run_in_turn,
 )
-from writers import WRITERS, Work, is_able
+from writers import WRITERS, Work
 
 ALL = {**WRITERS, **OTHERS}
 SIZES = (512, 2048)
@@ -50,10 +50,6 @@ def works(nbytes: int) -> list[Work]:
         for on_disk in (False, True)
         for size in SIZES
     ]
-
-
-def is_possible(writer: str, work: Work) -> bool:
-    return is_able(writer, work) and (work.on_disk or writer not in DISK_ONLY)
 
 
 def measure(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -25,13 +24,14 @@ from session import (
     describe_machine,
     open_session,
     run_in_turn,
+    size,
 )
 from writers import WRITERS, Work, is_able
 
 
 def main() -> None:
     options = parse()
-    versions = {name: writer.version for name, writer in WRITERS.items()}
+    versions = {w.distribution: w.version for w in WRITERS.values()}
     measurements: list[Measurement] = []
     verdicts: list[list[str]] = []
     with open_session(options.folder, options.patience) as session:
@@ -152,13 +152,6 @@ def parse() -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return options
-
-
-def size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, like 512x512")
-    return int(found[1]), int(found[2])
 
 
 if __name__ == "__main__":

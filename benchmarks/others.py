@@ -1,4 +1,4 @@
-"""What else people keep frames in, for bandwidth.py: each used as fast as it goes.
+"""What else people keep frames in.
 
 All store plain uint16, uncompressed, one frame per chunk where there are chunks, and may
 use as many threads as they like. `append` returns when the camera may have its buffer
@@ -7,10 +7,14 @@ back; that is what all of them have in common.
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-from writers import Target, Work, Writer, assign_to
+from writers import GIB, Target, Work, Writer, assign_to, is_able
+
+# A recording may be larger than memory: no more than this waits for the disk.
+MOST_IN_FLIGHT_NBYTES = GIB
 
 
 def open_zarr(work: Work, folder: Path) -> Target:
@@ -40,9 +44,12 @@ def open_tensorstore(work: Work, folder: Path) -> Target:
     }
     spec = {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata, "create": True}
     array = tensorstore.open(spec).result()
-    writes: list[Any] = []
+    writes: deque[Any] = deque()
+    most_in_flight = max(MOST_IN_FLIGHT_NBYTES // work.frame_nbytes, 1)
 
     def append(i: int, frame: Any) -> None:
+        if len(writes) == most_in_flight:
+            writes.popleft().result()
         write = array[i].write(frame)
         write.copy.result()  # the frame may change from here on
         writes.append(write)
@@ -104,10 +111,19 @@ def open_acquire_zarr(work: Work, folder: Path) -> Target:
 
 
 OTHERS = {
-    "zarr": Writer(open_zarr, "zarr", "zarr"),
-    "tensorstore": Writer(open_tensorstore, "tensorstore", "tensorstore"),
-    "h5py": Writer(open_h5py, "h5py", "h5py"),
-    "tifffile.memmap": Writer(open_tifffile, "tifffile", "tifffile"),
-    "acquire-zarr": Writer(open_acquire_zarr, "acquire_zarr", "acquire-zarr"),
+    "zarr": Writer(open_zarr, ("zarr",), "zarr"),
+    "tensorstore": Writer(open_tensorstore, ("tensorstore",), "tensorstore"),
+    "h5py": Writer(open_h5py, ("h5py",), "h5py"),
+    "tifffile.memmap": Writer(open_tifffile, ("tifffile",), "tifffile"),
+    "acquire-zarr": Writer(open_acquire_zarr, ("acquire_zarr", "zarr"), "acquire-zarr"),
 }
 DISK_ONLY = ("tifffile.memmap", "acquire-zarr")
+GROWING = ("acquire-zarr",)  # the others are opened with their number of frames
+
+
+def is_possible(writer: str, work: Work) -> bool:
+    """Tell whether a writer, of those here or in writers.py, does this work."""
+    if writer not in OTHERS:
+        return is_able(writer, work)
+    is_long_enough = work.bounded or writer in GROWING
+    return is_long_enough and (work.on_disk or writer not in DISK_ONLY)

@@ -11,14 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from session import Camera, Run, Variant
-from writers import LIMIT
+from writers import DIRECT, LIMIT, PAGE_CACHE
 
+BIN_S = 0.1  # of pictures over time
 PERCENTILES = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "max": 100.0}
 COLOURS = {
     "scratchwriter": "#0072b2",
+    PAGE_CACHE: "#56b4e9",
+    DIRECT: "#332288",
     "ome-writers": "#d55e00",
     "numpy": "#999999",
     "numpy.memmap": "#999999",
+    "acquire-zarr": "#cc79a7",
+    "tensorstore": "#e69f00",
+    "h5py": "#8c564b",
     LIMIT: "#009e73",
 }
 
@@ -72,6 +78,10 @@ class Figures:
     since_due: Latency | None  # without a rate nothing is ever due
     frames_per_s: float
     gb_per_s: float
+    gb_per_s_until_closed: float
+    kernel_percent: float  # of one core: the writer's process
+    machine_kernel_percent: float  # everything, the kernel's own threads too
+    page_cache_gb: float  # by which it grew at the most
     facts: list[dict[str, Any]]
 
     @classmethod
@@ -84,6 +94,10 @@ class Figures:
             Latency(since_due, period_us) if since_due else None,
             float(np.median([run.frames_per_s for run in runs])),
             float(np.median([run.gb_per_s for run in runs])),
+            float(np.median([run.gb_per_s_until_closed for run in runs])),
+            float(np.median([run.kernel_percent for run in runs])),
+            float(np.median([run.facts["machine_kernel_percent"] for run in runs])),
+            float(np.median([run.facts["page_cache_nbytes"] for run in runs])) / 1e9,
             [run.facts for run in runs],
         )
 
@@ -93,6 +107,10 @@ class Figures:
             "since_due_us": self.since_due and self.since_due.as_dict(),
             "frames_per_s": self.frames_per_s,
             "gb_per_s": self.gb_per_s,
+            "gb_per_s_until_closed": self.gb_per_s_until_closed,
+            "kernel_percent": self.kernel_percent,
+            "machine_kernel_percent": self.machine_kernel_percent,
+            "page_cache_gb": self.page_cache_gb,
             "runs": self.facts,
         }
 
@@ -127,10 +145,10 @@ class Measurement:
             lines += [*self._table(title, latencies), ""]
         if self.variant is not None:
             lines += [f"{LIMIT} is: {self.variant}.", ""]
-        lines += [f"Disturbances: {self._disturbances()}.", ""]
+        lines += [f"Disturbances: {self.disturbances()}.", ""]
         return "\n".join(lines)
 
-    def _disturbances(self) -> str:
+    def disturbances(self) -> str:
         """Tell what was not the writers' doing: how quiet the machine was."""
         return "; ".join(
             f"{name} preempted {sum(f['preempted'] for f in figures.facts)} times, "
@@ -194,7 +212,7 @@ def insert(text: str, path: Path, mark: str) -> None:
     path.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
-# ------------------------------------------------------------------------- picture
+# ------------------------------------------------------------------------ pictures
 
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
@@ -261,3 +279,87 @@ def _curve(latency: Latency) -> tuple[Any, Any]:
     shown = np.unique(np.searchsorted(rest, np.geomspace(1, len(values), 2000)))
     shown = shown[shown < len(values)]
     return rest[shown], values[shown]
+
+
+def draw_over_time(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
+    """Draw what became of latency while it went on, a panel for each writer.
+
+    Of several repetitions the one whose p99.9 is in the middle is shown.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    columns = min(len(runs), 2)
+    rows = -(-len(runs) // columns)
+    # Letters that can be read in a picture of 400 pixels, too.
+    with plt.rc_context({"font.size": 15, "axes.titlesize": 15}):
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(8, 1.6 + 2.1 * rows),
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+            layout="constrained",
+        )
+        for axis in axes.flat[len(runs) :]:
+            axis.remove()
+        for (writer, found), axis in zip(runs.items(), axes.flat, strict=False):
+            _draw_one_over_time(writer, typical(found), axis)
+        for axis in axes.flat[len(runs) - columns : len(runs)]:  # the last of each column
+            axis.tick_params(labelbottom=True)
+        axes[0, 0].set(yscale="log", xlim=(0, None))
+        axes[0, 0].yaxis.set_major_locator(mpl.ticker.LogLocator(numticks=7))
+        axes[0, 0].yaxis.set_major_formatter(lambda us, _: time_text(us))
+        axes[0, 0].minorticks_off()
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            labels,
+            title=str(next(iter(runs.values()))[0].camera),
+            loc="outside upper center",
+            ncols=3,
+            frameon=False,
+        )
+        figure.supxlabel("since the first frame was due, s", fontsize=15)
+        figure.supylabel("time inside append", fontsize=15)
+        figure.savefig(path, dpi=160)
+        plt.close(figure)
+
+
+def _draw_one_over_time(writer: str, run: Run, axis: Any) -> None:
+    seconds, medians_us, most_us = over_time(run)
+    colour = COLOURS.get(writer, "#999999")
+    axis.fill_between(seconds, medians_us, most_us, color=colour, alpha=0.3, linewidth=0)
+    axis.plot(seconds, most_us, color=colour, linewidth=1, label=f"max per {BIN_S} s")
+    axis.plot(seconds, medians_us, color=colour, linewidth=2.5, label="median")
+    if run.camera.period_ns:
+        period_us = run.camera.period_ns / 1e3
+        axis.axhline(period_us, color="black", linewidth=1, linestyle="--", label="period")
+    axis.set_title(f"{writer}\nmax {time_text(run.inside_us.max())}")
+    axis.grid(alpha=0.3)
+
+
+def typical(runs: Sequence[Run]) -> Run:
+    """Return the run whose p99.9 is in the middle."""
+    by_tail = sorted(runs, key=lambda run: exact_percentile(run.inside_us, 99.9))
+    return by_tail[len(by_tail) // 2]
+
+
+def over_time(run: Run) -> tuple[Any, Any, Any]:
+    """Return seconds, and the median and the maximum of the frames from then on, in µs."""
+    bins = (run.starts_ns - run.facts["t0_ns"]) // round(BIN_S * 1e9)
+    numbers, first = np.unique(bins, return_index=True)
+    parts = np.split(run.inside_us, first[1:])
+    medians, most = (np.array([f(part) for part in parts]) for f in (np.median, np.max))
+    return numbers * BIN_S, medians, most
+
+
+def time_text(us: float) -> str:
+    """Write a time in the unit that suits it."""
+    for unit, size_us in (("s", 1e6), ("ms", 1e3)):
+        if us >= size_us:
+            return f"{us / size_us:.3g} {unit}"
+    return f"{us:.3g} µs"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -84,8 +87,13 @@ class Run:
         return times_ns / 1e3
 
     @property
+    def seconds(self) -> float:
+        """From the first append to the end of the last."""
+        return int(self.stops_ns[-1] - self.starts_ns[0]) / 1e9
+
+    @property
     def frames_per_s(self) -> float:
-        return self.camera.work.frames / int(self.stops_ns[-1] - self.starts_ns[0]) * 1e9
+        return self.camera.work.frames / self.seconds
 
     @property
     def gb_per_s(self) -> float:
@@ -95,6 +103,11 @@ class Run:
     def gb_per_s_until_closed(self) -> float:
         took_ns = int(self.facts["closed_ns"]) - int(self.starts_ns[0])
         return self.camera.work.nbytes / took_ns
+
+    @property
+    def kernel_percent(self) -> float:
+        """Time in the kernel of the writer's process, of one core."""
+        return 100 * float(self.facts["kernel_s"]) / self.seconds
 
 
 # -------------------------------------------------------------------------- memory
@@ -152,15 +165,84 @@ class Ballast:
             del self._chunks[-missing:]
 
 
+def memory_nbytes() -> int:
+    """Return how much the machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+
+
 def _free_nbytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE")
 
 
 def _available_nbytes() -> int:
+    return _meminfo_nbytes("MemAvailable")
+
+
+def _meminfo_nbytes(name: str) -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise OSError("no MemAvailable in /proc/meminfo")
+    raise OSError(f"no {name} in /proc/meminfo")
+
+
+# ------------------------------------------------------------------- the whole machine
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the machine said at one moment."""
+
+    time_ns: int
+    kernel_s: float  # of all programs, and of the kernel's own threads
+    cached_nbytes: int
+
+    @classmethod
+    def take(cls) -> Sample:
+        _, _, system, _, _, irq, softirq, _ = _cpu_ticks()
+        kernel_s = (system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+        return cls(time.perf_counter_ns(), kernel_s, _meminfo_nbytes("Cached"))
+
+
+class Watch:
+    """Samples of the machine, from now until the end of the block.
+
+    A writer's process does not pay for all that the kernel does for it: pages of files are
+    written back and given back by threads of the kernel.
+    """
+
+    PERIOD_S = 0.1
+
+    def __init__(self) -> None:
+        self._samples: list[Sample] = []
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Watch:
+        self._samples.append(Sample.take())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._samples.append(Sample.take())
+
+    def _run(self) -> None:
+        while not self._is_over.wait(self.PERIOD_S):
+            self._samples.append(Sample.take())
+
+    def facts(self, start_ns: int, stop_ns: int) -> dict[str, float]:
+        """Return what happened between two moments, to the sample before and after."""
+        times_ns = [sample.time_ns for sample in self._samples]
+        first = bisect_right(times_ns, start_ns) - 1
+        last = bisect_left(times_ns, stop_ns)
+        before, after = self._samples[first], self._samples[last]
+        seconds = (after.time_ns - before.time_ns) / 1e9
+        most_cached_nbytes = max(s.cached_nbytes for s in self._samples[first : last + 1])
+        return {
+            "machine_kernel_percent": 100 * (after.kernel_s - before.kernel_s) / seconds,
+            "page_cache_nbytes": most_cached_nbytes - self._samples[0].cached_nbytes,
+        }
 
 
 # ------------------------------------------------------------------------- one run
@@ -182,6 +264,10 @@ class Variant:
             "early writeback": self.early_writeback,
         }
         return ", ".join([self.method, *(name for name, on in flags.items() if on)])
+
+
+# The best way for recordings that are longer than memory.
+STAGED = Variant("staged", streaming_stores=True)
 
 
 class Session:
@@ -217,11 +303,13 @@ class Session:
                 command = self._limit_command(camera, variant, target, out)
             else:
                 command = _paced_command(camera, writer, target, out)
-            facts = self._run_process(command, _timeout_s(camera))
+            with Watch() as watch:
+                facts = self._run_process(command, _timeout_s(camera))
             if facts["wrong"]:
                 raise RuntimeError(f"{writer} stored wrong frames: {camera}")
-            times = np.fromfile(out, np.int64).reshape(2, -1)
-        return Run(camera, times[0], times[1], facts)
+            starts_ns, stops_ns = np.fromfile(out, np.int64).reshape(2, -1)
+        facts |= watch.facts(int(starts_ns[0]), int(stops_ns[-1]))
+        return Run(camera, starts_ns, stops_ns, facts)
 
     def _run_process(self, command: Sequence[str], timeout_s: float) -> dict[str, Any]:
         stolen_s = _stolen_s()
@@ -244,6 +332,8 @@ class Session:
     ) -> list[str]:
         work = camera.work
         window_nbytes = (256 if work.on_disk else 64) * MIB  # as scratchwriter's
+        if variant.method == STAGED.method:
+            window_nbytes = 512 * MIB  # the staging file; as scratchwriter's
         arguments = [
             variant.method,
             int(variant.loop_helps),
@@ -311,11 +401,17 @@ def wait_until_quiet(patience_s: float) -> None:
 
 
 def run_in_turn(
-    session: Session, camera: Camera, writers: Sequence[str], repetitions: int
+    session: Session,
+    camera: Camera,
+    writers: Sequence[str],
+    repetitions: int,
+    variant: Variant | None = None,
 ) -> tuple[dict[str, list[Run]], Variant | None]:
-    """Run writers in alternating repetitions; return the runs, and the limit's variant."""
-    variant = None
-    if LIMIT in writers:
+    """Run writers in alternating repetitions; return the runs, and the limit's variant.
+
+    It is looked for if it is not given.
+    """
+    if LIMIT in writers and variant is None:
         variant = find_limit(session, camera)
     runs: dict[str, list[Run]] = {writer: [] for writer in writers}
     for repetition in range(repetitions):
@@ -349,11 +445,15 @@ def _variants(work: Work) -> list[Variant]:
     # More than the kernel lets be dirty: then only what is written back in time counts.
     long = work.on_disk and work.nbytes > _available_nbytes() // 5
     return [
-        Variant(method, loop_helps, streaming, long)
-        for method in methods
-        for loop_helps in (False, True)
-        for streaming in copies
-    ] + ([Variant("pwrite", early_writeback=long)] if work.on_disk else [])
+        *(
+            Variant(method, loop_helps, streaming, long)
+            for method in methods
+            for loop_helps in (False, True)
+            for streaming in copies
+        ),
+        *([Variant("pwrite", early_writeback=long)] if work.on_disk else []),
+        *([STAGED] if long else []),
+    ]
 
 
 def _shortened(camera: Camera, seconds: float, nbytes: float) -> Camera:
@@ -369,7 +469,7 @@ def _shortened(camera: Camera, seconds: float, nbytes: float) -> Camera:
 def add_session_options(parser: argparse.ArgumentParser) -> None:
     """Add what all comparisons have."""
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="on a disk, for files")
+    parser.add_argument("--folder", "--dir", type=Path, help="on a disk, for files")
     parser.add_argument(
         "--patience",
         type=float,
@@ -383,6 +483,13 @@ def add_session_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="put the tables between the marks in this Markdown file",
     )
+
+
+def size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HEIGHTxWIDTH, like 512x512")
+    return int(found[1]), int(found[2])
 
 
 def progress(text: str) -> None:
@@ -438,11 +545,10 @@ def describe_machine(folder: Path) -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":")[1].strip() for line in lines if "model name" in line]
         cpu = names[0] if names else cpu
-    memory_nbytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "memory_gib": round(memory_nbytes / 2**30, 1),
+        "memory_gib": round(memory_nbytes() / 2**30, 1),
         "kernel": os.uname().release,
         "file_system": file_system(folder),
         "free_disk_gb": round(shutil.disk_usage(folder).free / 1e9),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,8 +113,12 @@ class Writer:
     """A place for frames that can be opened, and the package that it comes from."""
 
     open: Callable[[Work, Path], Target]
-    module: str  # imported before anything is measured
+    modules: tuple[str, ...]  # imported before anything is measured
     distribution: str
+
+    @property
+    def is_installed(self) -> bool:
+        return all(find_spec(module) for module in self.modules)
 
     @property
     def version(self) -> str:
@@ -123,9 +128,7 @@ class Writer:
 # ------------------------------------------------------------------------- streams
 
 
-def _open_stream(
-    library: ModuleType, work: Work, folder: Path, view: Callable[[Any], Any]
-) -> Target:
+def _open_stream(library: ModuleType, work: Work, folder: Path, **options: Any) -> Target:
     sizes = {
         "t": work.frames if work.bounded else None,
         "y": work.height,
@@ -137,8 +140,11 @@ def _open_stream(
             root_path=str(path) if work.on_disk else "",
             dimensions=library.dims_from_standard_axes(sizes),
             dtype="uint16",
-            # What is to be measured in memory is not to go on in files.
-            format=library.ScratchFormat(max_memory_bytes=max(4 * GIB, 4 * work.nbytes)),
+            format=library.ScratchFormat(
+                # What is to be measured in memory is not to go on in files.
+                max_memory_bytes=max(4 * GIB, 4 * work.nbytes),
+                **options,
+            ),
         )
     )
 
@@ -156,7 +162,7 @@ def _open_stream(
         statement,
         {"append": stream.append},
         stream.close,
-        lambda: view(stream),
+        stream.view,
         read_metadata,
     )
 
@@ -164,13 +170,25 @@ def _open_stream(
 def open_scratchwriter(work: Work, folder: Path) -> Target:
     import scratchwriter
 
-    return _open_stream(scratchwriter, work, folder, lambda stream: stream.view())
+    return _open_stream(scratchwriter, work, folder)
+
+
+def open_page_cache(work: Work, folder: Path) -> Target:
+    import scratchwriter
+
+    return _open_stream(scratchwriter, work, folder, disk_io="page_cache")
+
+
+def open_direct(work: Work, folder: Path) -> Target:
+    import scratchwriter
+
+    return _open_stream(scratchwriter, work, folder, disk_io="direct")
 
 
 def open_ome_writers(work: Work, folder: Path) -> Target:
     import ome_writers
 
-    return _open_stream(ome_writers, work, folder, lambda stream: stream.view())
+    return _open_stream(ome_writers, work, folder)
 
 
 # -------------------------------------------------------------------------- arrays
@@ -196,11 +214,14 @@ def open_memmap(work: Work, folder: Path) -> Target:
     return assign_to(np.memmap(path, np.uint16, mode="w+", shape=work.shape))
 
 
+PAGE_CACHE, DIRECT = "scratchwriter-page-cache", "scratchwriter-direct"
 WRITERS = {
-    "scratchwriter": Writer(open_scratchwriter, "scratchwriter", "scratchwriter"),
-    "ome-writers": Writer(open_ome_writers, "ome_writers", "ome-writers"),
-    "numpy": Writer(open_numpy, "numpy", "numpy"),
-    "numpy.memmap": Writer(open_memmap, "numpy", "numpy"),
+    "scratchwriter": Writer(open_scratchwriter, ("scratchwriter",), "scratchwriter"),
+    PAGE_CACHE: Writer(open_page_cache, ("scratchwriter",), "scratchwriter"),
+    DIRECT: Writer(open_direct, ("scratchwriter",), "scratchwriter"),
+    "ome-writers": Writer(open_ome_writers, ("ome_writers",), "ome-writers"),
+    "numpy": Writer(open_numpy, ("numpy",), "numpy"),
+    "numpy.memmap": Writer(open_memmap, ("numpy",), "numpy"),
 }
 LIMIT = "c-limit"  # no Python: see limit.c and session.py
 ARRAYS = {"numpy": False, "numpy.memmap": True}  # whether it is on disk
@@ -212,4 +233,6 @@ def is_able(writer: str, work: Work) -> bool:
         return not work.with_metadata
     if writer in ARRAYS:
         return work.bounded and not work.with_metadata and ARRAYS[writer] == work.on_disk
+    if writer in (PAGE_CACHE, DIRECT):
+        return work.on_disk
     return True

@@ -13,7 +13,9 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
+
 from scratchwriter import AcquisitionSettings, dims_from_standard_axes
+from scratchwriter._writing import policy
 
 # How long something takes decides no test.
 hypothesis.settings.register_profile("scratchwriter", deadline=None)
@@ -63,6 +65,16 @@ def no_core_files():
         resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    """A library to be put before the C library; see faults.c."""
+    library = tmp_path_factory.mktemp("shim") / "faults.so"
+    source = str(Path(__file__).parent / "faults.c")
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), source, "-ldl"]
+    subprocess.run(command, check=True)
+    return str(library)
+
+
 @pytest.fixture
 def tmp_path(tmp_path):
     """The test's own folder; of a test that fails, only what is small stays in it."""
@@ -82,6 +94,14 @@ def pytest_sessionfinish(session, exitstatus):
         print(*(f"{nbytes:>13,} {path}" for path, nbytes in files[:10]), sep="\n")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     _remove_large(files)
+
+
+@pytest.fixture(autouse=True)
+def small_datasets_are_staged(monkeypatch):
+    """With SCRATCHWRITER_STAGED=1: those that the page cache would have, but for it."""
+    if os.environ.get("SCRATCHWRITER_STAGED") == "1":
+        monkeypatch.setattr(policy, "_PAGE_CACHE_NBYTES", 0)
+        monkeypatch.setattr(policy, "_KEEP_SLOTS_S", 0.01)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from scratchwriter import (
     create_stream,
     dims_from_standard_axes,
 )
+from scratchwriter._writing import policy
 
 # Sizes of t (None: unbounded), p, c and the frame, and what else is set.
 MODES = {
@@ -36,6 +37,24 @@ MODES = {
     "durable": {"sizes": (300, 1, 2, 8, 8), "durability": "system"},
     "spilled while growing": {"sizes": (None, 2, 2, 8, 8), "memory": 20_000},
     "spilled at once": {"sizes": (1000, 2, 2, 8, 8), "memory": 1},
+    "staged": {"sizes": (None, 2, 2, 8, 8), "staging": 1},
+    "staged, bounded": {"sizes": (1000, 2, 2, 8, 8), "staging": 1},
+    # Such that each slot of the staging is used several times.
+    "staged, large frames": {"sizes": (None, 1, 2, 256, 256), "staging": 32 << 20},
+    "staged, bounded, large frames": {"sizes": (999, 2, 1, 256, 256), "staging": 1},
+    "staged, many positions": {"sizes": (None, 40, 1, 64, 64), "staging": 1},
+    "staged, spilled": {"sizes": (None, 2, 2, 64, 64), "memory": 1 << 20, "staging": 1},
+    # Flat out, so that most of it has no slot.
+    "staged, in the page cache, too": {
+        "sizes": (None, 1, 2, 512, 512),
+        "staging": 200 << 20,
+        "slots": 8 << 20,
+    },
+    "staged, durable": {
+        "sizes": (None, 1, 2, 64, 64),
+        "staging": 1,
+        "durability": "system",
+    },
 }
 CALLS, FRAMES, GLOBAL, CREATED, CLOSED = range(5)  # of what `counts` has
 
@@ -59,8 +78,22 @@ def make_settings(folder, mode):
             spill_dir=str(folder) if memory else None,
             durability=mode.get("durability", "process"),
             sync_interval_s=0.001,
+            disk_io="direct" if "staging" in mode else "auto",
+            max_staging_bytes=mode.get("staging"),
         ),
     )
+
+
+def store(stream, number, frame):
+    """Store a frame, by one way in or another."""
+    metadata = {"call": number}
+    if number % 5 == 1:
+        stream.extend([frame], frame_metadata=[metadata])
+    elif number % 5 == 2:
+        with stream.slot(frame_metadata=metadata) as slot:
+            slot[...] = frame
+    else:
+        stream.append(frame, frame_metadata=metadata)
 
 
 def record(folder, mode, how, delay_s):
@@ -70,6 +103,8 @@ def record(folder, mode, how, delay_s):
     if how in ("exit", "abort"):
         end = (lambda: os._exit(9)) if how == "exit" else os.abort
         threading.Timer(delay_s, end).start()
+    policy._STAGING_NBYTES = mode.get("slots", policy._STAGING_NBYTES)
+    policy._KEEP_SLOTS_S = 0.002  # slots are given back, and made again, all the time
     settings = make_settings(folder, mode)
     if settings.overwrite:
         with create_stream(settings) as stream:
@@ -84,7 +119,7 @@ def record(folder, mode, how, delay_s):
             stream.skip(frames=skip)
         else:
             frame = np.broadcast_to(frames[number % 65536 + 1], settings.shape[-2:])
-            stream.append(frame, frame_metadata={"call": number})
+            store(stream, number, frame)
         left -= max(skip, 1)
         counts[FRAMES] += max(skip, 1)
         number += 1

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from marks import PORTABLE
 from reference import read_plain
 from scratchwriter import (
     AcquisitionSettings,
@@ -50,6 +51,13 @@ PLACES = {
     "left memory": {"memory_frames": 4},
     "spilled, bounded": {"t": LENGTH, "memory_frames": 0},
 }
+if not PORTABLE:
+    PLACES |= {
+        "disk, staged": {"on_disk": True, "is_staged": True},
+        "disk, bounded, staged": {"on_disk": True, "t": LENGTH, "is_staged": True},
+        "left memory, staged": {"memory_frames": 4, "is_staged": True},
+    }
+PIECE_NBYTES = 8192
 
 
 def settings_of(place, folder, *, size=64, overwrite=False, **format_fields):
@@ -57,6 +65,8 @@ def settings_of(place, folder, *, size=64, overwrite=False, **format_fields):
     what = PLACES[place]
     if "memory_frames" in what:
         format_fields["max_memory_bytes"] = max(what["memory_frames"] * 2 * size**2, 1)
+    if what.get("is_staged"):
+        format_fields |= {"disk_io": "direct", "max_staging_bytes": 8 << 20}
     return AcquisitionSettings(
         root_path=str(folder) if "on_disk" in what else "",
         dimensions=dims_from_standard_axes({"t": what.get("t"), "y": size, "x": size}),
@@ -252,8 +262,13 @@ def _begin(log):
     # A hang is an error that shows where each thread is.
     faulthandler.dump_traceback_later(_HANG_S, exit=True)
     warnings.filterwarnings("ignore", "The arrays need", UserWarning)
+    warnings.filterwarnings(
+        "ignore", "The disk of", UserWarning
+    )  # waited for: so few slots
     # Hundreds of streams: 256 MB ahead of each take time, to be allocated and to be cut.
     policy.file_window_nbytes = lambda folder, needed_nbytes: 1 << 20
+    # So small that some are written, and used again.
+    policy._PIECE_NBYTES = policy._LEAST_PIECE_NBYTES = PIECE_NBYTES
 
 
 class _Server:

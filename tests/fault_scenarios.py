@@ -39,6 +39,11 @@ SCENARIOS = {
     },
     "spilling": {"t": None, "memory": 50_000},
     "in memory": {"t": None, "memory": 1 << 30},
+    "staged": {"t": None, "staged": True},
+    "staged, bounded": {"t": 30, "staged": True},
+    "staged, durable": {"t": None, "staged": True, "durability": "system"},
+    "staged, spilling": {"t": None, "memory": 50_000, "staged": True},
+    "in memory, all at once": {"t": 30, "memory": 1 << 30, "populate": "all"},
 }
 faults = ctypes.CDLL(None)
 
@@ -53,9 +58,12 @@ def make_settings(folder, what):
         storage_order=what.get("order", "acquisition"),
         format=ScratchFormat(
             max_memory_bytes=what.get("memory", 1 << 30),
+            populate=what.get("populate", "ahead"),
             spill_dir=str(folder),
             durability=what.get("durability", "process"),
             sync_interval_s=60,  # what happens is to happen in one thread
+            disk_io="direct" if "staged" in what else "page_cache",
+            max_staging_bytes=1 if "staged" in what else None,
         ),
     )
 
@@ -178,6 +186,7 @@ def main(folder, scenario, code, stays, every):
     # Far enough to be busy all the time, near enough to be quick.
     policy._FILE_WINDOW_NBYTES = policy._MEMORY_WINDOW_NBYTES = 1 << 15
     policy._GRANT_NBYTES = 1 << 16
+    policy._PIECE_NBYTES = policy._LEAST_PIECE_NBYTES = 1 << 13  # all are used again
     warnings.simplefilter("ignore")
     faults.faults_without_fallocate(not what.get("fallocate", True))
     failed = Counter()
@@ -187,9 +196,11 @@ def main(folder, scenario, code, stays, every):
         place.mkdir()
         print(f"fault {n}", file=sys.stderr, flush=True)
         faults.faults_arm(str(place).encode(), n, code, stays)
-        stream, expected = run(place, what)
-        struck = faults.faults_what().decode()
-        print(f"  was {struck}", file=sys.stderr)
+        try:
+            stream, expected = run(place, what)
+        finally:
+            struck = faults.faults_what().decode()
+            print(f"  was {struck}", file=sys.stderr)
         if stream.path is not None:
             check_dataset(stream.path, expected)
             with_data += 1

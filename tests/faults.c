@@ -5,6 +5,8 @@
  *
  * A call counts if it is about a file below a folder, or comes from a compiled module of
  * the package. Python arms it through ctypes.
+ *
+ * It also makes a disk slow: each direct write, and each write-back, takes longer.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,6 +30,8 @@ static int64_t fault_at, fault_errno, fault_stays, count;
 static int no_fallocate;         /* as on a file system that has none */
 static __thread int first_struck; /* the call that is made to fail is the first */
 static char what[64]; /* the call that failed first */
+static int slow_us, disk_is_full, refuses_write_backs;
+static int64_t direct_writes, write_backs;
 static struct { uintptr_t start, stop; } modules[16];
 static int num_modules;
 
@@ -57,6 +61,11 @@ void faults_arm(const char *below, int64_t at, int64_t code, int64_t stays) {
     __atomic_store_n(&fault_at, at, __ATOMIC_SEQ_CST);
 }
 void faults_without_fallocate(int without) { no_fallocate = without; }
+void faults_slow_disk(int us) { __atomic_store_n(&slow_us, us, __ATOMIC_SEQ_CST); }
+void faults_full_disk(int is) { __atomic_store_n(&disk_is_full, is, __ATOMIC_SEQ_CST); }
+void faults_refuse_write_backs(int refuses) { refuses_write_backs = refuses; }
+int64_t faults_direct_writes(void) { return __atomic_load_n(&direct_writes, __ATOMIC_SEQ_CST); }
+int64_t faults_write_backs(void) { return __atomic_load_n(&write_backs, __ATOMIC_SEQ_CST); }
 void faults_heal(void) { __atomic_store_n(&fault_at, 0, __ATOMIC_SEQ_CST); }
 int64_t faults_counted(void) { return count; }
 const char *faults_what(void) { return what; }
@@ -140,6 +149,19 @@ int madvise(void *p, size_t n, int advice) {
     return NEXT(madvise)(p, n, advice);
 }
 
+static void use_disk(int64_t *counter) {
+    __atomic_add_fetch(counter, 1, __ATOMIC_SEQ_CST);
+    usleep((useconds_t)__atomic_load_n(&slow_us, __ATOMIC_SEQ_CST));
+}
+/* A write that fails does so after its time, and even if there is room again by then. */
+static int is_refused(int fd) {
+    int is_full = __atomic_load_n(&disk_is_full, __ATOMIC_SEQ_CST);
+    if (!(fcntl(fd, F_GETFL) & O_DIRECT)) return 0;
+    use_disk(&direct_writes);
+    errno = ENOSPC;
+    return is_full;
+}
+
 #define OF_FD(type, name, parameters, arguments)                          \
     type name parameters {                                                \
         if (is_fd(fd) && strikes(#name)) return -1;                       \
@@ -147,6 +169,7 @@ int madvise(void *p, size_t n, int advice) {
     }
 #define WRITE(name, parameters, arguments, half)                          \
     ssize_t name parameters {                                             \
+        if (is_refused(fd)) return -1;                                    \
         if (is_fd(fd) && strikes(#name)) {                                \
             if (fault_stays != 2 || !first_struck || n < 2) return -1;    \
             return NEXT(name) half;                                       \
@@ -172,7 +195,12 @@ OF_FD(int, ftruncate64, (int fd, off64_t n), (fd, n))
 FALLOCATE(fallocate, off_t)
 FALLOCATE(fallocate64, off64_t)
 OF_FD(int, fsync, (int fd), (fd))
-OF_FD(int, sync_file_range, (int fd, off64_t at, off64_t n, unsigned flags), (fd, at, n, flags))
+int sync_file_range(int fd, off64_t at, off64_t n, unsigned flags) {
+    use_disk(&write_backs);
+    if (refuses_write_backs) { errno = EIO; return -1; }
+    if (is_fd(fd) && strikes("sync_file_range")) return -1;
+    return NEXT(sync_file_range)(fd, at, n, flags);
+}
 
 #define OF_PATH(name, parameters, arguments)                              \
     int name parameters {                                                 \

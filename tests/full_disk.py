@@ -61,6 +61,13 @@ class Ballast:
             file.truncate(max(0, self._path.stat().st_size - nbytes))
 
 
+def disk_io(rng, fields):
+    """Choose how frames come to the disk; at random, where there is a choice."""
+    if "storage_order" in fields or rng.random() < 0.5:
+        return {}
+    return {"disk_io": "direct", "max_staging_bytes": rng.choice([1, 16 << 20, 1 << 30])}
+
+
 def settings_of(rng, path):
     y, x = rng.choice([(64, 64), (300, 500), (512, 512), (900, 1000), (1024, 1024)])
     sizes = {"t": None, "p": rng.choice([1, 1, 2, 3]), "y": y, "x": x}
@@ -73,7 +80,7 @@ def settings_of(rng, path):
         root_path=str(path),
         dimensions=dims_from_standard_axes({k: sizes[k] for k in order if k in sizes}),
         dtype="uint16",
-        format=ScratchFormat(timestamps=rng.random() < 0.3),
+        format=ScratchFormat(timestamps=rng.random() < 0.3, **disk_io(rng, fields)),
         **fields,
     )
 

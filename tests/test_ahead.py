@@ -10,19 +10,18 @@ import resource
 import shutil
 import subprocess
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from marks import PORTABLE, needs_page_cache
 from reference import Model, read_plain
 from scratchwriter import ScratchFormat, create_stream
-from scratchwriter._region import PortableRegion, make_region
 from scratchwriter._region.system import is_ram_backed
-from scratchwriter._writing import policy
 from waiting import wait_until
 
-PORTABLE = type(make_region(1)) is PortableRegion
 needs_thread = pytest.mark.skipif(PORTABLE, reason="the portable region has none")
 
 WINDOW_NBYTES = 64 << 20
@@ -60,6 +59,7 @@ def test_no_append_takes_a_page_fault(make_settings, place, count, sizes_and_ord
     assert np.median(faults) <= 2
 
 
+@needs_page_cache
 @needs_thread
 def test_it_keeps_up_while_python_holds_the_gil(make_settings, place):
     sleep_with_the_gil = ctypes.PyDLL(None).usleep
@@ -235,24 +235,28 @@ def cached_nbytes(path):
 
 @needs_thread
 @pytest.mark.skipif(shutil.which("fincore") is None, reason="asks fincore (util-linux)")
-def test_what_the_disk_has_leaves_memory_and_is_still_read(
-    make_settings, tmp_path, monkeypatch
+def test_what_is_written_directly_is_not_in_memory_and_is_still_read(
+    make_settings, tmp_path
 ):
     if is_ram_backed(tmp_path):
         pytest.skip("files in memory stay there")
-    monkeypatch.setattr(policy, "backlog_nbytes", lambda ahead_nbytes: 16 << 20)
-    monkeypatch.setattr(policy, "cached_nbytes", lambda: 32 << 20)
     folder = tmp_path / "d"
-    settings = make_settings({"t": 400, "y": 256, "x": 512}, root_path=str(folder))
+    settings = make_settings(
+        {"t": 400, "y": 256, "x": 512},
+        root_path=str(folder),
+        format=ScratchFormat(disk_io="direct", max_staging_bytes=48 << 20),
+    )
     model = Model(settings)
     before_nbytes = rss_file_nbytes()
-    with create_stream(settings) as stream:
+    with warnings.catch_warnings(), create_stream(settings) as stream:
+        warnings.simplefilter("ignore")  # of a disk that is slower than this loop
         for i in range(400):
             stream.append(FRAME + i)
             model.append(FRAME + i)
-        # Backlog and cache, with what the last piece of 16 MiB has not filled.
-        wait_until(lambda: rss_file_nbytes() - before_nbytes < 48 << 20)
-        wait_until(lambda: cached_nbytes(folder / "pos_0.dat") < 80 << 20)
+        wait_until(lambda: stream.stats().disk.staged_nbytes == 0)
+        # The staging, mapped twice.
+        assert rss_file_nbytes() - before_nbytes < (2 * 48 + 8) << 20
+        assert cached_nbytes(folder / "pos_0.dat") < 8 << 20
         assert np.array_equal(stream.arrays[0][:], model.array(0))
     assert np.array_equal(read_plain(folder)[0], model.array(0))
 

@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,10 @@ import ome_writers
 import pytest
 
 import scratchwriter
+from marks import needs_direct_writes
 from scratchwriter import ScratchFormat, create_stream, open_scratch
+from scratchwriter._showing import disk
+from scratchwriter._writing import policy
 from scratchwriter.cli import main
 
 
@@ -79,7 +86,14 @@ def test_it_is_a_script_and_a_module(command):
 
 @pytest.mark.parametrize(
     "args",
-    [[], ["nonsense"], ["info"], ["demo", "--frames", "0"], ["demo", "--frames", "a"]],
+    [
+        [],
+        ["nonsense"],
+        ["info"],
+        ["demo", "--frames", "0"],
+        ["demo", "--frames", "a"],
+        ["disk"],
+    ],
 )
 def test_a_wrong_command_line_shows_the_usage(args):
     out = run(*args)
@@ -102,6 +116,7 @@ def test_info_prints_what_a_dataset_holds(dataset, capsys):
         "frames": "7",
         "position 0": "left: t=4, y=4, x=5",
         "position 1": "right: t=3, y=4, x=5",
+        "written": open_scratch(dataset).disk_io,
         "on the device": "not known: flush() or durability='system' makes sure of it",
         "frame metadata": "1 lines",
         "global metadata": "mine",
@@ -136,6 +151,39 @@ def test_info_reads_a_dataset_of_ome_writers(tmp_path, capsys):
     assert "t=2, y=4, x=5" in out
     assert "4 lines" in out
     assert "ome-writers 0.3.2" in out
+
+
+KILLED_THEIRS = """
+    import os, numpy as np, ome_writers
+    stream = ome_writers.create_stream(ome_writers.AcquisitionSettings(
+        root_path="theirs", dtype="uint8", format="scratch",
+        dimensions=ome_writers.dims_from_standard_axes({"t": %s, "y": 4, "x": 5}),
+    ))
+    for i in range(3):
+        stream.append(np.full((4, 5), i, "uint8"))
+    os._exit(9)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*did not close this dataset:UserWarning")
+@pytest.mark.parametrize(
+    ("length", "state"), [(None, "not closed"), (6, "closed or killed")]
+)
+def test_info_and_verify_say_that_nobody_counted_the_frames_of_a_killed_ome_writers(
+    tmp_path, capsys, length, state
+):
+    program = [sys.executable, "-c", textwrap.dedent(KILLED_THEIRS % length)]
+    assert subprocess.run(program, cwd=tmp_path).returncode == 9
+    assert main(["info", str(tmp_path / "theirs")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^state +{state}", out, re.MULTILINE)
+    assert re.search(
+        r"^frames +not known: .*does not record how many came", out, re.MULTILINE
+    )
+    assert main(["verify", str(tmp_path / "theirs")]) == (length is None)
+    out = capsys.readouterr().out
+    assert f"theirs: {state}" in out
+    assert "frames that came: ome-writers wrote it, which does not record how many" in out
 
 
 def test_info_reads_a_dataset_whose_format_has_fields_of_ours(
@@ -277,6 +325,195 @@ def test_the_commands_need_no_extra_until_the_demo_runs(dataset):
     assert (out.returncode, out.stderr) == (0, "")
 
 
+# ------------------------------------------------------------------ disk
+
+
+@pytest.fixture
+def little_is_written(monkeypatch):
+    """A measurement of 48 MB."""
+    monkeypatch.setattr(policy, "_PIECE_NBYTES", 1 << 20)
+    monkeypatch.setattr(disk, "_STAGING_NBYTES", 8 << 20)
+    monkeypatch.setattr(disk, "_LEAST_NBYTES", 1)
+    monkeypatch.setattr(disk, "_MOST_NBYTES", 48 << 20)
+    monkeypatch.setattr(disk, "_LOOK_S", 0)
+
+
+@needs_direct_writes
+def test_disk_tells_what_it_takes_and_leaves_nothing(tmp_path, little_is_written, capsys):
+    assert main(["disk", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert str(tmp_path) in told.out
+    assert "it takes " in told.out
+    assert "2304 x 2304" in told.out
+    assert all(len(line) <= 80 or str(tmp_path) in line for line in told.out.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_direct_writes
+def test_disk_as_json_has_its_rate_and_the_cameras(tmp_path, little_is_written, capsys):
+    status, told = as_json(capsys, "disk", tmp_path)
+    assert status == 0
+    assert told["path"] == str(tmp_path)
+    assert 0 < told["slowest_nbytes_per_s"] <= told["nbytes_per_s"]
+    rates = [camera["frames_per_s"] for camera in told["cameras"]]
+    assert rates == sorted(rates, reverse=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def interrupts():
+    """SIGINT as in a terminal; a program in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@needs_direct_writes
+def test_an_interrupt_ends_disk_and_leaves_nothing(
+    tmp_path, little_is_written, interrupts, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        "scratchwriter.cli._show_measuring",
+        lambda *_: signal.raise_signal(signal.SIGINT),
+    )
+    assert main(["disk", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "scratchwriter: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_direct_writes
+def test_a_killed_disk_is_cleaned_up_by_the_next_one(
+    tmp_path, little_is_written, monkeypatch
+):
+    code = """if True:
+        import os
+        from pathlib import Path
+        from scratchwriter._showing import disk
+        disk.measure_disk(Path({!r}), on_sample=lambda *_: os._exit(9))"""
+    command = [sys.executable, "-c", code.format(str(tmp_path))]
+    assert subprocess.run(command, timeout=120).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    assert main(["disk", str(tmp_path)]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_direct_writes
+def test_disk_shows_on_a_terminal_how_far_it_is(
+    tmp_path, little_is_written, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["disk", str(tmp_path)]) == 0
+    told = capsys.readouterr().err
+    assert " written" in told
+    assert told.endswith("\r\x1b[K")  # nothing of it stays
+
+
+def test_disk_refuses_what_is_no_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "nothing"):
+        assert main(["disk", str(tmp_path / name)]) == 1
+        assert "does not exist" in one_line(capsys.readouterr().err)
+
+
+def test_disk_refuses_a_folder_that_cannot_be_written_to(small_disk, capsys):
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    assert main(["disk", str(small_disk)]) == 1
+    assert "cannot be written to" in one_line(capsys.readouterr().err)
+
+
+def test_disk_refuses_what_takes_no_direct_writes_and_says_why(small_disk, capsys):
+    assert main(["disk", str(small_disk)]) == 1
+    told = one_line(capsys.readouterr().err)
+    assert "not written directly: " in told
+    assert "page cache" in told
+    assert list(small_disk.iterdir()) == []
+
+
+def test_disk_refuses_portable_regions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SCRATCHWRITER_REGION", "portable")
+    assert main(["disk", str(tmp_path)]) == 1
+    assert "mapped by portable means" in one_line(capsys.readouterr().err)
+
+
+@needs_direct_writes
+def test_disk_refuses_too_little_room(tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)._replace(free=(1 << 30) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert main(["disk", str(tmp_path)]) == 1
+    assert "1.0 GB are free" in one_line(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def samples(*moments):
+    return [disk.Sample(*moment) for moment in moments]
+
+
+def test_the_rate_of_a_disk_counts_from_the_first_frame_that_waited():
+    rate = disk.make_disk_rate(
+        samples(
+            (10.0, 0, 0),
+            (10.5, 900, 0),  # into what is staged, which is no rate of a disk
+            (11.0, 1000, 1),
+            (11.5, 1600, 2),
+            (12.0, 2000, 3),
+            (13.0, 2800, 4),
+            (14.0, 4000, 5),
+        ),
+        most_staged_nbytes=4800,
+    )
+    assert not rate.is_least
+    assert rate.measured_s == 3
+    assert rate.nbytes_per_s == pytest.approx((1000, 800, 1200))
+    assert rate.median_nbytes_per_s == pytest.approx(1000)
+    assert rate.slowest_nbytes_per_s == pytest.approx(800)
+    # 20 percent below the slowest second; twice that grows by 480 a second.
+    assert rate.camera_nbytes_per_s == pytest.approx(640)
+    assert rate.burst_nbytes_per_s == pytest.approx(1280)
+    assert rate.burst_s == pytest.approx(10)
+    assert rate.frames_per_s((4, 10)) == pytest.approx(8)
+
+
+def test_a_disk_that_kept_up_takes_at_least_what_came():
+    rate = disk.make_disk_rate(samples((0.0, 0, 0), (0.5, 400, 0), (1.0, 1000, 1)), 10**9)
+    assert rate.is_least
+    assert rate.nbytes_per_s == pytest.approx((1000,))
+    assert any("at least 1,000 bytes/s" in line for line in shown(rate))
+
+
+def shown(rate):
+    return list(disk.disk_lines("/data", rate))
+
+
+def test_what_is_shown_of_a_disk_has_two_digits_rounded_down():
+    rate = disk.DiskRate((2.2e9, 2.0e9, 1.99e9), 3.0, False, 5 << 30)
+    assert shown(rate) == [
+        "disk       /data",
+        "measured   for 3.0 s, by recording to it",
+        "it takes   2.0 GB/s, 1.9 GB/s in the slowest second",
+        "cameras    up to 1.5 GB/s, with a head-room of 20 percent",
+        "bursts     up to 3.1 GB/s for 4.4 s: 5.3 GB may wait for it",
+        "",
+        "camera, 16 bit   frames/s",
+        "64 x 64           190,000",
+        "512 x 512           3,000",
+        "1024 x 1024           750",
+        "2048 x 2048           180",
+        "2304 x 2304           140",
+        "",
+        "Many SSDs are slower after a minute: --seconds 120 measures that.",
+    ]
+    slow = disk.DiskRate((90e6,), 100.0, False, 5 << 30)
+    assert shown(slow)[2] == "it takes   90.0 MB/s"
+    assert shown(slow)[-1] == "2304 x 2304           6.7"
+
+
+def test_a_disk_that_stalled_has_no_infinite_time():
+    rate = disk.make_disk_rate(samples((0.0, 0, 0), (1.0, 0, 1), (2.0, 0, 2)), 10**9)
+    assert all(len(line) <= 80 for line in shown(rate))
+
+
 # ------------------------------------------------------------------- for other programs
 
 
@@ -312,7 +549,7 @@ def test_recover_and_clean_as_json_tell_what_was_done(dataset, tmp_path, capsys)
 
 COMMANDS = [
     *("demo", "info", "watch", "monitor", "preview", "report"),
-    *("export", "verify", "recover", "clean"),
+    *("export", "verify", "recover", "disk", "clean"),
 ]
 
 

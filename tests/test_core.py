@@ -13,10 +13,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from marks import PORTABLE
 from scratchwriter import ScratchFormat, create_stream
-from scratchwriter._region import PortableRegion, make_region
 
-KINDS = "portable" if type(make_region(1)) is PortableRegion else "mapped"
+KINDS = "portable" if PORTABLE else "mapped"
 
 
 @pytest.fixture

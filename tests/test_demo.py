@@ -1,6 +1,7 @@
 """The demo: the real demo camera of Micro-Manager, in the real MMCore."""
 
 import json
+import re
 import shutil
 import time
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from marks import needs_direct_writes
 from scratchwriter._showing import demo
+from scratchwriter._writing import policy
+from scratchwriter.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +70,18 @@ def test_in_memory_there_is_only_the_contact_sheet(tmp_path):
     counts = []
     result = demo.run_demo(7, None, tmp_path / "sheet.png", counts.append)
     assert result.path is None
+    assert result.disk is None
     assert result.frames == 7
     assert counts == list(range(1, 8))
     assert list(tmp_path.iterdir()) == [tmp_path / "sheet.png"]
+
+
+@needs_direct_writes
+def test_a_long_demo_tells_how_the_disk_did(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(policy, "_PAGE_CACHE_NBYTES", 0)  # as if 30 frames were long
+    assert main(["demo", "--out", str(tmp_path / "data"), "--frames", "30"]) == 0
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("disk ")]
+    assert re.search(r" waited for it at the end$", line)
 
 
 def test_a_frame_that_reads_back_wrong_fails_the_demo(tmp_path, monkeypatch):

@@ -699,3 +699,12 @@ def test_a_wrong_size_of_an_axis_is_refused(name, size):
 def test_an_endless_axis_of_positions_is_not_implemented(size):
     with pytest.raises(NotImplementedError, match="position"):
         dims_from_standard_axes({"p": size, "y": 4, "x": 5})
+
+
+@pytest.mark.parametrize("name", ["DAPI", "", np.str_("FITC"), b"DAPI"])
+@pytest.mark.parametrize("axis", ["c", "p", "z"])
+def test_a_bare_string_is_no_list_of_labels(axis, name):
+    with pytest.raises(ValidationError, match="coords must be a list: use"):
+        dims_from_standard_axes({axis: name, "y": 4, "x": 5})
+    with pytest.raises(ValidationError, match="coords must be a list: use"):
+        Dimension(name=axis, coords=name)

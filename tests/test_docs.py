@@ -20,6 +20,13 @@ from scratchwriter import (
     dims_from_standard_axes,
     open_scratch,
 )
+from scratchwriter._files.layout import (
+    STAGING,
+    STAGING_HEADER,
+    STAGING_MAGIC,
+    STAGING_SLOT,
+    STAGING_SLOTS_NBYTES,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +86,18 @@ def record_ring(path):
             stream.append(np.full((SIZE, SIZE), i, "uint16"), timestamp_ns=i, frame_id=i)
 
 
+def stage(path):
+    """Make a staging.bin with two slots, of which one holds bytes of a position."""
+    header, slots = np.zeros(1, STAGING_HEADER), np.zeros(2, STAGING_SLOT)
+    header["magic"], header["piece_nbytes"] = STAGING_MAGIC, 4096
+    header["most_slots"] = 2
+    slots[1] = 2, 0, 8192, 8192 + 4096, 0
+    table = header.tobytes() + slots.tobytes()
+    Path(path, STAGING).write_bytes(
+        table + bytes(STAGING_SLOTS_NBYTES - len(table) + 4096) + bytes(range(256)) * 16
+    )
+
+
 class Camera:
     def read_into(self, frame):
         frame[:] = 7
@@ -91,6 +110,7 @@ def names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record("positions", {"t": 10, "p": ["A1", "A2"], **CHANNELS}, 40)
     record_ring("root_path")
+    stage("root_path")
     frames = np.full((3, SIZE, SIZE), 7, "uint16")
     endless = settings({"t": None, "p": ["A1", "A2"], **CHANNELS})
     with create_stream(endless) as stream, open_scratch("positions") as dataset:

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marks import PORTABLE
 from reference import read_plain
 from scratchwriter import ScratchFormat, create_stream, open_scratch
 from scratchwriter._files.repair import find_faults
-from scratchwriter._region import PortableRegion, make_region, system
+from scratchwriter._region import system
 from waiting import wait_until
 
 SIZES = {"t": None, "p": 2, "y": 64, "x": 64}
 LINUX = sys.platform == "linux"
-PORTABLE = type(make_region(1)) is PortableRegion
 
 
 def frame_of(number):

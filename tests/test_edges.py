@@ -5,7 +5,6 @@ import ctypes
 import errno
 import gc
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from edges import (
     mapped_nbytes,
     settings_of,
 )
+from marks import PORTABLE
 from scratchwriter import (
     AcquisitionSettings,
     ScratchFormat,
@@ -39,17 +39,15 @@ from scratchwriter import (
     dims_from_standard_axes,
     open_scratch,
 )
-from scratchwriter._region import PortableRegion, make_region
 from scratchwriter._region.system import sync_file
 from scratchwriter._writing import dataset_files
 from scratchwriter.errors import DeviceError
 from test_native import CLOSED, INVALID, OK, Stream
-from waiting import wait_until
+from waiting import remove_recorded, wait_until
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="forks, and looks into /proc"
 )
-PORTABLE = type(make_region(1)) is PortableRegion
 SIZE = 512  # of frames: larger than what a page, or a copy with the GIL held, may be
 BEFORE = 6  # frames, before something ends; more than "left memory" keeps there
 
@@ -334,7 +332,7 @@ def close_without_a_folder(folder):
     kept = []
     for number in range(40):  # more than addresses for unbounded arrays exist
         stream = begin("disk", Path(folder) / str(number), size=64)
-        shutil.rmtree(stream.path)
+        remove_recorded(stream.path)
         with pytest.raises(FileNotFoundError, match="removed"):
             stream.close()
         kept.append(stream)
@@ -576,7 +574,10 @@ def collect_on_a_thread_of_its_own(folder, name, abandon):
             del stream
         is_abandoned.set()
         if thread is not None and (abandon == "stream" or place == "left memory"):
-            thread.join()
+            thread.join(1)
+            while thread.is_alive():  # it looked for garbage before there was any
+                gc.collect()
+                thread.join(1)
         gc.collect(0)
         if abandon == "slot":
             stream.close()

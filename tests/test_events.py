@@ -1,6 +1,7 @@
 """What callbacks are told of frames."""
 
 import copy
+import functools
 import gc
 import logging
 import os
@@ -22,6 +23,7 @@ from scratchwriter import (
     ScratchFormat,
     create_stream,
     dims_from_standard_axes,
+    open_scratch,
 )
 from waiting import wait_until
 
@@ -471,3 +473,43 @@ def test_closing_does_not_wait_for_a_listener_that_was_stopped(stream, monkeypat
     assert not go_on.is_set()
     watchdog.cancel()
     go_on.set()
+
+
+# -------------------------------------------------------------------------- coroutines
+
+
+class AsyncCallable:
+    async def __call__(self, update):
+        """Never run."""
+
+    async def method(self, update):
+        """Never run."""
+
+
+async def coroutine(update):
+    """Never run."""
+
+
+async def generator(update):
+    yield update
+
+
+COROUTINES = {
+    "function": coroutine,
+    "method": AsyncCallable().method,
+    "object": AsyncCallable(),
+    "partial": functools.partial(coroutine),
+    "generator": generator,
+}
+
+
+@pytest.mark.parametrize("name", COROUTINES)
+def test_a_coroutine_as_a_callback_is_refused(make_settings, tmp_path, name):
+    settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(tmp_path / "d"))
+    with create_stream(settings) as stream, open_scratch(tmp_path / "d") as dataset:
+        for on in (stream.on, dataset.on):
+            with pytest.raises(TypeError, match=r"loop\.call_soon_threadsafe"):
+                on("coords_changed", COROUTINES[name])
+        for view in (stream.view(), dataset.view()):
+            with pytest.raises(TypeError, match="callback must be a plain function"):
+                view.coords_changed.connect(COROUTINES[name])

@@ -12,12 +12,22 @@ ome_types = pytest.importorskip("ome_types")
 
 from scratchwriter import (
     AcquisitionSettings,
+    Dimension,
     create_stream,
     dims_from_standard_axes,
     open_scratch,
 )
 from scratchwriter.bridges import export as exporting
-from test_export import FRAME, SIZE, frame, nothing_unfinished, record
+from test_export import (
+    FRAME,
+    PLACES,
+    SIZE,
+    fill,
+    frame,
+    nothing_unfinished,
+    record,
+    settings_at,
+)
 
 
 def test_it_has_pixels_and_planes(tmp_path):
@@ -31,6 +41,69 @@ def test_it_has_pixels_and_planes(tmp_path):
     assert [c.name for c in image.channels] == ["a", "b"]
     assert [plane.delta_t for plane in image.planes] == [i / 2 for i in range(20) if i % 3]
     assert any(note.namespace == "lab" for note in ome.structured_annotations)
+
+
+def test_places_heights_and_the_interval_are_in_its_xml(tmp_path):
+    with create_stream(settings_at(tmp_path / "data", PLACES)) as stream:
+        fill(stream, 12)
+    made = open_scratch(tmp_path / "data").export(tmp_path / "out.ome.tiff")
+    for file in sorted(made.iterdir()):
+        one, two = ome_types.from_tiff(file).images
+        assert (one.name, two.name) == ("A", "B")
+        assert (one.stage_label.name, one.stage_label.x, one.stage_label.y) == (
+            "A",
+            100,
+            -20,
+        )
+        for image, heights in ((one, [15, 13, 11]), (two, [10, 8, 6])):
+            pixels = image.pixels
+            assert (pixels.time_increment, pixels.time_increment_unit.value) == (0.5, "s")
+            assert (pixels.physical_size_z, pixels.physical_size_x) == (2, 0.25)
+            first = [p for p in pixels.planes if (p.the_t, p.the_c) == (0, 0)]
+            assert {p.the_z: p.position_z for p in first} == dict(enumerate(heights))
+            assert {p.position_z_unit.value for p in first} == {"µm"}
+        assert {p.position_x for p in one.pixels.planes if p.the_t == 0} == {100}
+
+
+def test_uneven_heights_and_times_are_kept(tmp_path):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=[
+            Dimension(name="t", type="time", coords=[0.0, 1.0, 7.0], unit="second"),
+            Dimension(name="z", type="space", coords=[5.0, 6.0, 8.5], unit="um"),
+            *dims_from_standard_axes(FRAME),
+        ],
+        dtype="uint16",
+    )
+    with create_stream(settings) as stream:
+        for i in range(9):
+            told = {"position_z": -1.0} if i == 1 else {}
+            stream.append(frame(i), frame_metadata=told)
+    made = open_scratch(tmp_path / "data").export(tmp_path / "out.ome.tiff")
+    model = ome_types.from_tiff(made)
+    pixels = model.images[0].pixels
+    assert (pixels.time_increment, pixels.physical_size_z) == (None, None)
+    heights = {p.the_z: p.position_z for p in pixels.planes if p.the_t == 0}
+    assert heights == {0: 5, 1: -1, 2: 8.5}  # one was measured
+    notes = model.structured_annotations.map_annotations
+    (note,) = [note.value for note in notes if note.namespace == "scratchwriter"]
+    assert "[0.0, 1.0, 7.0]" in str(note)
+
+
+def test_a_tiff_that_lacks_pages_does_not_appear(tmp_path, monkeypatch):
+    dataset = record(tmp_path / "data", {"t": 5, **FRAME}, 5)
+    write = exporting.whole.write
+
+    def lose(run):
+        made = write(run)
+        (file,) = made.iterdir()
+        tifffile.imwrite(file, np.zeros((4, SIZE, SIZE), "uint16"))
+        return made
+
+    monkeypatch.setattr(exporting.whole, "write", lose)
+    with pytest.raises(OSError, match=r"written 4 pages in out\.ome\.tiff, and 5"):
+        dataset.export(tmp_path / "out.ome.tiff")
+    assert not (tmp_path / "out.ome.tiff").exists()
 
 
 MODES = ["redundant", "master-tiff", "companion-file"]
@@ -71,6 +144,15 @@ def test_positions_are_a_folder_of_files_that_know_each_other(tmp_path, mode, le
             assert (image.pixels.size_t, image.pixels.size_c) == (5, 2)
             assert image.pixels.tiff_data_blocks[0].plane_count == 10
     assert any(model.images for model in models)
+
+
+def test_a_dataset_of_positions_is_exported_beside_itself_under_its_own_name(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 2, "p": ["A", "B"], **FRAME}, 4)
+    made = dataset.export(tmp_path / "data.ome.tiff")
+    assert made == tmp_path / "data.ome.tiff"
+    assert len(list(made.iterdir())) == 2
+    assert dataset.export(tmp_path / "data.ome.tiff", overwrite=True) == made
+    assert nothing_unfinished(tmp_path)
 
 
 def test_metadata_of_any_kind_are_carried_over(tmp_path):

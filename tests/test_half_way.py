@@ -428,11 +428,11 @@ def test_a_warning_that_cannot_be_shown_does_not_end_the_thread_that_syncs(
 ):
     sync, calls = DatasetFiles.sync, []
 
-    def failing_once(self, writer):
+    def failing_once(self):
         calls.append(1)
         if len(calls) == 1:
             raise OSError(errno.EMFILE, "too many open files")
-        return sync(self, writer)
+        return sync(self)
 
     def show(*args, **options):
         raise ValueError("there is no stderr")

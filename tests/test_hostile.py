@@ -13,15 +13,25 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hostile import BECOME, make_datasets, read_everything, run_commands, spoil
+from hostile import (
+    BECOME,
+    CAN_STAGE,
+    make_datasets,
+    read_everything,
+    recover_it,
+    run_commands,
+    spoil,
+)
 from scratchwriter import DatasetError, create_stream, open_scratch
 
 MUTATIONS = int(os.environ.get("SCRATCHWRITER_MUTATIONS", "600"))
 CORPUS = json.loads((Path(__file__).parent / "hostile.json").read_text())
-KINDS = ["unbounded", "bounded", "theirs"]
+KINDS = ["unbounded", "bounded", "theirs", *CAN_STAGE]
+# Where something is in staging.bin: its header, table, bytes in the files, slots
+STAGING_OFFSETS = [*range(0, 320, 8), 1 << 20, (1 << 20) + 8, 2 << 20]
 FILES = [
     *("manifest.json", "progress.bin", "skips.bin", "frame_metadata.jsonl", "pos_0.dat"),
-    "append_times.bin",
+    *("append_times.bin", "staging.bin"),
 ]
 
 pytestmark = [
@@ -48,6 +58,8 @@ def read_spoiled(datasets, kind, damages):
             spoil(folder, damage)
         fault = read_everything(folder)
         run_commands(folder)
+        if kind in CAN_STAGE:
+            recover_it(folder)
     finally:
         for path in folder.iterdir():
             shutil.rmtree(
@@ -80,12 +92,12 @@ def test_known_attacks_are_refused_by_the_name_of_the_file(datasets, case):
 
 @pytest.mark.parametrize("become", BECOME)
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("kind", ["unbounded", "theirs"])
+@pytest.mark.parametrize("kind", ["unbounded", "theirs", *CAN_STAGE])
 def test_what_is_no_regular_file_is_neither_read_nor_waited_for(
     datasets, kind, name, become
 ):
     if name not in datasets[kind][1]:
-        pytest.skip("ome-writers has no such file")
+        pytest.skip("it has no such file")
     assert name in read_spoiled(datasets, kind, [{"file": name, "become": become}])
 
 
@@ -120,6 +132,8 @@ def damages_of(draw, files):
     name = draw(st.sampled_from(sorted(files)))
     nbytes = len(files[name])
     offset = st.integers(0, nbytes) | st.integers(0, min(nbytes, 80))
+    if name == "staging.bin":
+        offset |= st.sampled_from(STAGING_OFFSETS)
     kinds = [
         offset.map(lambda n: {"cut": n}),
         SMALL_BYTES.map(lambda text: {"append": text}),

@@ -25,11 +25,12 @@ LAYERS = [
     {"events", "views", "stream", "reader"},  # what users hold
     {"_showing"},
     {"bridges"},
-    {"cli", "__main__", "__init__"},
+    {"cli", "__main__", "__init__", "_pyinstaller"},
 ]
 # Imports that happen only when they are asked for may point up: for a notebook, for a
 # library that is installed.
 DYNAMIC = {
+    ("stream", "_showing.disk_texts"),
     ("stream", "_showing.html"),
     ("reader", "_showing.html"),
 }

@@ -31,6 +31,7 @@ from waiting import wait_until
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="forks, and looks into /proc"
 )
+STAGED = [place for place in PLACES if "staged" in place]
 FRAMES = 6  # more than "left memory" keeps in memory
 
 
@@ -104,7 +105,12 @@ def interrupt_create(folder, place, what):
     gc.freeze()
 
     def settings(number):
-        return settings_of(place, folder / str(number), overwrite=what == "overwrite")
+        return settings_of(
+            place,
+            folder / str(number),
+            overwrite=what == "overwrite",
+            populate="all" if what == "populated" else "ahead",
+        )
 
     def make(number):
         # With nothing between: what is made is in the caller's hands, or undone.
@@ -168,11 +174,14 @@ def again(settings, what):
     ("place", "what"),
     [
         ("memory", "new"),
+        ("memory, bounded", "populated"),
         ("memory, ring", "new"),
         ("disk", "new"),
         ("disk", "overwrite"),
         ("disk, bounded", "overwrite"),
         ("spilled, bounded", "new"),
+        *((place, "new") for place in STAGED),
+        *((place, "overwrite") for place in STAGED[:1]),
     ],
 )
 def test_an_interrupt_at_any_line_of_create_stream_leaves_nothing(tmp_path, place, what):
@@ -213,7 +222,7 @@ def interrupt_close(folder, place, then):
 
 
 @pytest.mark.parametrize("then", ["close", "drop"])
-@pytest.mark.parametrize("place", ["memory", "disk", "disk, ring", "left memory"])
+@pytest.mark.parametrize("place", ["memory", "disk", "disk, ring", "left memory", *STAGED])
 def test_after_an_interrupt_at_any_line_of_close_the_dataset_is_finished(
     tmp_path, place, then
 ):
@@ -269,7 +278,7 @@ def interrupt_c(folder, place, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("place", ["memory", "disk", "left memory"])
+@pytest.mark.parametrize("place", ["memory", "disk", "left memory", *STAGED])
 def test_an_interrupt_while_c_asks_for_memory_costs_no_frame_and_arrives_later(
     tmp_path, place, call
 ):
@@ -295,6 +304,6 @@ def interrupt_thread_of_c(folder, place):
     assert (stream.arrays[0][...] == frame).all()
 
 
-@pytest.mark.parametrize("place", ["memory", "disk", "left memory"])
+@pytest.mark.parametrize("place", [p for p in PLACES if "t" not in PLACES[p]])
 def test_an_interrupt_of_the_main_thread_is_none_of_a_thread_of_c(tmp_path, place):
     in_child(interrupt_thread_of_c, tmp_path, place)

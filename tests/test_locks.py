@@ -24,6 +24,7 @@ from scratchwriter._files.repair import find_faults, recover
 from scratchwriter._region import system
 from scratchwriter._writing.storage import Storage
 from scratchwriter.plan import make_plan
+from waiting import remove_recorded
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
 SIZES = {"t": None, "y": 64, "x": 64}
@@ -170,7 +171,7 @@ attempt(repair.recover, Path({folder!r}))
 def test_what_is_being_recovered_is_not_replaced(make_settings, folder):
     killed(folder)
     with held_up(RECOVER_SLOWLY.format(folder=str(folder))) as go_on:
-        with pytest.raises(FileExistsError, match="being recorded by process"):
+        with pytest.raises(FileExistsError, match="another process repairs it"):
             record_over(folder, make_settings)
         with open_scratch(folder) as dataset:
             assert dataset.frames_written == 50
@@ -383,7 +384,7 @@ def test_what_is_undone_is_not_what_another_stream_has_made_meanwhile(folder):
     settings = settings_of(folder)
     storage = Storage(settings, make_plan(settings))
     storage.begin()
-    shutil.rmtree(folder)
+    remove_recorded(folder)
     with create_stream(settings) as other:
         other.append(FRAME)
         storage.abandon()

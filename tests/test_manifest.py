@@ -1,5 +1,6 @@
 """manifest.json and progress.bin."""
 
+import contextlib
 import json
 import os
 import struct
@@ -8,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchwriter import AcquisitionSettings, ScratchFormat, __version__, create_stream
+from marks import needs_page_cache
+from scratchwriter import (
+    AcquisitionSettings,
+    ScratchFormat,
+    __version__,
+    create_stream,
+    open_scratch,
+)
+from scratchwriter._files import manifest
 from scratchwriter._files.manifest import read_manifest
 from scratchwriter._files.progress import ProgressView
 from scratchwriter.errors import DatasetError
@@ -51,6 +60,7 @@ def test_shapes_and_dims_are_those_of_the_files(make_settings, folder):
     assert stream.arrays[0].shape == (3, 2, 4, 5)
 
 
+@needs_page_cache
 def test_lengths_are_renewed_in_place_with_every_frame(make_settings, folder, frames):
     settings = make_settings({"t": None, "p": 2, "y": 4, "x": 5}, root_path=str(folder))
     with create_stream(settings) as stream:
@@ -74,6 +84,7 @@ def test_a_length_is_aligned_so_that_one_store_renews_it(make_settings, folder):
     assert all(start % 16 == 0 for start in starts)
 
 
+@needs_page_cache
 def test_global_metadata_is_there_at_once_and_lengths_go_on(make_settings, folder, frames):
     settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
     with create_stream(settings) as stream:
@@ -106,6 +117,7 @@ def test_no_draft_is_left_behind(make_settings, folder):
     assert list(folder.glob("*manifest*")) == [folder / "manifest.json"]
 
 
+@needs_page_cache
 def test_a_manifest_is_replaced_atomically(make_settings, folder, monkeypatch):
     settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
     with create_stream(settings) as stream:
@@ -223,3 +235,45 @@ def test_text_that_is_no_manifest_is_refused_by_name(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DatasetError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_metadata_that_no_manifest_can_hold_is_refused_when_it_is_given(
+    make_settings, folder, place
+):
+    settings = make_settings(
+        {"t": None, "y": 64, "x": 64},
+        root_path="" if place == "memory" else str(folder),
+        format=ScratchFormat(max_memory_bytes=100_000, spill_dir=str(folder.parent)),
+    )
+    frame = np.ones((64, 64), "uint16")
+    with create_stream(settings) as stream:
+        stream.set_global_metadata("large", {"a": "x" * 8_000_000})
+        for name in ("large", "other"):
+            with pytest.raises(ValueError, match=r"the limit is 16,777,216.*its name here"):
+                stream.set_global_metadata(name, {"a": "x" * 24_000_000})
+        with (
+            pytest.warns(UserWarning, match="The arrays need")
+            if place == "memory"
+            else (contextlib.nullcontext())
+        ):
+            for _ in range(30):
+                stream.append(frame)
+        path = stream.path
+        stream.set_global_metadata("small", {"a": 1})
+    with open_scratch(path) as dataset:
+        assert dataset.frames_written == 30
+        assert dataset.global_metadata == {
+            "large": {"a": "x" * 8_000_000},
+            "small": {"a": 1},
+        }
+
+
+def test_a_stream_that_could_not_leave_memory_is_refused_before_the_first_frame(
+    make_settings, monkeypatch
+):
+    monkeypatch.setattr(manifest, "MANIFEST_MAX_NBYTES", 5000)
+    sizes = {"t": None, "p": 100, "y": 4, "x": 4}
+    with pytest.raises(ValueError, match="fewer positions"):
+        create_stream(make_settings(sizes))
+    create_stream(make_settings(sizes | {"t": 2})).close()  # it never leaves

@@ -1,15 +1,22 @@
 """Metadata of frames and acquisitions as JSON."""
 
+import dataclasses
 import datetime
+import decimal
 import enum
 import itertools
 import json
 import math
+import uuid
 import warnings
+from collections import deque
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,12 +28,23 @@ from scratchwriter._files.metadata import (
     FrameMetadata,
     encode_frame_metadata,
     encode_global_metadata,
+    plain_metadata,
 )
 from scratchwriter._native.convert import plain_text
 
 
 class Color(enum.Enum):
     RED = "red"
+
+
+@dataclasses.dataclass
+class Point:
+    x: object
+    y: object
+
+
+class Model(pydantic.BaseModel):
+    at: datetime.date
 
 
 NATURAL = [
@@ -54,6 +72,21 @@ NATURAL = [
     (PurePosixPath("/a/b"), "/a/b"),
     (Color.RED, "red"),
     (math.inf, math.inf),
+    (1j, "1j"),
+    (np.array([1j]), ["1j"]),
+    ({2, 1}, [1, 2]),
+    (frozenset({"a"}), ["a"]),
+    (b"text", "text"),
+    (uuid.UUID(int=7), str(uuid.UUID(int=7))),
+    (decimal.Decimal("1.50"), "1.50"),
+    (datetime.timedelta(milliseconds=1500), "PT1.5S"),
+    (np.timedelta64(5, "ns"), "5 nanoseconds"),
+    (np.array([[1, 2]], "m8[ms]"), [["1 milliseconds", "2 milliseconds"]]),
+    (Point(1, np.float32(0.5)), {"x": 1, "y": 0.5}),
+    (Model(at=datetime.date(2026, 1, 2)), {"at": "2026-01-02"}),
+    ([Point(Color.RED, {3})], [{"x": "red", "y": [3]}]),
+    (np.ma.array([1, 2], mask=[False, True]), [1, None]),
+    (deque([1]), [1]),
 ]
 
 
@@ -139,7 +172,7 @@ def test_lone_surrogates_survive():
     assert json.loads(encode_frame_metadata({"name": "a\ud800"})) == {"name": "a\ud800"}
 
 
-@pytest.mark.parametrize("metadata", [{"x": {1}}, {"_pos": 1}, {"y": 1, "z": object()}])
+@pytest.mark.parametrize("metadata", [{"x": int}, {"_pos": 1}, {"y": 1, "z": object()}])
 def test_a_warning_points_at_the_append(make_settings, metadata):
     frame = np.zeros((4, 5), "uint16")
     stream = create_stream(make_settings({"t": 3, "y": 4, "x": 5}))
@@ -149,9 +182,51 @@ def test_a_warning_points_at_the_append(make_settings, metadata):
     assert [w.filename for w in caught] == [__file__]
 
 
+class Raises(np.ndarray):
+    """An array that cannot be a list, like that of some library for units."""
+
+    def __new__(cls):
+        return np.zeros(2).view(cls)
+
+    def tolist(self):
+        raise NotImplementedError("not here")
+
+
+class Lazy(Mapping):
+    """A mapping that finds its values when it is asked."""
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return iter(["there", "gone"])
+
+    def __getitem__(self, key):
+        if key == "gone":
+            raise OSError("the file is closed")
+        return 1
+
+
+def test_of_a_mapping_that_cannot_give_a_value_the_others_are_stored():
+    with pytest.warns(UserWarning, match=r"'gone' is not stored.*the file is closed"):
+        assert json.loads(encode_frame_metadata(Lazy())) == {"there": 1}
+
+
 CIRCLE = []
 CIRCLE.append(CIRCLE)
-NOT_JSON = [object(), {"deep": [object()]}, b"\xff", {1, 2}, 1j, CIRCLE, lambda: 0, int]
+NOT_JSON = [
+    object(),
+    {"deep": [object()]},
+    b"\xff",
+    {1: {(1, 2): 3}},
+    CIRCLE,
+    lambda: 0,
+    int,
+    itertools.count(),
+    Raises(),
+    Lazy(),
+    [Lazy()],
+]
 
 
 @pytest.mark.parametrize("value", NOT_JSON, ids=lambda v: type(v).__name__)
@@ -296,3 +371,81 @@ def test_whoever_asks_while_the_lines_are_being_found_gets_an_answer(tmp_path):
     assert list(metadata) == lines
     assert metadata.nbytes == path.stat().st_size
     assert answers == [(5, lines[3])] * 3
+
+
+# ------------------------------------------------------------ metadata of other libraries
+
+
+def plain(value, most_items=10):
+    """Return the plain value, and what was left out."""
+    left_out = {}
+    return plain_metadata(value, most_items, left_out.__setitem__), left_out
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_what_is_json_stays_as_it_is(value):
+    assert plain(value) == (value, {})
+
+
+class Model(pydantic.BaseModel):
+    name: str = "a"
+    data: Any = None
+
+
+class Endless(dict):
+    """A mapping without an end."""
+
+    def __init__(self):
+        super().__init__(a=self)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "left_out"),
+    [
+        ({"a": {"b": object(), "c": 1}}, {"a": {"c": 1}}, ["a.b"]),
+        ({"a": np.arange(3)}, {"a": [0, 1, 2]}, []),
+        ({"a": np.zeros(11), "b": np.float32(2)}, {"b": 2.0}, ["a"]),
+        ({"a": [1, object()], "b": 2}, {"b": 2}, ["a"]),
+        ({"a": Model(data=np.arange(2))}, {"a": {"data": [0, 1]}}, []),
+        (
+            {"a": Model(data={"x": object(), "y": 1})},
+            {"a": {"data": {"y": 1}}},
+            ["a.data.x"],
+        ),
+        ({"a": Model(name="b")}, {"a": {"name": "b"}}, []),
+        ({1: 2, None: 3}, {"1": 2, "None": 3}, []),
+        ([object()], None, [""]),
+    ],
+)
+def test_only_what_json_cannot_hold_is_left_out(value, expected, left_out):
+    found, left = plain(value)
+    assert found == expected
+    assert list(left) == left_out
+
+
+def test_a_mapping_without_an_end_is_cut_where_it_is_too_deep():
+    found, left_out = plain({"a": 1, "b": Endless()})
+    assert found["a"] == 1
+    (why,) = left_out.values()
+    assert "levels deep" in why
+
+
+def test_what_nobody_knows_is_named_by_its_type():
+    with pytest.warns(UserWarning, match="object has no natural JSON"):
+        assert encode_frame_metadata({"a": object(), "b": 1}) == b'{"b": 1}'
+    _, left_out = plain({"a": {"b": object()}})
+    assert "object has no natural JSON" in left_out["a.b"]
+
+
+def test_what_is_cut_is_shallow_enough_to_be_stored():
+    found, _ = plain({"event": {"metadata": Endless()}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_frame_metadata(found)

@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 import scratchwriter
+from marks import PORTABLE
 from reference import read_plain
 from scratchwriter import ScratchFormat, create_stream, open_scratch
-from scratchwriter._region import PortableRegion, make_region
 
-PORTABLE = type(make_region(1)) is PortableRegion
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OK, CLOSED, BUSY, FULL, FAILED, INVALID, APART = range(7)
 UNKNOWN = -1

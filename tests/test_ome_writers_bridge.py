@@ -1,6 +1,9 @@
 """ome-writers' own scratch format on this library."""
 
 import json
+import math
+import os
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ ome_writers = pytest.importorskip("ome_writers")
 from scratchwriter import open_scratch
 from scratchwriter.bridges import ome_writers as bridge
 from waiting import wait_until
+
+NUM_SEQUENCES = int(os.environ.get("SCRATCHWRITER_SEQUENCES", "500"))
 
 
 @pytest.fixture
@@ -121,7 +126,9 @@ def test_it_is_installed_and_uninstalled_as_often_as_one_likes():
             assert not isinstance(stream._backend, bridge.ScratchwriterBackend)
 
 
-@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0", "uninstalled"])
+@pytest.mark.parametrize(
+    "version", ["0.3.1", "0.3.1.post1", "0.4.0", "0.30.2", "1.0", "uninstalled"]
+)
 def test_other_versions_are_refused(monkeypatch, version):
     monkeypatch.setattr(ome_writers, "__version__", version)
     with pytest.raises(RuntimeError, match=rf"ome-writers {version} .*pip install"):
@@ -134,3 +141,57 @@ def test_what_is_there_is_not_replaced(installed, tmp_path, frames):
     record(settings, frames[:1])
     with pytest.raises(FileExistsError):
         ome_writers.create_stream(settings)
+
+
+@pytest.mark.parametrize(
+    "version", ["0.3.2", "0.3.3rc1", "0.3.2.post1", "0.3.12", "0.3.3.dev7+gbac0f39"]
+)
+def test_releases_and_builds_around_them_are_supported(monkeypatch, version):
+    monkeypatch.setattr(ome_writers, "__version__", version)
+    bridge.need_supported()
+
+
+# ------------------------------------------------ sequences that ome-writers mixes up
+
+
+def is_mixed_up(events, dims):
+    """Return whether dimensions have an event elsewhere than its index says."""
+    names = [dim.name for dim in dims[:-2]]
+    counts = [dim.count for dim in dims[:-2]]
+    if len(events) != math.prod(counts):
+        return True
+    positions = next((dim.coords for dim in dims if dim.name == "p"), None)
+    for number, event in enumerate(events):
+        index = dict(zip(names, np.unravel_index(number, counts), strict=True))
+        place = index.pop("p", None)
+        if any(event.index.get(name, 0) != i for name, i in index.items()):
+            return True
+        if place is not None and "p" in event.index:
+            # ome-writers adds the first point of a grid that is not visited.
+            grid = 1e-6 if "g" in event.index else 8
+            if abs(positions[place].x_coord - event.x_pos) > grid:
+                return True
+    return False
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of useq, and of ome-writers
+def test_a_sequence_that_ome_writers_mixes_up_is_warned_of_and_no_other(installed):
+    pytest.importorskip("useq")
+    from random_sequences import random_sequence
+
+    mixed_up = 0
+    for seed in range(NUM_SEQUENCES):
+        if (found := random_sequence(seed)) is None:
+            continue
+        seq, events = found
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                asked = ome_writers.useq_to_acquisition_settings(seq, 8, 8)
+            except (NotImplementedError, ValueError):
+                continue
+        is_wrong = is_mixed_up(events, asked["dimensions"])
+        is_warned_of = any("at wrong places" in str(w.message) for w in caught)
+        assert is_warned_of == is_wrong, seed
+        mixed_up += is_wrong
+    assert mixed_up > NUM_SEQUENCES / 200

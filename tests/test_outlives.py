@@ -22,13 +22,12 @@ from edges import (
     mappings,
     settings_of,
 )
+from marks import PORTABLE
 from scratchwriter import create_stream, open_scratch
-from scratchwriter._region import PortableRegion, make_region
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="forks, and looks into /proc"
 )
-PORTABLE = type(make_region(1)) is PortableRegion
 MANY, FRAMES = 300, 6
 SMALL_FILES = ("progress.bin", "append_times.bin", "manifest.json", "skips.bin", ".jsonl")
 

@@ -7,8 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from scratchwriter import create_stream, open_scratch
+from marks import needs_direct_writes
+from scratchwriter import ScratchFormat, create_stream, open_scratch
+from scratchwriter._showing.disk_texts import short_disk_text
 from scratchwriter.cli import main
+from scratchwriter.stats import DiskStats
 
 PIL = pytest.importorskip("PIL.Image")
 
@@ -82,12 +85,41 @@ def test_a_notebook_shows_the_newest_frame_and_how_it_is_going(settings, tmp_pat
         assert "<img" not in stream._repr_html_()
         record(stream, 5)
         html = stream._repr_html_()
+        assert (">disk<" in html) is (stream.stats().disk is not None)
         assert picture_in(html)[32, [0, 63]].tolist() == [0, 255]
         assert "t=3, c=2, y=64, x=64; uint16" in html
         assert "open" in html
         with open_scratch(tmp_path / "data") as dataset:
             assert "recording" in dataset._repr_html_()
             assert picture_in(dataset._repr_html_()).shape == (64, 64)
+
+
+@needs_direct_writes
+def test_a_notebook_shows_how_the_disk_does_where_it_is_written_directly(
+    make_settings, tmp_path
+):
+    settings = make_settings(
+        {"t": None, "y": 64, "x": 64},
+        root_path=str(tmp_path / "data"),
+        format=ScratchFormat(disk_io="direct"),
+    )
+    with create_stream(settings) as stream:
+        stream.append(np.ones((64, 64), "uint16"))
+        assert re.search(">disk</th><td[^>]*>not known yet", stream._repr_html_())
+
+
+def test_of_a_disk_a_notebook_shows_its_rate_and_what_waits():
+    fields = {
+        "camera_nbytes_per_s": 1e9,
+        "max_staged_nbytes": 10**10,
+        "seconds_left": float("inf"),
+        "waited_frames": 0,
+        "waited_s": 0.0,
+    }
+    disk = DiskStats(disk_nbytes_per_s=1.2e9, staged_nbytes=34_000_000, **fields)
+    assert short_disk_text(disk) == "1.2 GB/s, 34.0 MB wait"
+    disk = DiskStats(disk_nbytes_per_s=1.2e9, staged_nbytes=0, **fields)
+    assert short_disk_text(disk) == "1.2 GB/s"
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32", "complex64", "bool"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from marks import needs_direct_writes
 from scratchwriter import (
     AcquisitionSettings,
     ScratchFormat,
@@ -154,6 +155,30 @@ def test_files_are_allocated_not_far_ahead_on_a_small_disk(monkeypatch, tmp_path
     assert policy.file_window_nbytes(tmp_path, 0) == 10
 
 
+@needs_direct_writes
+def test_staging_takes_little_of_a_small_disk_and_of_little_memory(monkeypatch, tmp_path):
+    def staged(free_nbytes, available_nbytes=32 << 30):
+        monkeypatch.setattr(policy, "available_nbytes", lambda: available_nbytes)
+        usage = shutil.disk_usage(tmp_path)._replace(free=free_nbytes + 2 * 512 * 512)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        settings = AcquisitionSettings(
+            dimensions=dims_from_standard_axes({"t": None, "y": 512, "x": 512}),
+            dtype="uint16",
+            format=ScratchFormat(max_staging_bytes=4 << 30),
+        )
+        staging, why_not = policy.stage(tmp_path, make_plan(settings), settings.format)
+        assert why_not == ""
+        nbytes = staging.most_slots * staging.piece_nbytes
+        return nbytes >> 20, staging.piece_nbytes >> 20, staging.allocated_nbytes >> 20
+
+    assert staged(1 << 40) == (1024, 8, 128)
+    assert staged(1 << 40, available_nbytes=4 << 30) == (256, 8, 128)
+    assert staged(2 << 30) == (256, 8, 128)
+    assert staged(800 << 20) == (96, 8, 100)
+    assert staged(80 << 20) == (12, 2, 10)
+    assert staged(0) == (12, 2, 0)  # frames find no room either
+
+
 def test_the_spill_folder_is_chosen_by_setting_then_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "env"))
     (tmp_path / "env").mkdir()
@@ -189,14 +214,3 @@ def test_without_a_choice_a_folder_in_memory_is_avoided(monkeypatch, tmp_path):
 )
 def test_sizes_are_said_for_people(nbytes, text):
     assert size_text(nbytes) == text
-
-
-@pytest.mark.parametrize(
-    ("threshold", "backlog"), [(None, 256), (2400, 2144), (400, 144), (40, 10)]
-)
-def test_files_wait_for_the_disk_until_the_kernel_would_write_them(
-    monkeypatch, threshold, backlog
-):
-    nbytes = None if threshold is None else threshold << 20
-    monkeypatch.setattr(policy, "writeback_threshold_nbytes", lambda: nbytes)
-    assert policy.backlog_nbytes(256 << 20) == backlog << 20

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from scratchwriter.bridges import ome_writers as ome_bridge
 from scratchwriter.bridges.pymmcore import MDAHandler, record_sequence
 
 SIZE = 64
+INFO = {"height": 4, "width": 4, "dtype": "uint16"}
+META = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
 TIMES = {"interval": 0, "loops": 3}
 POSITIONS = [(1, 2, 3), (4, 5, 6)]
 STACK = {"range": 2, "step": 1}
@@ -129,39 +133,34 @@ def test_a_handler_can_be_used_again_and_in_memory(core):
 def test_a_sequence_whose_end_is_never_reported_is_closed_with_its_last_frame(tmp_path):
     handler = MDAHandler(tmp_path / "run")
     seq = useq.MDASequence(time_plan={"interval": 0, "loops": 4})
-    meta = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
-    info = {"height": 4, "width": 4, "dtype": "uint16"}
-    handler.sequenceStarted(seq, {"image_infos": [info]})
+    handler.sequenceStarted(seq, {"image_infos": [INFO]})
     for i, event in enumerate(seq):
         assert not handler.stream.closed
-        handler.frameReady(np.full((4, 4), i, "uint16"), event, meta)
+        handler.frameReady(np.full((4, 4), i, "uint16"), event, META)
     assert handler.stream.closed
     with open_scratch(tmp_path / "run") as dataset:
         assert (dataset.state, dataset.frames_written) == ("closed", 4)
-    handler.frameReady(np.zeros((4, 4), "uint16"), event, meta)
+    handler.frameReady(np.zeros((4, 4), "uint16"), event, META)
     assert (handler.num_refused, handler.error) == (1, None)
 
 
 def test_frames_that_never_came_leave_zeros_at_their_place(core):
     handler, seq = MDAHandler(), useq.MDASequence(time_plan={"interval": 0, "loops": 4})
-    info = {"height": 4, "width": 4, "dtype": "uint16"}
     events = list(seq)
-    meta = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
-    handler.sequenceStarted(seq, {"image_infos": [info]})
+    handler.sequenceStarted(seq, {"image_infos": [INFO]})
     for i in (0, 2):
-        handler.frameReady(np.full((4, 4), i + 1, "uint16"), events[i], meta)
+        handler.frameReady(np.full((4, 4), i + 1, "uint16"), events[i], META)
     handler.sequenceFinished(seq)
     assert np.asarray(handler.view())[:, 0, 0].tolist() == [1, 0, 3]
 
 
 def test_frames_go_to_the_camera_that_their_event_names_and_none_twice(caplog):
     handler, seq = MDAHandler(), useq.MDASequence(time_plan={"interval": 0, "loops": 3})
-    info = {"height": 4, "width": 4, "dtype": "uint16", "num_camera_adapter_channels": 2}
-    meta = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
+    info = INFO | {"num_camera_adapter_channels": 2}
     handler.sequenceStarted(seq, {"image_infos": [info]})
     for t, cam in ((0, 0), (0, 1), (1, 1), (2, 0), (1, 0), (2, 1)):
         event = useq.MDAEvent(index={"t": t, "cam": cam})
-        handler.frameReady(np.full((4, 4), 10 * t + cam + 1, "uint16"), event, meta)
+        handler.frameReady(np.full((4, 4), 10 * t + cam + 1, "uint16"), event, META)
     handler.sequenceFinished(seq)
     assert np.asarray(handler.view())[..., 0, 0].tolist() == [[1, 2], [0, 12], [21, 22]]
     assert (handler.num_refused, handler.error) == (1, None)
@@ -185,11 +184,10 @@ def test_a_sequence_that_no_array_has_room_for_is_stored_frame_by_frame(core, ca
 def test_several_cameras_in_a_sequence_with_no_dimension_left_are_stored_frame_by_frame():
     stack = {"time_plan": TIMES, "channels": ["DAPI", "FITC"], "z_plan": STACK}
     handler, seq = MDAHandler(), useq.MDASequence(**stack)
-    info = {"height": 4, "width": 4, "dtype": "uint16", "num_camera_adapter_channels": 2}
-    meta = {"runner_time_ms": 1.0, "exposure_ms": 1.0}
+    info = INFO | {"num_camera_adapter_channels": 2}
     handler.sequenceStarted(seq, {"image_infos": [info]})
     for i, event in enumerate(seq):
-        handler.frameReady(np.full((4, 4), i, "uint16"), event, meta)
+        handler.frameReady(np.full((4, 4), i, "uint16"), event, META)
     handler.sequenceFinished(seq)
     assert handler.error is None
     assert np.asarray(handler.view())[:, 0, 0].tolist() == list(range(3 * 2 * 3))
@@ -203,17 +201,319 @@ def test_events_without_a_sequence_are_stored_frame_by_frame(core):
     np.testing.assert_array_equal(np.asarray(handler.view()), frames)
 
 
-def test_an_error_is_kept_and_reported_and_the_run_continues(core, tmp_path, caplog):
+def test_a_handler_that_cannot_store_makes_the_run_fail_before_its_first_event(
+    core, tmp_path
+):
     run(core, SEQUENCES["times"], MDAHandler(tmp_path / "run"))
-    handler = MDAHandler(tmp_path / "run")
-    assert len(run(core, SEQUENCES["times"], handler)) == 3
+    handler, events = MDAHandler(tmp_path / "run"), []
+    core.mda.events.eventStarted.connect(events.append)
+    with pytest.raises(FileExistsError, match="The folder exists"):
+        run(core, SEQUENCES["times"], handler)
+    assert (events, core.mda.is_running()) == ([], False)
     assert isinstance(handler.error, FileExistsError)
-    assert "No more frames of this sequence are stored" in caplog.text
     with pytest.raises(RuntimeError, match=r"No stream was made.*exists"):
         handler.view()
     handler = MDAHandler(tmp_path / "run", overwrite=True)
     run(core, SEQUENCES["times"], handler)
     assert handler.error is None
+
+
+def test_a_frame_that_cannot_be_stored_ends_the_run_with_the_error(core, tmp_path):
+    handler = MDAHandler(tmp_path / "run")
+
+    def change_the_camera(image, event, meta):
+        core.setProperty("Camera", "OnCameraCCDXSize", "32")
+
+    core.mda.engine.use_hardware_sequencing = False  # one frame after the other
+    core.mda.events.frameReady.connect(change_the_camera)
+    with pytest.raises(ValueError, match=r"\(64, 32\)"):
+        core.mda.run(useq.MDASequence(time_plan=TIMES), output=handler)
+    assert isinstance(handler.error, ValueError)
+    assert core.mda.status.finish_reason == "errored"
+    with open_scratch(tmp_path / "run") as dataset:
+        assert (dataset.state, dataset.frames_written) == ("closed", 1)
+
+
+def test_frames_are_stored_on_the_thread_of_the_acquisition(core, monkeypatch):
+    handler, threads, append = MDAHandler(), [], MDAHandler.append
+
+    def note(*args):
+        append(*args)
+        threads.append((threading.get_ident(), handler.stream.frames_written))
+
+    monkeypatch.setattr(MDAHandler, "append", note)
+    core.mda.run(useq.MDASequence(time_plan=TIMES), output=handler)
+    assert threads == [(threading.get_ident(), n) for n in (1, 2, 3)]
+    assert handler.stream.closed
+
+
+def test_a_handler_is_called_beside_other_outputs(core, tmp_path):
+    class Listener:
+        images = ()
+
+        def frameReady(self, image):  # noqa: N802
+            self.images += (image.copy(),)
+
+    handler, listener = MDAHandler(tmp_path / "ours"), Listener()
+    core.mda.run(
+        useq.MDASequence(time_plan=TIMES),
+        output=[handler, listener, str(tmp_path / "theirs.ome.zarr")],
+    )
+    np.testing.assert_array_equal(handler.view(), listener.images)
+    np.testing.assert_array_equal(core.mda.get_view(), listener.images)
+    assert (tmp_path / "theirs.ome.zarr").exists()
+
+
+def test_a_handler_that_listens_logs_what_goes_wrong(core, tmp_path, caplog):
+    """As in programs that connect handlers by themselves."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    handler = MDAHandler(tmp_path / "run")
+    with pymmcore_plus.mda.mda_listeners_connected(handler, mda_events=core.mda.events):
+        core.mda.run(useq.MDASequence(time_plan=TIMES))
+    assert isinstance(handler.error, OSError)
+    assert "No more frames of this sequence are stored" in caplog.text
+
+
+def test_what_never_came_at_the_end_is_skipped(core):
+    """As a camera that is triggered, and misses the last frames."""
+
+    class Engine(pymmcore_plus.mda.MDAEngine):
+        def exec_event(self, event):
+            for payload in super().exec_event(event):
+                yield payload if event.index["t"] == 0 else None
+
+    core.mda.set_engine(Engine(core, use_hardware_sequencing=False))
+    handler = MDAHandler()
+    core.mda.run(useq.MDASequence(time_plan=TIMES), output=handler)
+    assert handler.stream.frames_written == 3
+    assert np.asarray(handler.view()).any(axis=(1, 2)).tolist() == [True, False, False]
+
+
+WELLS = useq.WellPlatePlan(
+    plate="96-well",
+    a1_center_xy=(0, 0),
+    selected_wells=([0, 1], [0, 1]),
+    well_points_plan={"rows": 1, "columns": 2, "fov_width": 1, "fov_height": 1},
+)
+FIELD = {"rows": 2, "columns": 2, "fov_width": 1, "fov_height": 1}
+RICH = {
+    "wells": {"stage_positions": WELLS, "channels": ["DAPI", "FITC"]},
+    "wells of positions": {
+        "stage_positions": [
+            {"x": n, "y": 0, "plate_row": 0, "plate_col": n} for n in (0, 1)
+        ],
+        "grid_plan": FIELD,
+        "time_plan": TIMES,
+    },
+    "grids of positions": {
+        "axis_order": "tcp",
+        "time_plan": TIMES,
+        "channels": ["DAPI", "FITC"],
+        "stage_positions": [{"x": 1, "y": 1, "sequence": {"grid_plan": FIELD}}, (5, 6, 0)],
+    },
+    "phases and uneven heights": {
+        "time_plan": [{"interval": 0, "loops": 2}, {"interval": 0.01, "loops": 3}],
+        "z_plan": {"absolute": [0, 1, 5]},
+        "metadata": {"mask": np.zeros((3, 3))},
+    },
+    "heights first": {
+        "axis_order": "zctpg",
+        "z_plan": STACK,
+        "channels": ["DAPI", "FITC"],
+        "time_plan": TIMES,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RICH)
+def test_every_frame_of_a_real_sequence_is_at_the_index_of_its_event(core, tmp_path, name):
+    seq, found = useq.MDASequence(**RICH[name]), []
+    core.mda.events.frameReady.connect(
+        lambda image, event: found.append((dict(event.index), event.x_pos, image.copy()))
+    )
+    core.mda.run(seq, output=MDAHandler(tmp_path / "run"))
+    dataset = open_scratch(tmp_path / "run")
+    view, positions = np.asarray(dataset.view()), dataset.settings.positions
+    assert dataset.frames_written == len(found) == len(list(seq))
+    for index, x, image in found:
+        at = [index.get(dim) for dim in dataset.view().dims[:-2]]
+        if "p" in dataset.view().dims:
+            axis = dataset.view().dims.index("p")
+            here = [i for i, p in enumerate(positions) if p.x_coord == pytest.approx(x)]
+            frames = [view[(*at[:axis], i, *at[axis + 1 :])] for i in here]
+            assert any((frame == image).all() for frame in frames)
+        else:
+            np.testing.assert_array_equal(view[tuple(at)], image)
+
+
+# --------------------------------------------------------------------------- metadata
+
+
+class Opaque:
+    """What has no JSON."""
+
+
+LARGE = np.zeros((64, 64))
+SMALL = np.arange(4).reshape(2, 2)
+METADATA = {
+    "small array": ({"mask": SMALL}, {"mask": [[0, 1], [2, 3]]}, None),
+    "large array": ({"mask": LARGE, "a": 1}, {"a": 1}, "mda_event.metadata.mask"),
+    "object": ({"a": {"b": Opaque(), "c": 1}}, {"a": {"c": 1}}, "mda_event.metadata.a.b"),
+    "quantity": ({"took": np.timedelta64(5, "ms")}, {"took": "5 milliseconds"}, None),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_pixels_are_stored_whatever_the_metadata_of_events_are(core, tmp_path, name):
+    given, stored, left_out = METADATA[name]
+    events = [useq.MDAEvent(index={"t": t}, metadata=dict(given)) for t in range(3)]
+    handler = MDAHandler(tmp_path / "run")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        core.mda.run(iter(events), output=handler)
+    texts = [str(w.message) for w in caught if "left out" in str(w.message)]
+    assert len(texts) == (left_out is not None)
+    assert left_out is None or repr(left_out) in texts[0]
+    with open_scratch(tmp_path / "run") as dataset:
+        assert dataset.frames_written == 3
+        for t, line in enumerate(dataset.frame_metadata):
+            assert line["mda_event"]["metadata"] == stored
+            assert line["mda_event"]["index"] == {"t": t}
+            assert line["camera_device"] == "Camera"
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_are_stored_if_warnings_are_errors(core):
+    handler = MDAHandler()
+    core.mda.run(iter([useq.MDAEvent(metadata={"a": Opaque()})]), output=handler)
+    assert handler.stream.frames_written == 1
+
+
+def test_an_image_for_a_modulator_keeps_no_frame_from_being_stored(tmp_path):
+    handler = MDAHandler(tmp_path / "run")
+    seq = useq.MDASequence(time_plan=TIMES)
+    handler.setup(seq, {"image_infos": [INFO]})
+    for data in (SMALL, LARGE):
+        event = useq.MDAEvent(
+            index={"t": handler.stream.frames_written},
+            slm_image=useq.SLMImage(data=data, device="SLM"),
+        )
+        if data is LARGE:
+            with pytest.warns(
+                UserWarning, match=r"'mda_event.slm_image.data'.*4,096 items"
+            ):
+                handler.append(np.zeros((4, 4), "uint16"), event, META)
+        else:
+            handler.append(np.zeros((4, 4), "uint16"), event, META)
+    handler.close()
+    with open_scratch(tmp_path / "run") as dataset:
+        small, large = (line["mda_event"]["slm_image"] for line in dataset.frame_metadata)
+    assert small == {"device": "SLM", "data": SMALL.tolist()}
+    assert large == {"device": "SLM"}
+
+
+def test_a_sequence_with_arrays_in_its_metadata_is_stored(core, tmp_path):
+    handler = MDAHandler(tmp_path / "run")
+    metadata = {"flat": np.zeros((512, 512)), "gain": np.float32(2), "here": SMALL}
+    seq = useq.MDASequence(time_plan=TIMES, metadata=metadata)
+    with pytest.warns(UserWarning, match=r"'summary_metadata.mda_sequence.metadata.flat'"):
+        core.mda.run(seq, output=handler)
+    with open_scratch(tmp_path / "run") as dataset:
+        assert dataset.frames_written == 3
+        summary = dataset.global_metadata["pymmcore_plus"]["summary_metadata"]
+    assert summary["mda_sequence"]["metadata"] == {"gain": 2, "here": SMALL.tolist()}
+    assert summary["mda_sequence"]["time_plan"]["loops"] == 3
+
+
+def test_a_summary_that_no_manifest_holds_is_left_out(tmp_path):
+    handler = MDAHandler(tmp_path / "run")
+    with pytest.warns(UserWarning, match="'summary_metadata' are left out"):
+        handler.setup(
+            useq.MDASequence(time_plan=TIMES), {"image_infos": [INFO], "a": "b" * (1 << 25)}
+        )
+    handler.append(np.ones((4, 4), "uint16"), useq.MDAEvent(index={"t": 0}), META)
+    handler.close()
+    with open_scratch(tmp_path / "run") as dataset:
+        assert (dataset.frames_written, dataset.global_metadata) == (1, {})
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{}, {"runner_time_ms": None, "exposure_ms": "?"}, {"position": None, "_pos": 9}],
+)
+def test_frames_without_the_usual_metadata_are_stored(tmp_path, meta):
+    handler = MDAHandler(tmp_path / "run")
+    handler.setup(useq.MDASequence(time_plan=TIMES), {"image_infos": [INFO]})
+    event = useq.MDAEvent(index={"t": 0})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        handler.append(np.ones((4, 4), "uint16"), event, meta)
+    assert [str(w.message)[:27] for w in caught] == (
+        ["Metadata '_pos' are left ou"] if "_pos" in meta else []
+    )
+    handler.close()
+    with open_scratch(tmp_path / "run") as dataset:
+        (line,) = dataset.frame_metadata
+    assert "delta_t" not in line
+    assert "exposure_time" not in line
+    assert line["mda_event"]["index"] == {"t": 0}
+
+
+def test_a_line_of_metadata_does_not_grow_with_the_sequence(core, tmp_path):
+    nbytes = []
+    for count in (2, 300):
+        seq = {"stage_positions": [(i, i, 0) for i in range(count)]}
+        events = list(useq.MDASequence(**seq))[:2]
+        handler = MDAHandler(tmp_path / f"{count}")
+        handler.setup(useq.MDASequence(**seq), {"image_infos": [INFO]})
+        for event in events:
+            handler.append(np.ones((4, 4), "uint16"), event, META)
+        handler.close()
+        path = tmp_path / f"{count}" / "frame_metadata.jsonl"
+        nbytes.append(path.stat().st_size)
+    assert nbytes[0] == nbytes[1]
+
+
+@pytest.mark.parametrize("pixel_type", ["32bitRGB", "64bitRGB"])
+def test_a_colour_camera_is_refused_before_the_first_frame(core, pixel_type):
+    core.setProperty("Camera", "PixelType", pixel_type)
+    with pytest.raises(NotImplementedError, match=r"\(64, 64, 3\).*PixelType to '8bit'"):
+        core.mda.run(useq.MDASequence(time_plan=TIMES), output=MDAHandler())
+
+
+def test_an_engine_without_a_summary_is_refused_before_the_first_frame():
+    with pytest.raises(ValueError, match="no image_infos"):
+        MDAHandler().setup(useq.MDASequence(time_plan=TIMES), None)
+
+
+def test_a_channel_with_fewer_planes_is_stored_frame_by_frame(core, caplog):
+    channels = ["DAPI", {"config": "FITC", "do_stack": False}]
+    frames = run(core, {"channels": channels, "z_plan": STACK}, handler := MDAHandler())
+    assert "do_stack=False" in caplog.text
+    np.testing.assert_array_equal(handler.view(), frames)
+    assert len(frames) == 4
+
+
+@pytest.mark.filterwarnings("ignore:Only some of the positions:UserWarning")
+def test_positions_of_which_only_some_are_in_wells_are_stored_at_their_index(core):
+    positions = [{"x": 1, "plate_row": 0, "plate_col": 1}, {"x": 2}]
+    seq = {"stage_positions": positions, "z_plan": STACK}
+    frames = run(core, seq, handler := MDAHandler())
+    assert handler.view().dims == ("p", "z", "y", "x")
+    np.testing.assert_array_equal(np.asarray(handler.view()).reshape(frames.shape), frames)
+
+
+@pytest.mark.parametrize("axis_order", ["tpcz", "tcz"])
+def test_wells_are_stored_whether_or_not_they_are_visited(core, axis_order):
+    plan = useq.WellPlatePlan(
+        plate="96-well", a1_center_xy=(0, 0), selected_wells=([0, 1], [0, 1])
+    )
+    seq = {"axis_order": axis_order, "time_plan": TIMES, "stage_positions": plan}
+    frames = run(core, seq, handler := MDAHandler())
+    assert handler.error is None
+    assert len(frames) == (6 if "p" in axis_order else 3)
+    np.testing.assert_array_equal(np.asarray(handler.view()).reshape(frames.shape), frames)
 
 
 @pytest.mark.parametrize("is_sequenced", [False, True])

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -293,24 +294,74 @@ def test_frame_metadata_in_columns_is_what_a_table_takes(dataset):
     kinds = {name: column.dtype.kind for name, column in columns.items()}
     assert kinds == {
         "_pos": "i",
-        "_idx": "O",
+        "_idx_t": "i",
+        "_idx_c": "i",
         "i": "i",
         "exposure_ms": "f",
         "on": "b",
         "name": "O",
     }
-    np.testing.assert_array_equal(columns["i"], [i for i in range(12) if i != 5])
-    assert columns["_idx"][1] == [0, 1]
+    numbers = [i for i in range(12) if i != 5]
+    np.testing.assert_array_equal(columns["i"], numbers)
+    t, p, c = np.unravel_index(numbers, (3, 2, 2))
+    for name, index in (("_idx_t", t), ("_pos", p), ("_idx_c", c)):
+        np.testing.assert_array_equal(columns[name], index)
 
 
-def test_a_value_that_some_frames_lack_is_none_in_its_column(make_settings, folder, frames):
+GAPS = [
+    {"int": 1, "float": 0.5, "text": "a", "on": True, "large": 2**70, "mixed": 1},
+    {"text": None, "list": [1], "dict": {"a": None}, "mixed": "b", "int": None},
+]
+
+
+def record_gaps(make_settings, folder, frames):
     with create_stream(make_settings(SIZES, root_path=str(folder))) as stream:
-        stream.append(frames[0], frame_metadata={"a": 1})
-        stream.append(frames[1], frame_metadata={"b": 2**70})
-    with open_scratch(folder) as dataset:
-        columns = dataset.frame_metadata.columns()
-    assert columns["a"].tolist() == [1, None]
-    assert columns["b"].tolist() == [None, 2**70]
+        stream.append(frames[0], frame_metadata=GAPS[0], timestamp_ns=1000, frame_id=7)
+        stream.append(frames[1], frame_metadata=GAPS[1], frame_id=9)
+        stream.append(frames[2], timestamp_ns=3000)  # without metadata
+    return open_scratch(folder)
+
+
+def test_a_value_that_some_frames_lack_is_nan_or_none_in_its_column(
+    make_settings, folder, frames
+):
+    columns = record_gaps(make_settings, folder, frames).frame_metadata.columns()
+    nan = np.nan
+    expected = {
+        "int": [1.0, nan],
+        "float": [0.5, nan],
+        "on": [1.0, nan],
+        "large": [2.0**70, nan],
+        "timestamp_ns": [1000.0, nan],
+        "frame_id": [7, 9],
+        "text": ["a", None],
+        "list": [None, "[1]"],
+        "dict": [None, '{"a": null}'],
+        "mixed": ["1", '"b"'],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(columns[name], np.array(values, columns[name].dtype))
+    assert columns["frame_id"].dtype == np.int64
+    assert columns["int"].dtype == columns["on"].dtype == np.float64
+    assert columns.keys() == {*expected, "_pos", "_idx_t", "_idx_c"}
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_tables_of_others_take_the_columns_and_save_them(
+    make_settings, folder, frames, tmp_path, library
+):
+    pytest.importorskip("pyarrow")
+    table = pytest.importorskip(library)
+    columns = record_gaps(make_settings, folder, frames).frame_metadata.columns()
+    if library == "polars":  # takes no text that begins with None
+        columns = {k: v for k, v in columns.items() if v[0] is not None}
+    saved = table.DataFrame(columns)
+    path = tmp_path / "table.parquet"
+    (saved.to_parquet if library == "pandas" else saved.write_parquet)(path)
+    found = table.read_parquet(path)
+    assert list(found["frame_id"]) == [7, 9]
+    assert list(found["mixed"]) == ["1", '"b"']
+    assert np.isnan(found["int"][1])
 
 
 def test_threads_may_ask_for_frame_metadata_at_the_same_time(dataset):
@@ -350,14 +401,14 @@ def test_a_dataset_without_any_frame_metadata_has_none(make_settings, folder):
 # ---------------------------------------------------------------------- of ome-writers
 
 
-def theirs(folder, sizes, ending="stream.close()", frames=6):
+def theirs(folder, sizes, ending="stream.close()", frames=6, order="acquisition"):
     program = f"""
     import os
     import numpy as np
     from ome_writers import AcquisitionSettings, create_stream, dims_from_standard_axes
     stream = create_stream(AcquisitionSettings(
         root_path={str(folder)!r}, dimensions=dims_from_standard_axes({sizes!r}),
-        dtype="uint16", format="scratch",
+        dtype="uint16", format="scratch", storage_order={order!r},
     ))
     for i in range({frames}):
         stream.append(np.full((4, 5), i + 1, "uint16"), frame_metadata={{"i": i}})
@@ -406,6 +457,22 @@ def test_a_bounded_dataset_of_ome_writers_that_was_killed_can_be_opened(folder):
     with open_scratch(folder) as dataset:
         assert dataset.arrays[0].shape == (4, 2, 4, 5)
         assert (dataset.arrays[0][:3, :, 0, 0] == [[1, 2], [3, 4], [5, 6]]).all()
+
+
+@pytest.mark.parametrize("ending", ["stream.close()", ""])
+def test_a_dataset_of_ome_writers_whose_frames_are_mixed_up_is_refused(folder, ending):
+    sizes, order = {"t": None, "c": 2, "y": 4, "x": 5}, ["c", "t", "y", "x"]
+    theirs(folder, sizes, ending, order=order)
+    warned = nullcontext() if ending else pytest.warns(UserWarning, match="not close")
+    with warned, pytest.raises(DatasetError, match=r"growing axis 't' inside.*mixed up"):
+        open_scratch(folder)
+
+
+def test_one_that_never_grew_is_not(folder):
+    order = ["c", "t", "y", "x"]
+    theirs(folder, {"t": None, "c": 2, "y": 4, "x": 5}, frames=2, order=order)
+    with open_scratch(folder) as dataset:
+        assert dataset.arrays[0][:, 0, 0, 0].tolist() == [1, 2]
 
 
 # ---------------------------------------------------------------------------------- life

@@ -136,6 +136,24 @@ def test_a_file_in_the_way_leaves_the_region_in_memory(new, tmp_path):
     assert (tmp_path / "a.dat").read_text() == "precious"
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 100_000), (5000, 9001), (8192, 8193)])
+def test_populating_changes_no_byte(new, path, start, stop):
+    region = new(1 << 20, path)
+    region.allocate(0, 100_000)
+    data = np.arange(100_000, dtype="uint32").astype(U8)
+    poke(region, 0, data.tobytes())
+    region.populate(start, stop)
+    np.testing.assert_array_equal(region.array(U8, (100_000,)), data)
+
+
+@pytest.mark.parametrize("stop", [0, 100_001, 1 << 30])
+def test_populating_ends_where_the_region_ends(new, path, stop):
+    region = new(1 << 20, path)
+    region.allocate(0, 100_000)
+    region.populate(0, stop)
+    assert region.nbytes == 100_000
+
+
 def test_trim_gives_the_file_its_exact_size(new, tmp_path):
     region = new(1 << 20, tmp_path / "a.dat")
     region.allocate(0, 100_000)
@@ -318,16 +336,6 @@ class TestSystem:
             },
         )
         assert system.available_memory_nbytes() == 0
-
-    def test_the_kernel_writes_back_from_so_many_bytes_on(self):
-        assert system.writeback_threshold_nbytes() is None
-        vm = self.tmp_path / "proc" / "sys" / "vm"
-        vm.mkdir(parents=True)
-        (vm / "dirty_background_bytes").write_text("0\n")
-        (vm / "dirty_background_ratio").write_text("10\n")
-        assert system.writeback_threshold_nbytes() == 102_400
-        (vm / "dirty_background_bytes").write_text("5000\n")
-        assert system.writeback_threshold_nbytes() == 5000
 
     def test_a_folder_in_memory_is_known_by_its_mount(self):
         (self.tmp_path / "proc" / "self" / "mounts").write_text(

@@ -13,6 +13,7 @@ import numpy as np
 import ome_writers
 import pytest
 
+from marks import needs_page_cache
 from reference import read_plain
 from scratchwriter import DatasetError, create_stream, open_scratch
 from scratchwriter._files.folders import reclaim_spill_folders
@@ -293,6 +294,7 @@ def test_recover_again_has_nothing_to_do(whole, capsys):
     assert content(whole) == before
 
 
+@needs_page_cache
 def test_recover_leaves_a_dataset_alone_that_is_being_recorded(make_settings, folder):
     settings = make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
     with create_stream(settings) as stream:

@@ -7,8 +7,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from scratchwriter import ScratchFormat, create_stream
+from marks import needs_direct_writes, needs_page_cache
+from scratchwriter import ScratchFormat, create_stream, open_scratch
 from scratchwriter.cli import main
+from scratchwriter.reader import ScratchDataset
+from scratchwriter.stats import DiskStats
 
 pytest.importorskip("matplotlib")
 PIL = pytest.importorskip("PIL.Image")
@@ -58,6 +61,60 @@ def test_the_page_has_everything_in_it_and_runs_nothing(page):
     links = re.findall(r'(?:src|href)="([^"]{1,40})', text)
     assert links
     assert all(link.startswith(("data:", "#")) for link in links)
+
+
+def rows(page, section):
+    """The rows of a table of the page, as text."""
+    text = page.read_text(encoding="utf-8")
+    found = re.search(rf'<section id="{section}">(.*?)</section>', text, re.DOTALL)
+    return dict(re.findall("<th>(.*?)</th><td>(.*?)</td>", found[1]))
+
+
+@needs_page_cache
+def test_the_page_tells_why_files_are_not_written_directly(page, tmp_path):
+    with open_scratch(tmp_path / "my run") as dataset:
+        assert rows(page, "disk") == {"written": dataset.disk_io}
+
+
+@needs_direct_writes
+def test_the_page_tells_how_the_disk_did(make_settings, tmp_path):
+    settings = make_settings(
+        {"t": None, "y": 512, "x": 512},
+        root_path=str(tmp_path / "data"),
+        format=ScratchFormat(disk_io="direct"),
+    )
+    path = tmp_path / "report.html"
+    with create_stream(settings) as stream:
+        for _ in range(20):  # more than is written at a time
+            stream.append(np.ones((512, 512), "uint16"))
+        stream.flush()
+    assert main(["report", str(tmp_path / "data"), "-o", str(path)]) == 0
+    told = rows(path, "disk")
+    assert list(told) == ["written", "rate of the disk", "waited for it", "may wait"]
+    assert told["written"] == "staged, and directly"
+    assert re.fullmatch(r"[\d.]+ [MG]B/s", told["rate of the disk"])
+    assert re.match(r"\d+ frames", told["waited for it"])
+
+
+def test_the_page_tells_of_frames_that_waited_and_of_those_that_still_do(
+    make_settings, tmp_path, monkeypatch
+):
+    disk = DiskStats(1e9, 0.5e9, 3_000_000_000, 5_000_000_000, 4.0, 17, 0.31)
+    monkeypatch.setattr(ScratchDataset, "disk_stats", disk)
+    settings = make_settings({"t": None, "y": 64, "x": 64}, root_path=str(tmp_path / "d"))
+    path = tmp_path / "report.html"
+    with create_stream(settings) as stream:
+        stream.append(np.ones((64, 64), "uint16"))
+        assert main(["report", str(tmp_path / "d"), "-o", str(path)]) == 0
+    told = rows(path, "disk")
+    del told["written"]
+    assert told == {
+        "rate of the disk": "500.0 MB/s",
+        "waited for it": "17 frames, 310 ms altogether",
+        "may wait": "5.0 GB",
+        "rate of the camera": "1.0 GB/s",
+        "waits now": "3.0 GB of 5.0 GB, full in 4 s at these rates",
+    }
 
 
 def test_a_page_is_not_overwritten(page, tmp_path):

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import os
 import pickle
 from pathlib import Path
 
@@ -22,6 +23,18 @@ from scratchwriter import (
 )
 
 Y, X = Dimension(name="y", count=4), Dimension(name="x", count=5)
+
+
+class AnyPath:
+    """A path of some other library."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __fspath__(self):
+        return self._path
+
+
 T, C, Z = (Dimension(name=n, count=i) for n, i in [("t", 3), ("c", 2), ("z", 6)])
 P = Dimension(name="p", type="position", count=2)
 TWO_WELLS = [
@@ -64,9 +77,12 @@ def test_the_scratch_format_has_these_defaults():
         "suffix": "",
         "spill_to_disk": True,
         "spill_dir": None,
+        "populate": "ahead",
         "casting": "safe",
         "durability": "process",
         "sync_interval_s": 1.0,
+        "disk_io": "auto",
+        "max_staging_bytes": None,
         "timestamps": False,
         "keep_last": None,
     }
@@ -103,11 +119,50 @@ def test_wrong_fields_of_settings_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    ("root_path", "stored"), [("a/b", "a/b"), (Path("a", "b"), "a/b"), ("~/a", "~/a")]
+    ("path", "stored"),
+    [
+        ("a/b", "a/b"),
+        (Path("a", "b"), "a/b"),
+        ("~/a", "~/a"),
+        (AnyPath("a/b"), "a/b"),
+        (AnyPath(b"a/b"), "a/b"),
+        ("µ/ä".encode(), "µ/ä"),
+        ("C:/a", "C:/a"),
+        ("a//b", "a//b"),
+    ],
+    ids=str,
 )
-def test_a_root_path_is_kept_as_a_string(root_path, stored):
-    s = AcquisitionSettings(root_path=root_path, dimensions=[Y, X])
+def test_a_path_is_kept_as_a_string(path, stored):
+    s = AcquisitionSettings(root_path=path, dimensions=[Y, X])
     assert (s.root_path, s.output_path) == (stored, stored)
+    assert ScratchFormat(spill_dir=path).spill_dir == stored
+
+
+def test_an_entry_of_a_folder_is_a_path(tmp_path):
+    (tmp_path / "run").mkdir()
+    (entry,) = os.scandir(tmp_path)
+    s = AcquisitionSettings(root_path=entry, format=ScratchFormat(spill_dir=entry))
+    assert s.root_path == s.format.spill_dir == str(tmp_path / "run")
+
+
+def test_no_root_path_is_memory():
+    assert AcquisitionSettings(root_path=None).root_path == ""
+
+
+@pytest.mark.parametrize("path", [5, 1.5, True, ["a"], object(), {"a": 1}], ids=str)
+@pytest.mark.parametrize("field", ["root_path", "spill_dir"])
+def test_what_is_no_path_is_no_name_of_a_folder(field, path):
+    make = AcquisitionSettings if field == "root_path" else ScratchFormat
+    with pytest.raises(ValidationError, match="is not a path"):
+        make(**{field: path})
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "https://a/b", "file:///a", b"gs://a"])
+@pytest.mark.parametrize("field", ["root_path", "spill_dir"])
+def test_a_url_is_refused_with_the_way_out(field, url):
+    make = AcquisitionSettings if field == "root_path" else ScratchFormat
+    with pytest.raises(ValidationError, match=r"is a URL.*local disk"):
+        make(**{field: url})
 
 
 @pytest.mark.parametrize("compression", ["blosc-zstd", "blosc-lz4", "zstd", "lzw", "none"])
@@ -464,6 +519,7 @@ def test_the_scratch_format_goes_by_these_names(fmt):
         {"suffix": ".dat"},
         {"spill_to_disk": False},
         {"spill_dir": "/somewhere"},
+        {"populate": "all"},
         {"casting": "same_kind"},
         {"casting": "unsafe"},
     ],
@@ -488,6 +544,9 @@ def test_a_format_is_given_by_its_fields_or_as_an_object(fields):
         {"suffix": None},
         {"spill_to_disk": "maybe"},
         {"spill_dir": 3},
+        {"populate": "behind"},
+        {"populate": None},
+        {"populate": True},
         {"casting": "equiv"},
         {"compression": "zstd"},
     ],
@@ -572,6 +631,8 @@ def test_a_scratch_format_of_ome_writers_is_taken():
         ("a.zarr", "OME-Zarr"),
         ("a.ome.zarr", "OME-Zarr"),
         (Path("dir") / "a.Zarr", "OME-Zarr"),
+        ("a.ome.zarr/", "OME-Zarr"),
+        (b"a.ome.zarr", "OME-Zarr"),
     ],
     ids=str,
 )
@@ -720,7 +781,7 @@ def test_fields_that_only_this_library_has_are_dumped_when_they_ask_for_somethin
         "suffix",
         "spill_to_disk",
     }
-    for fields in ({"spill_dir": "/x"}, {"casting": "unsafe"}):
+    for fields in ({"spill_dir": "/x"}, {"casting": "unsafe"}, {"populate": "all"}):
         dump = ScratchFormat(**fields).model_dump()
         assert dump == ScratchFormat().model_dump() | fields
         assert AcquisitionSettings(format=dump).format == ScratchFormat(**fields)

@@ -8,12 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from marks import PORTABLE
 from reference import Model, read_lines, read_plain
 from scratchwriter import AcquisitionSettings, ScratchFormat, create_stream
 from scratchwriter import dims_from_standard_axes as dims
-from scratchwriter._region import PortableRegion, make_region
 
-PORTABLE = type(make_region(1)) is PortableRegion
 FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
 
 

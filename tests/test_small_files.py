@@ -17,7 +17,9 @@ from scratchwriter._files.manifest import ManifestDraft, dump_settings
 from scratchwriter._files.mapped_file import MappedFile
 from scratchwriter._files.progress import Progress, ProgressView
 from scratchwriter._region.descriptor import Descriptor
+from scratchwriter._writing import policy
 from scratchwriter.plan import make_plan
+from waiting import wait_until
 
 SIZES = {"t": None, "y": 4, "x": 5}
 FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
@@ -133,9 +135,14 @@ def test_a_closed_dataset_keeps_nothing_but_its_arrays(make_settings, folder):
 
 @needs_proc
 @pytest.mark.parametrize("close", [True, False])
-def test_a_dataset_that_is_closed_while_one_has_it_is_let_go(make_settings, folder, close):
+def test_a_dataset_that_is_closed_while_one_has_it_is_let_go(
+    make_settings, folder, monkeypatch, close
+):
+    # A thread opens the files of arrays for a moment, as long as they are not ready ahead.
+    monkeypatch.setattr(policy, "_FILE_WINDOW_NBYTES", 1)
     stream = create_stream(make_settings(SIZES, root_path=str(folder)))
     stream.append(FRAME)
+    wait_until(lambda: stream.stats().populated_ahead_nbytes)
     before = sorted(kept(folder))
     dataset = open_scratch(folder)
     assert dataset.state == "recording"

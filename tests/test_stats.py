@@ -10,10 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratchwriter import ScratchFormat, create_stream
-from scratchwriter._region import PortableRegion, make_region
-from scratchwriter._writing import policy
 from scratchwriter.stats import bucket_stop_ns, percentile_us
-from waiting import wait_until
 
 NUM_BUCKETS = 37 * 32
 
@@ -99,20 +96,6 @@ def test_what_is_allocated_ahead_is_the_rest_of_a_bounded_acquisition(make_setti
     with create_stream(make_settings({"t": 10, "y": 4, "x": 5}, **place)) as stream:
         stream.append(np.ones((4, 5), "uint16"))
         assert stream.stats().allocated_ahead_nbytes == 9 * 40
-
-
-def test_bytes_are_unwritten_until_the_disk_has_them(make_settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy, "backlog_nbytes", lambda ahead_nbytes: 16 << 20)
-    settings = make_settings({"t": None, "y": 512, "x": 512}, root_path=str(tmp_path / "d"))
-    frame = np.ones((512, 512), "uint16")
-    with create_stream(settings) as stream:
-        stream.append(frame)
-        assert stream.stats().unwritten_nbytes == frame.nbytes
-        for _ in range(199):
-            stream.append(frame)
-        if type(make_region(1)) is PortableRegion:
-            return  # it leaves that to the system, and cannot tell
-        wait_until(lambda: stream.stats().unwritten_nbytes <= 48 << 20)
 
 
 def test_nothing_is_unwritten_in_memory(make_settings):

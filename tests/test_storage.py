@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from marks import PORTABLE, needs_page_cache
 from reference import Model, read_lines, read_plain
 from scratchwriter import ScratchFormat, create_stream, open_scratch
 from scratchwriter._files.repair import find_faults
-from scratchwriter._region import PortableRegion, make_region
-from waiting import wait_until
+from scratchwriter._writing.arrays import ArraySet
+from waiting import remove_recorded, wait_until
 
-PORTABLE = type(make_region(1)) is PortableRegion
 FILES = {
     "manifest.json",
     "pos_0.dat",
@@ -187,6 +187,23 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(make_settings):
     with pytest.raises(OSError, match="/proc") as error:
         create_stream(make_settings(SIZES, root_path="/proc/data"))
     assert error.value.errno is not None
+
+
+@pytest.mark.skipif(PORTABLE, reason="it goes with the last reference")
+def test_what_fails_half_way_keeps_no_memory_while_its_error_is_kept(
+    make_settings, place, monkeypatch
+):
+    from edges import mapped_nbytes
+
+    def fail(_):
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr(ArraySet, "start_ahead", fail)
+    before = mapped_nbytes()
+    with pytest.raises(RuntimeError, match="no thread") as error:
+        create_stream(make_settings({"t": 256, "y": 512, "x": 512}, **place))
+    assert error.tb is not None
+    assert mapped_nbytes() < before + (64 << 20)  # of 128 MiB
 
 
 def test_what_fails_half_way_leaves_no_folder(make_settings, tmp_path, monkeypatch):
@@ -560,7 +577,7 @@ def test_a_removed_folder_is_an_error_at_close_and_the_arrays_stay(
 ):
     stream = create_stream(make_settings(SIZES, root_path=str(tmp_path / "d")))
     stream.append(frames[0])
-    shutil.rmtree(tmp_path / "d")
+    remove_recorded(tmp_path / "d")
     if Path(tmp_path / "d").exists():
         pytest.skip("files in use cannot be removed here")
     with pytest.raises(FileNotFoundError):
@@ -643,7 +660,7 @@ def test_an_open_stream_leaves_the_dataset_alone_that_replaced_its_own(
     settings = make_settings(SIZES, root_path=str(tmp_path / "d"))
     old = create_stream(settings)
     old.append(frames[0])
-    shutil.rmtree(tmp_path / "d")
+    remove_recorded(tmp_path / "d")
     with create_stream(settings) as new:
         with pytest.raises(FileNotFoundError, match="replaced"):
             old.close()
@@ -707,7 +724,7 @@ def test_a_growing_stream_writes_nothing_into_what_has_replaced_its_folder(
     settings = make_settings({"t": None, "y": 256, "x": 512}, root_path=str(folder))
     old = create_stream(settings)
     old.append(frame)
-    shutil.rmtree(folder)
+    remove_recorded(folder)
     with create_stream(settings) as new:
         for _ in range(1200):
             new.append(2 * frame)
@@ -767,6 +784,7 @@ def test_many_threads_may_close(make_settings, tmp_path):
         shutil.rmtree(folder)
 
 
+@needs_page_cache
 def test_an_interrupt_behind_the_renaming_of_a_manifest_leaves_its_lengths_exact(
     make_settings, tmp_path, monkeypatch
 ):

@@ -1,13 +1,17 @@
 """MDA sequences of useq become settings as with ome-writers, in the order of events."""
 
+import itertools
 import math
+import os
 
+import numpy as np
 import pytest
 
 ome_writers = pytest.importorskip("ome_writers")
 useq = pytest.importorskip("useq")
 
 import scratchwriter
+from random_sequences import random_sequence
 from scratchwriter import AcquisitionSettings, useq_to_acquisition_settings
 from scratchwriter.bridges.useq import EventNumbers
 
@@ -99,12 +103,6 @@ SEQUENCES = {
     "own grid at random": {
         "stage_positions": [{"x": 1, "sequence": {"grid_plan": SCATTERED}}, *AB]
     },
-    "grid around one position": {
-        "axis_order": "gc",
-        "stage_positions": AB[:1],
-        "grid_plan": GRID,
-        "channels": ["a"],
-    },
     "positions in wells": {
         "stage_positions": [
             {"x": 1, "name": "a", "plate_row": 2, "plate_col": 3},
@@ -154,8 +152,13 @@ ENDLESS = {
 
 
 def shown(settings):
+    """Return settings without times and heights, of which ome-writers makes up some."""
+    made_up = {"scale", "translation", "coords"}
     dims = [
-        dim.model_dump(mode="json", exclude_none=True) for dim in settings["dimensions"]
+        dim.model_dump(
+            mode="json", exclude_none=True, exclude=made_up if dim.name in "tz" else None
+        )
+        for dim in settings["dimensions"]
     ]
     plate = settings["plate"]
     return dims, None if plate is None else plate.model_dump(exclude_none=True)
@@ -202,14 +205,128 @@ def test_a_time_plan_without_an_end_is_an_unbounded_dimension(name):
 
 
 def test_units_are_those_that_are_asked_for():
-    seq = useq.MDASequence(time_plan=TIMES, z_plan=STACK, channels=["a"])
+    seq = useq.MDASequence(time_plan=[TIMES, {"interval": 5, "loops": 3}], z_plan=STACK)
     units = {"t": (5.0, "ms"), "z": (2.0, "nm"), "c": None}
-    ours, theirs = both(seq, units=units)
-    named = {"ms": "millisecond", "nm": "nanometer"}  # as the dimensions here have them
-    for dim in theirs[0]:
-        if "unit" in dim:
-            dim["unit"] = named.get(dim["unit"], dim["unit"])
-    assert ours == theirs
+    t, z, *_ = useq_to_acquisition_settings(seq, 64, 32, units=units)["dimensions"]
+    assert (t.scale, t.unit, t.coords) == (5.0, "millisecond", None)
+    assert (z.scale, z.unit, z.translation) == (2.0, "nanometer", None)
+
+
+def coordinates(dim):
+    """Return where each element of a dimension is, in its unit."""
+    if dim.coords is not None:
+        return dim.coords
+    return [(dim.translation or 0) + i * dim.scale for i in range(dim.count)]
+
+
+WITHOUT_INTERVAL = ["at once"]
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_times_and_heights_are_those_of_the_plans(name):
+    seq = useq.MDASequence(**SEQUENCES[name])
+    dims = useq_to_acquisition_settings(seq, 64, 32)["dimensions"]
+    for dim, plan in itertools.product(dims, (seq.time_plan, seq.z_plan)):
+        if dim.name != ("t" if plan is seq.time_plan else "z"):
+            continue
+        assert dim.scale != 0
+        if name in WITHOUT_INTERVAL:
+            assert (dim.scale, dim.coords) == (None, None)
+        else:
+            assert coordinates(dim) == pytest.approx(list(plan))
+
+
+@pytest.mark.parametrize(
+    ("plan", "scale", "first", "coords"),
+    [
+        ({"relative": [0, 0.25, 0.5]}, 0.25, None, None),
+        ({"absolute": [10, 8, 6, 4]}, -2, 10, None),
+        ({"absolute": [10, 8, 6, 3]}, None, None, [10, 8, 6, 3]),
+        ({"relative": [0, 0, 0]}, None, None, [0, 0, 0]),
+        ({"absolute": [7]}, None, 7, None),
+        ({"top": 1, "bottom": 0, "step": 0.1}, 0.1, None, None),
+        ({"top": 3, "bottom": 1, "step": 1, "go_up": False}, -1, 3, None),
+    ],
+)
+def test_heights_have_a_scale_if_they_are_evenly_spaced(plan, scale, first, coords):
+    z, *_ = useq_to_acquisition_settings(useq.MDASequence(z_plan=plan), 8, 8)["dimensions"]
+    assert (z.scale, z.translation, z.coords) == (scale, first, coords)
+
+
+@pytest.mark.parametrize(
+    ("plan", "scale", "coords"),
+    [
+        ({"interval": 0, "loops": 1}, None, None),
+        ({"interval": 2, "loops": 1}, 2, None),
+        ({"duration": 2, "loops": 1}, None, None),
+        ({"interval": 0, "duration": 9}, None, None),
+        ([{"interval": 2, "loops": 2}, {"interval": 2, "loops": 3}], 2, None),
+        ([{"interval": 2, "loops": 2}, {"interval": 5, "loops": 1}], 2, None),
+        ([{"interval": 2, "loops": 2}, {"interval": 5, "loops": 2}], None, [0, 2, 7]),
+        ([{"interval": 2, "loops": 2}, {"interval": 0, "duration": 9}], None, None),
+    ],
+)
+def test_times_have_a_scale_if_they_are_evenly_spaced(plan, scale, coords):
+    seq = useq.MDASequence(time_plan=plan)
+    t, *_ = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert (t.scale, t.coords) == (scale, coords)
+
+
+def test_a_height_that_an_absolute_plan_overrides_is_none_of_the_position():
+    seq = useq.MDASequence(stage_positions=[(1, 2, 3)], z_plan={"absolute": [10, 20]})
+    p, *_ = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert p.coords[0].z_coord is None
+    assert [event.z_pos for event in seq] == [10, 20]
+
+
+# ---------------------------------------------------------------- sequences at random
+
+
+def where_frames_are(dims, number):
+    """Return the index of a frame by the dimensions alone, and its position."""
+    counts = [dim.count for dim in dims[:-2]]
+    index = dict(
+        zip([d.name for d in dims], np.unravel_index(number, counts), strict=False)
+    )
+    place = index.pop("p", None)
+    positions = next((dim.coords for dim in dims if dim.name == "p"), [None])
+    return index, positions[place or 0]
+
+
+def is_where_it_says(event, dims, number):
+    index, position = where_frames_are(dims, number)
+    if any(event.index[name] != i for name, i in index.items()):
+        return False
+    at = (event.x_pos, event.y_pos)
+    if position is None or None in at:
+        return True
+    return (position.x_coord, position.y_coord) == pytest.approx(at)
+
+
+NUM_SEQUENCES = int(os.environ.get("SCRATCHWRITER_SEQUENCES", "500"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of useq, and of plates left out
+def test_each_event_of_random_sequences_is_found_where_its_index_says():
+    stored = 0
+    for seed in range(NUM_SEQUENCES):
+        if (found := random_sequence(seed)) is None:
+            continue
+        seq, events = found
+        try:
+            asked = useq_to_acquisition_settings(seq, 8, 8)
+        except NotImplementedError:
+            continue
+        dims = asked["dimensions"]
+        number = EventNumbers(seq)
+        assert len(events) == math.prod(dim.count for dim in dims[:-2]), seed
+        for n, event in enumerate(events):
+            assert number(event.index) == n, seed
+            assert is_where_it_says(event, dims, n), seed
+        if len(dims) > 2:
+            AcquisitionSettings(dtype="uint16", **asked).validate_stream_ready()
+        stored += 1
+    assert stored > NUM_SEQUENCES / 3
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -226,13 +343,132 @@ def test_what_no_array_has_room_for_is_refused_by_both(name):
 def test_grids_that_differ_within_other_axes_are_refused_not_mixed_up():
     # useq visits the grid of a position last of all: c0 g0, c0 g1, c1 g0, c1 g1.
     seq = useq.MDASequence(stage_positions=[*AB, own_grid()], channels=["a", "b"])
-    with pytest.raises(NotImplementedError, match=r"visited within c.*Put 'p' last"):
+    with pytest.raises(NotImplementedError, match=r"within c here.*Put 'p' last"):
         useq_to_acquisition_settings(seq, 8, 8)
     around = useq.MDASequence(
         axis_order="gpc", stage_positions=[*AB, own_grid()], grid_plan=GRID
     )
-    with pytest.raises(NotImplementedError, match="the grid of all"):
+    with pytest.raises(NotImplementedError, match="give a grid_plan for all positions"):
         useq_to_acquisition_settings(around, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("plans", "names"),
+    [
+        ({"axis_order": "tpczg", "z_plan": STACK, "grid_plan": GRID}, "zpyx"),
+        ({"axis_order": "cgtzp", "stage_positions": AB, "time_plan": TIMES}, "tpyx"),
+        ({"axis_order": "pcg", "stage_positions": AB, "channels": ["a", "b"]}, "pcyx"),
+        ({"axis_order": "tcz", "stage_positions": AB, "time_plan": TIMES}, "tyx"),
+        ({"axis_order": "tcz", "stage_positions": wells(), "time_plan": TIMES}, "tyx"),
+        (
+            {
+                "axis_order": "gtzc",
+                "stage_positions": wells(),
+                "grid_plan": GRID,
+                "time_plan": TIMES,
+            },
+            "ptyx",
+        ),
+        (
+            {
+                "axis_order": "pczg",
+                "stage_positions": AB,
+                "grid_plan": GRID,
+                "channels": ["a"],
+                "z_plan": {"absolute": [5]},
+            },
+            "pczyx",
+        ),
+        (
+            {
+                "stage_positions": [own_grid(rows=1, columns=1), *AB],
+                "channels": ["a", "b"],
+            },
+            "pcyx",
+        ),
+    ],
+)
+def test_only_what_is_visited_counts(plans, names):
+    seq = useq.MDASequence(**plans)
+    asked = useq_to_acquisition_settings(seq, 8, 8)
+    assert "".join(dim.name for dim in asked["dimensions"]) == names
+    AcquisitionSettings(dtype="uint16", **asked).validate_stream_ready()
+    number = EventNumbers(seq)
+    assert [number(event.index) for event in seq] == list(range(len(list(seq))))
+
+
+def test_a_grid_around_no_position_is_where_useq_goes():
+    # ome-writers adds the place of a position that is not visited.
+    seq = useq.MDASequence(axis_order="gc", stage_positions=AB[:1], grid_plan=GRID)
+    (p, *_) = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert [(pos.x_coord, pos.y_coord) for pos in p.coords] == [
+        (event.x_pos, event.y_pos) for event in seq
+    ]
+
+
+def test_positions_that_useq_leaves_channels_out_of_are_refused():
+    # An empty sequence of its own makes useq skip all channels but the first.
+    seq = useq.MDASequence(
+        stage_positions=[{"x": 1, "y": 1, "sequence": {}}], channels=["a", "b"]
+    )
+    assert len(list(seq)) == 1
+    with pytest.raises(NotImplementedError, match="leave out a sequence that has no plan"):
+        useq_to_acquisition_settings(seq, 8, 8)
+
+
+def test_an_endless_time_plan_within_another_axis_is_refused():
+    seq = useq.MDASequence(
+        axis_order="ct", channels=["a", "b"], time_plan=ENDLESS["no interval"]
+    )
+    with pytest.raises(NotImplementedError, match="put 't' first"):
+        useq_to_acquisition_settings(seq, 8, 8)
+
+
+def in_well(row, column, **more):
+    return {"x": row, "y": column, "plate_row": row, "plate_col": column} | more
+
+
+@pytest.mark.parametrize(
+    ("plans", "names"),
+    [
+        ({"stage_positions": [in_well(0, 0), in_well(0, 1)]}, ["fov0", "fov0"]),
+        ({"stage_positions": [in_well(0, 0), in_well(0, 0)]}, ["fov0", "fov1"]),
+        (
+            {
+                "stage_positions": [in_well(0, 0), in_well(0, 0, name="mine")],
+                "grid_plan": {"rows": 1, "columns": 2},
+            },
+            ["fov0", "fov1", "mine", "mine"],  # two cells of the grid
+        ),
+        (
+            {"stage_positions": [in_well(0, 0), in_well(0, 1)], "grid_plan": SCATTERED},
+            ["fov0", "fov1", "fov2"] * 2,
+        ),
+        ({"stage_positions": [{"x": 1, "name": "a"}, {"x": 2, "name": "a"}]}, ["a", "a_1"]),
+        ({"stage_positions": [{"x": 1, "name": "1"}, {"x": 2}]}, ["1", "1_1"]),
+    ],
+)
+def test_positions_without_a_name_have_one_that_is_unique_in_its_well(plans, names):
+    seq = useq.MDASequence(**plans)
+    (p, *_) = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert [position.name for position in p.coords] == names
+
+
+def test_channels_of_one_name_in_two_groups_have_labels_of_their_own():
+    channels = [{"config": "a"}, {"config": "a", "group": "Other"}]
+    (c, *_) = useq_to_acquisition_settings(useq.MDASequence(channels=channels), 8, 8)[
+        "dimensions"
+    ]
+    assert [channel.name for channel in c.coords] == ["a", "a_1"]
+
+
+def test_a_plate_that_only_some_positions_are_on_is_left_out():
+    seq = useq.MDASequence(stage_positions=[in_well(1, 2), *AB])
+    with pytest.warns(UserWarning, match="Only some of the positions are in wells"):
+        asked = useq_to_acquisition_settings(seq, 8, 8)
+    assert asked["plate"] is None
+    settings = AcquisitionSettings(dtype="uint16", **asked)
+    assert settings.positions[0].plate_row == "B"
 
 
 def test_positions_at_points_without_a_grid_have_names_of_their_own():

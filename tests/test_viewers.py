@@ -12,6 +12,7 @@ import pytest
 
 from scratchwriter import (
     AcquisitionSettings,
+    Channel,
     Dimension,
     create_stream,
     dims_from_standard_axes,
@@ -224,15 +225,36 @@ def test_watching_a_ring_shows_the_newest_when_it_is_full(tmp_path):
     assert bright_columns(picture) == pytest.approx(40 + 1, abs=1)
 
 
+NDV_COLOURS = """
+from scratchwriter.bridges.ndv import Watcher
+
+watcher = Watcher(open_scratch(path))
+viewer = watcher.viewer
+wait(0.5)
+print(viewer.display_model.luts[0].cmap.color_stops[-1].color.hex)
+print(viewer.data_wrapper.axis_scales())
+grab(viewer.widget()).convert("L").save(picture)
+"""
+
+
+@NEEDS_SCREEN
+@needs("ndv")
+def test_ndv_has_colours_of_channels_and_scales_of_axes(tmp_path):
+    record_widening_frames(tmp_path / "data")
+    _, said = show(NDV_COLOURS, tmp_path)
+    assert said == "#0000FF\n{'y': 0.5, 'x': 0.5}\n"
+
+
 def record_widening_frames(path):
     """Record four frames, each brighter at the left than the one before."""
     y, x = dims_from_standard_axes({"y": 64, "x": 64})
+    channels = [Channel(name="DAPI", color="blue"), Channel(name="FITC")]
     settings = AcquisitionSettings(
         root_path=str(path),
         dimensions=[
-            Dimension(name="t", count=2, type="time"),
-            Dimension(name="c", count=2, type="channel", coords=["DAPI", "FITC"]),
-            y.model_copy(update={"scale": 0.5}),
+            Dimension(name="t", count=2, type="time", scale=0.0),
+            Dimension(name="c", count=2, type="channel", coords=channels),
+            y.model_copy(update={"scale": 0.5, "translation": 3.0}),
             x.model_copy(update={"scale": 0.5}),
         ],
         dtype="uint16",
@@ -254,12 +276,16 @@ def screen_of(viewer):
 NAPARI = """
 
 viewer = napari.Viewer()
-(layer,) = viewer.open(path, plugin="scratchwriter")
+layers = viewer.open(path, plugin="scratchwriter")
 viewer.dims.set_current_step(0, 1)
-viewer.dims.set_current_step(1, 1)
 wait(1)
 viewer.reset_view()
-print(layer.name, layer.data.shape, viewer.dims.axis_labels, layer.scale.tolist())
+for layer in layers:
+    print(layer.name, layer.data.shape, layer.scale.tolist(), layer.translate.tolist(),
+          [str(unit) for unit in layer.units], layer.contrast_limits, layer.colormap.name,
+          layer.blending)
+print(viewer.dims.axis_labels)
+layers[0].visible = False
 save_when(lambda: screen_of(viewer), 49 + 1)
 viewer.close()
 """
@@ -267,11 +293,50 @@ viewer.close()
 
 @NEEDS_SCREEN
 @needs("napari")
-def test_napari_opens_a_folder_as_a_layer(tmp_path):
+def test_napari_opens_a_folder_as_a_layer_per_channel(tmp_path):
     record_widening_frames(tmp_path / "data")
     picture, said = show(SCREEN_OF + NAPARI, tmp_path)
-    assert said.startswith("data (2, 2, 64, 64) ('t', 'c', 'y', 'x') [1.0, 1.0, 0.5, 0.5]")
+    where = (
+        "(2, 64, 64) [1.0, 0.5, 0.5] [0.0, 3.0, 0.0] ['pixel', 'micrometer', 'micrometer']"
+    )
+    dapi, fitc, labels = said.splitlines()[:3]
+    assert dapi.startswith(f"DAPI {where} [0.0, 1000.0] ")
+    assert dapi.endswith(" additive")
+    assert "#0000ff" in dapi.lower() or "blue" in dapi
+    assert fitc == f"FITC {where} [0.0, 1000.0] gray additive"
+    assert labels == "('t', 'y', 'x')"
     assert bright_columns(picture) == pytest.approx(49 + 1, abs=1)
+
+
+@needs("napari")
+@pytest.mark.parametrize(
+    "key",
+    [
+        np.s_[1],
+        np.s_[...],
+        np.s_[:, 1],
+        np.s_[1, ..., 3],
+        np.s_[..., 0:2, :],
+        np.s_[0, 1, 2:5, ::2],
+    ],
+)
+def test_a_channel_is_indexed_as_numpy_does(tmp_path, key):
+    from scratchwriter.bridges.napari import read
+
+    dims = dims_from_standard_axes(
+        {"t": 2, "p": ["A", "B"], "c": ["a", "b"], "y": 8, "x": 8}
+    )
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"), dimensions=dims, dtype="uint16"
+    )
+    frames = np.arange(2 * 2 * 2 * 64, dtype="uint16").reshape(8, 8, 8)
+    with create_stream(settings) as stream:
+        stream.extend(frames)
+    expected = frames.reshape(2, 2, 2, 8, 8)
+    for channel, (data, options, _) in enumerate(read(str(tmp_path / "data"))):
+        assert options["name"] == "ab"[channel]
+        np.testing.assert_array_equal(data[key], expected[:, :, channel][key])
+        np.testing.assert_array_equal(data, expected[:, :, channel])
 
 
 NAPARI_EXPORTS = """

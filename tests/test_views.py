@@ -110,3 +110,49 @@ def test_an_array_outlives_its_stream(make_settings, place, frames):
     del stream
     np.testing.assert_array_equal(view[0], frames[0])
     np.testing.assert_array_equal(held, frames[0])
+
+
+# --------------------------------------------------------------------------- operators
+
+OPERATIONS = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "+": lambda a, b: a + b,
+    "reflected -": lambda a, b: b - a,
+    "unary ~": lambda a, b: ~a,
+    "divmod": lambda a, b: divmod(a, 7)[1],
+    "ufunc": lambda a, b: np.maximum(a, b),
+    "reduce": lambda a, b: np.add.reduce(a, axis=-1),
+    "out": lambda a, b: np.add(a, b, out=np.empty(a.shape, "uint16")),
+    "mean": lambda a, b: np.mean(a),
+    "any": lambda a, b: (a == 3).any(),
+}
+
+
+@pytest.mark.parametrize("other", ["number", "array", "itself"])
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("what", ["array", "view"])
+def test_operators_are_those_of_numpy(stream, frames, what, name, other):
+    stream.extend(frames[:6])
+    live = stream.arrays[0] if what == "array" else stream.view()
+    plain = np.array(live)
+    others = {"number": (3, 3), "array": (plain[::-1],) * 2, "itself": (live, plain)}
+    ours, theirs = others[other]
+    found = OPERATIONS[name](live, ours)
+    expected = OPERATIONS[name](plain, theirs)
+    assert type(found) is type(expected)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("what", ["array", "view"])
+def test_operators_do_not_change_it(stream, frames, what):
+    stream.extend(frames[:2])
+    live = stream.arrays[0] if what == "array" else stream.view()
+    before = np.array(live)
+    with pytest.raises(TypeError, match="View is read-only"):
+        live += 1
+    with pytest.raises(TypeError, match="let add make an array"):
+        np.add(before, 1, out=live)
+    np.testing.assert_array_equal(live, before)
+    assert {live: 1}[live] == 1  # as a key it is itself

@@ -15,6 +15,7 @@ from scratchwriter import (
     DatasetError,
     Dimension,
     ExportCancelledError,
+    Position,
     create_stream,
     dims_from_standard_axes,
     open_scratch,
@@ -255,3 +256,31 @@ def test_dims_are_those_of_standard_axes_too(make_settings, tmp_path):
         stream.append(np.ones((4, 5), "uint16"))
     data = open_scratch(tmp_path / "d").to_xarray()
     assert data.sum().compute() == 20
+
+
+def test_places_of_the_stage_are_coordinates_of_the_positions(make_settings, tmp_path):
+    positions = [
+        Position(name="A", x_coord=1.0, y_coord=2.0),
+        Position(name="B", x_coord=3.0),
+    ]
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=[
+            Dimension(name="p", type="position", coords=positions),
+            Dimension(name="t", count=2, type="time", scale=0.0, unit="s"),
+            Dimension(name="z", count=3, type="space", scale=-2, translation=10, unit="um"),
+            *dims_from_standard_axes({"y": 4, "x": 5}),
+        ],
+        dtype="uint16",
+    )
+    with create_stream(settings) as stream:
+        stream.extend(np.ones((12, 4, 5), "uint16"))
+    data = open_scratch(tmp_path / "data").to_xarray()
+    np.testing.assert_array_equal(data.x_coord, [1, 3])
+    np.testing.assert_array_equal(data.y_coord, [2, np.nan])
+    assert "z_coord" not in data.coords
+    assert data.z.values.tolist() == [10, 8, 6]
+    assert data.z.attrs == {"units": "micrometer"}
+    assert data.t.values.tolist() == [0, 1]  # numbers: no scale is known
+    assert data.t.attrs == {}
+    assert float(data.sel(z=8, p="B").x_coord) == 3

@@ -1,5 +1,6 @@
 """Waiting for what another thread or process does: as long as it takes, up to a limit."""
 
+import shutil
 import time
 
 
@@ -8,3 +9,9 @@ def wait_until(condition, timeout_s=60):
     while not condition():
         assert time.monotonic() < end_s, "it never came"
         time.sleep(0.002)
+
+
+def remove_recorded(folder):
+    """Remove the folder of a stream, whose threads may make a file in it meanwhile."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)

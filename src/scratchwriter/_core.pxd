@@ -57,6 +57,9 @@ cdef enum:
     SAMPLED = 16               # ... and one in so many of smaller ones
 
 cdef enum:
+    NOT_STAGED = -1            # `FrameWriter._frames_in_files`
+
+cdef enum:
     UNKNOWN = -1
     # What is known of a frame, besides its pixels.
     KNOWS_TIME = 1
@@ -125,6 +128,16 @@ cdef class FrameWriter:
     cdef int64_t _waiting                    # threads that wait for its end; atomic
     cdef char _error_text[1024]              # of the last failure, for C
 
+    # What says how many frames are in the files of the arrays: the lengths in the manifest,
+    # and a number in the progress. Before any is staged all are, and the writer renews the
+    # lengths; then the thread that writes files does. `_lengths` is taken after _mutex.
+    cdef int64_t _exact_frames               # before that none is staged; atomic
+    cdef sw_mutex _lengths
+    cdef int64_t _frames_in_files            # NOT_STAGED, or how many are; atomic
+    cdef bint _has_staged                    # in staging.bin: else NOT_STAGED is shown
+    cdef int64_t* _file_in_files             # the same, in the progress; or NULL
+    cdef bint _has_final_lengths
+
     # What is ahead of the frames; NULL without it, and after close
     cdef void* _ahead
     cdef prepare_function _prepare
@@ -141,7 +154,7 @@ cdef class FrameWriter:
     # What keeps the memory above; exchanged under _mutex, dropped after it
     cdef list _array_owners
     cdef object _lent                        # what keeps the memory of a revoked lease
-    cdef object _file_owner
+    cdef object _file_owner, _in_files_owner
     cdef object _digits_owner, _new_digits_owner
     # What a call lacks is asked of the provider: a weak reference, as it owns the writer
     cdef object _provider
@@ -201,6 +214,9 @@ cdef class FrameWriter:
     cdef void _skip_in_ring(self, int64_t cursor, int64_t frames) noexcept nogil
     cdef int _write_lines(self, Frame* frames, int64_t count) noexcept nogil
     cdef void _show_steps(self, Array* array) noexcept nogil
+    cdef int64_t _steps_of(self, int64_t position, int64_t frames) noexcept nogil
+    cdef void _put_length(self, Array* array, int64_t steps) noexcept nogil
+    cdef void show_frames_in_files(self, int64_t frames, bint has_staged) noexcept nogil
     cdef int _raise(
         self, Status status, str what, object frames, Request* request
     ) except -1

@@ -137,12 +137,19 @@ class FrameWriter:
         """Allow skips as far as `steps`."""
 
     def publish_progress(
-        self, cursor_address: int, dropped_address: int, owner: object
+        self,
+        cursor_address: int,
+        dropped_address: int,
+        in_files_address: int,
+        owner: object,
     ) -> None:
-        """Keep the frame cursor and the dropped frames (int64) there, too."""
+        """Keep the frame cursor, dropped frames, and frames in files (int64) there, too."""
 
     def publish_steps(self, addresses: Sequence[int], owner: object) -> None:
         """Keep each array's length as 16 digits at an address, too, from now on."""
+
+    def end_lengths(self) -> None:
+        """Leave the lengths in the manifest as they are from now on."""
 
     def settle_steps(self, is_replaced: bool) -> None:
         """Keep the lengths in one place again: in the last one published, or as before."""

@@ -147,7 +147,10 @@ cdef class FrameWriter:
         cdef int64_t position
         cdef int i
         sw_mutex_init(&self._mutex)
+        sw_mutex_init(&self._lengths)
         sw_store_release(&self._exclusive_thread, SW_NO_THREAD)
+        self._frames_in_files = NOT_STAGED
+        self._exact_frames = INT64_MAX
         self._log = MetadataLog(keep_metadata)
         self._skips = SkipLog()
         self._timer = AppendTimer()
@@ -196,6 +199,7 @@ cdef class FrameWriter:
         if self._lease.is_native:
             free(self._lease.copy)
         sw_mutex_destroy(&self._mutex)
+        sw_mutex_destroy(&self._lengths)
 
     # ------------------------------------------------------------- for the camera loop
 
@@ -406,9 +410,17 @@ cdef class FrameWriter:
     def set_readable_steps(self, steps):
         self._readable_steps = steps
 
-    def publish_progress(self, cursor_address, dropped_address, owner):
+    def publish_progress(self, cursor_address, dropped_address, in_files_address, owner):
         cdef int64_t* cursor = <int64_t*><uintptr_t>cursor_address
         cdef int64_t* dropped = <int64_t*><uintptr_t>dropped_address
+        cdef int64_t* in_files = <int64_t*><uintptr_t>in_files_address
+        sw_mutex_lock(&self._lengths)
+        sw_store_release(
+            in_files, self._frames_in_files if self._has_staged else NOT_STAGED
+        )
+        if not self._has_final_lengths:
+            self._in_files_owner, self._file_in_files = owner, in_files
+        sw_mutex_unlock(&self._lengths)
         sw_store_release(dropped, self._dropped)
         sw_store_release(cursor, self._cursor)
         if not self._closed:  # else they stay as they are
@@ -416,21 +428,29 @@ cdef class FrameWriter:
             self._file_cursor, self._file_dropped = cursor, dropped
 
     def publish_steps(self, addresses, owner):
-        cdef int64_t position
+        cdef list digits = [<uintptr_t>address for address in addresses]
+        cdef int64_t position, frames
+        cdef Array* array
+        sw_mutex_lock(&self._lengths)  # nothing here can wait
+        frames = max(self._exact_frames, self._frames_in_files)
         for position in range(self._num_positions):
-            self._arrays[position].new_digits = <char*><uintptr_t>addresses[position]
-            self._show_steps(&self._arrays[position])
+            array = &self._arrays[position]
+            array.new_digits = <char*><uintptr_t>digits[position]
+            self._put_length(array, self._steps_of(position, frames))
+        sw_mutex_unlock(&self._lengths)
         self._new_digits_owner = owner
 
     def settle_steps(self, is_replaced):
         cdef int64_t position
         if self._new_digits_owner is None:
             return
-        is_replaced = is_replaced and not self._closed  # then they are as they stay
+        is_replaced = is_replaced and not self._has_final_lengths
+        sw_mutex_lock(&self._lengths)
         for position in range(self._num_positions):
             if is_replaced:
                 self._arrays[position].shape_digits = self._arrays[position].new_digits
             self._arrays[position].new_digits = NULL
+        sw_mutex_unlock(&self._lengths)
         if is_replaced:
             self._digits_owner = self._new_digits_owner
         self._new_digits_owner = None
@@ -470,7 +490,7 @@ cdef class FrameWriter:
         """Refuse frames from now on; an append under way in another thread ends first."""
         cdef Status status = self._acquire()
         cdef list owners
-        cdef object digits, new_digits, progress
+        cdef object progress
         if status == CLOSED:
             return
         if status != OK:
@@ -485,22 +505,33 @@ cdef class FrameWriter:
         self._frames_ahead = NULL
         # Nothing outside is written from here on, and its owners may go.
         self._file_cursor = self._file_dropped = NULL
-        for position in range(self._num_positions):
-            self._arrays[position].shape_digits = NULL
-            self._arrays[position].new_digits = NULL
         self._log.fd = self._skips.fd = -1
         # One by one: no object is made while the mutex is held, because that may collect
         # garbage, which may want the mutex.
         owners = self._array_owners
-        digits = self._digits_owner
-        new_digits = self._new_digits_owner
         progress = self._file_owner
         self._array_owners = None
-        self._digits_owner = None
-        self._new_digits_owner = None
         self._file_owner = None
         sw_mutex_unlock(&self._mutex)
-        del owners, digits, new_digits, progress  # here, with the mutex free
+        del owners, progress  # here, with the mutex free
+
+    def end_lengths(self):
+        """Leave the lengths in the manifest as they are: all frames are in files."""
+        cdef object digits, new_digits, in_files
+        sw_mutex_lock(&self._lengths)
+        self._has_final_lengths = True
+        self._file_in_files = NULL
+        for position in range(self._num_positions):
+            self._arrays[position].shape_digits = NULL
+            self._arrays[position].new_digits = NULL
+        digits = self._digits_owner
+        new_digits = self._new_digits_owner
+        in_files = self._in_files_owner
+        self._digits_owner = None
+        self._new_digits_owner = None
+        self._in_files_owner = None
+        sw_mutex_unlock(&self._lengths)
+        del digits, new_digits, in_files
 
     def disown(self):
         """In a forked child: all this is the parent's."""
@@ -1049,10 +1080,36 @@ cdef class FrameWriter:
 
     cdef void _show_steps(self, Array* array) noexcept nogil:
         """Renew an array's length in the manifest, when its frames are committed."""
-        cdef char text[DIGITS]
-        cdef int64_t steps = array.steps
-        cdef int i = DIGITS
         array.shown_steps = array.steps
+        if self._cursor <= sw_load_acquire(&self._exact_frames):
+            self._put_length(array, array.steps)
+
+    cdef int64_t _steps_of(self, int64_t position, int64_t frames) noexcept nogil:
+        if self._cursor <= frames:
+            return self._arrays[position].steps
+        return steps_after(frames, position, self._step_frames, self._visit_frames)
+
+    cdef void show_frames_in_files(self, int64_t frames, bint has_staged) noexcept nogil:
+        """Let others know that so many frames are in the files of the arrays."""
+        cdef int64_t position, steps
+        sw_mutex_lock(&self._lengths)
+        frames = max(frames, self._frames_in_files)  # another thread may know more
+        sw_store_release(&self._frames_in_files, frames)
+        self._has_staged = has_staged
+        if self._num_frames < 0 and frames > self._exact_frames:
+            for position in range(self._num_positions):
+                steps = steps_after(
+                    frames, position, self._step_frames, self._visit_frames
+                )
+                self._put_length(&self._arrays[position], steps)
+        # Last: no length is behind this number.
+        if self._file_in_files != NULL:
+            sw_store_release(self._file_in_files, frames if has_staged else NOT_STAGED)
+        sw_mutex_unlock(&self._lengths)
+
+    cdef void _put_length(self, Array* array, int64_t steps) noexcept nogil:
+        cdef char text[DIGITS]
+        cdef int i = DIGITS
         if self._keep_steps and steps > self._keep_steps:
             steps = self._keep_steps
         if array.shape_digits == NULL and array.new_digits == NULL:

@@ -193,9 +193,28 @@ def _parser() -> argparse.ArgumentParser:
         has_json=True,
         help="finish a dataset whose writer was killed",
         description="Finish a scratch dataset whose writer was killed: exact shapes in "
-        "the manifest, files cut to their exact size, marked as closed. Frames are not "
-        "touched.",
+        "the manifest, files cut to their exact size, marked as closed. Staged frames are "
+        "copied into the files of the arrays; no frame is changed.",
     )
+
+    disk = commands.add_parser(
+        "disk",
+        help="measure what a disk takes, and which cameras that is enough for",
+        description="Measure what a disk takes, by recording into a temporary folder, "
+        "which is removed. Print which cameras it holds, with a head-room of 20 percent "
+        "below its slowest second, and for how long it holds twice that.",
+        epilog="example: scratchwriter disk /data --seconds 60",
+    )
+    disk.add_argument("path", type=_path, metavar="PATH", help="a folder on the disk")
+    disk.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="S",
+        help="how long, as far as half of the free space lasts (default: 5, and no more "
+        "than 8 GiB)",
+    )
+    _add_json(disk)
+    disk.set_defaults(run=_disk)
 
     clean = commands.add_parser(
         "clean",
@@ -282,6 +301,7 @@ def _demo(args: argparse.Namespace) -> None:
     )
 
     from scratchwriter._showing.demo import run_demo
+    from scratchwriter._showing.disk_texts import disk_rate_text
 
     out: Path | None = args.out
     if out is not None and out.exists() and not args.memory:
@@ -315,6 +335,10 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"frames         {result.frames}, all read back equal")
     print(f"rate           {result.frames / max(result.elapsed_s, 1e-9):.0f} frames/s")
     print(f"append         p50 {p50:.0f} us, p99 {p99:.0f} us, max {most:.0f} us")
+    if result.disk is not None:
+        rate = disk_rate_text(result.disk.disk_nbytes_per_s)
+        waited = size_text(result.disk.staged_nbytes)
+        print(f"disk           {rate}, {waited} waited for it at the end")
     print(f"dataset        {result.path or 'in memory'}")
     print(f"contact sheet  {result.sheet}")
 
@@ -330,7 +354,7 @@ def _info(args: argparse.Namespace) -> None:
         lines = {
             "dataset": str(dataset.path),
             "written by": f"{_writer(dataset)} {dataset.version}",
-            "state": _STATES[dataset.state],
+            "state": _state(dataset),
             "pixels": f"{settings.dtype}, {size_text(nbytes)}",
             "frames": _frames(dataset)
             + (f", {skipped} of them skipped" if skipped else ""),
@@ -339,6 +363,8 @@ def _info(args: argparse.Namespace) -> None:
         for i, array in enumerate(arrays):
             sizes = ", ".join(f"{a}={n}" for a, n in zip(dims, array.shape, strict=True))
             lines[f"position {i}"] = f"{settings.positions[i].name}: {sizes}"
+        if dataset.disk_io:
+            lines["written"] = dataset.disk_io
         if dataset.counts_frames:
             lines["on the device"] = (
                 f"the first {dataset.frames_synced} for certain"
@@ -368,6 +394,7 @@ def _facts(dataset: ScratchDataset) -> dict[str, Any]:
         "frames_written": dataset.frames_written if dataset.counts_frames else None,
         "frames_planned": settings.num_frames,
         "frames_synced": dataset.frames_synced,
+        "disk_io": dataset.disk_io,
         "skipped": [[skip.start, skip.stop] for skip in dataset.skipped],
         "dropped": dataset.dropped,
         "frames_with_metadata": len(dataset.frame_metadata),
@@ -455,10 +482,19 @@ def _export(args: argparse.Namespace) -> None:
     _print(f"exported  {made}")
 
 
+def _state(dataset: ScratchDataset) -> str:
+    if dataset.counts_frames:
+        return _STATES[dataset.state]
+    if dataset.source.is_guessed:
+        return "not closed"
+    return "closed or killed: ome-writers does not record which"
+
+
 def _frames(dataset: ScratchDataset) -> str:
     expected = dataset.settings.num_frames
     if not dataset.counts_frames:
-        return "not known" + (f", of {expected}" if expected else "")
+        planned = f", {expected} were planned" if expected else ""
+        return f"not known: ome-writers does not record how many came{planned}"
     return f"{dataset.frames_written}" + (f" of {expected}" if expected else "")
 
 
@@ -493,7 +529,8 @@ def _verify(args: argparse.Namespace) -> int:
             }
             _print_json(facts)
             return 1 if faults else 0
-        _print(f"{dataset.path}: {_STATES[dataset.state]}, {_frames(dataset)} frames")
+        frames = f"{_frames(dataset)} frames" if dataset.counts_frames else "not counted"
+        _print(f"{dataset.path}: {_state(dataset)}, {frames}")
     for text in [*missing, *(f"fault: {fault}" for fault in faults)]:
         _print(text)
     print("not whole" if faults else "whole")
@@ -507,6 +544,27 @@ def _recover(args: argparse.Namespace) -> None:
         return
     for what in done or ["nothing to do"]:
         _print(what)
+
+
+def _disk(args: argparse.Namespace) -> None:
+    from scratchwriter._showing.disk import disk_facts, disk_lines, measure_disk
+
+    try:
+        rate = measure_disk(args.path, args.seconds, _show_measuring)
+    finally:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if args.json:
+        _print_json(disk_facts(args.path, rate))
+        return
+    for line in disk_lines(args.path, rate):
+        _print(line)
+
+
+def _show_measuring(elapsed_s: float, nbytes: int) -> None:
+    if sys.stderr.isatty():
+        text = f"measuring  {elapsed_s:.1f} s, {size_text(nbytes)} written"
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _clean(args: argparse.Namespace) -> None:

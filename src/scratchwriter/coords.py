@@ -70,7 +70,7 @@ class CoordSystem:
 
     def __init__(self, settings: AcquisitionSettings, plan: FramePlan) -> None:
         self.dims = tuple(dim.name for dim in settings.dimensions)
-        self.scales = {d.name: d.scale for d in settings.dimensions if d.scale is not None}
+        self.scales = {d.name: d.scale for d in settings.dimensions if d.scale}
         self._plan = plan
         self._names = [
             None if dim.coords is None else tuple(map(_name, dim.coords))

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +27,11 @@ NonEmptyStr: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
 class StrictModel(BaseModel):
-    """Base of all settings: unknown fields are refused, assignments are validated."""
+    """Base of all settings: unknown fields are refused, assignments are validated.
+
+    Where a field takes more than what it holds, a list for a tuple, say, the class declares
+    an `__init__` for type checkers only: they know nothing of validators.
+    """
 
     model_config = ConfigDict(
         validate_default=True,
@@ -173,6 +177,18 @@ class Channel(StrictModel):
     fluorophore: str | None = None
     color: Color | None = None
 
+    if TYPE_CHECKING:  # what it takes, for type checkers; see `StrictModel`
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            excitation_wavelength_nm: int | None = None,
+            emission_wavelength_nm: int | None = None,
+            fluorophore: str | None = None,
+            color: Color | str | tuple[float, ...] | None = None,
+        ) -> None: ...
+
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
@@ -281,6 +297,16 @@ class Plate(StrictModel):
     column_names: list[str]
     name: str | None = None
 
+    if TYPE_CHECKING:  # what it takes, for type checkers; see `StrictModel`
+
+        def __init__(
+            self,
+            *,
+            row_names: list[str] | tuple[str, ...],
+            column_names: list[str] | tuple[str, ...],
+            name: str | None = None,
+        ) -> None: ...
+
     @classmethod
     def from_standard_wells(cls, num_wells_or_shape: int | tuple[int, int]) -> Self:
         """Make a plate from its number of wells or its shape.
@@ -360,6 +386,22 @@ class Dimension(StrictModel):
     scale: float | None = None
     translation: float | None = None
 
+    if TYPE_CHECKING:  # what it takes, for type checkers; see `StrictModel`
+
+        def __init__(
+            self,
+            *,
+            name: str,
+            count: int | None = None,
+            type: DimensionType | None = None,  # noqa: A002
+            coords: Iterable[str | float | Channel | Position] | None = None,
+            chunk_size: int | None = None,
+            shard_size_chunks: int | None = None,
+            unit: str | None = None,
+            scale: float | None = None,
+            translation: float | None = None,
+        ) -> None: ...
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
@@ -369,6 +411,9 @@ class Dimension(StrictModel):
         data = dict(data)
         coords, count, unit = data.get("coords"), data.get("count"), data.get("unit")
         if coords is not None:
+            if isinstance(coords, str | bytes):
+                # Each of its letters would be an element.
+                raise ValueError(f"coords must be a list: use [{coords!r}].")
             if not isinstance(coords, Iterable):
                 raise ValueError(f"coords must be a list, got {coords!r}.")
             coords = list(coords)
@@ -482,7 +527,7 @@ def _frame_dimension(dim: Dimension, warns: bool) -> Dimension:
 
 
 class PositionDimension(Dimension):
-    """A position dimension; deprecated, use `Dimension`."""
+    """A position dimension, with its coords as `positions`; deprecated, use `Dimension`."""
 
     name: NonEmptyStr = "p"
     type: Literal["position"] = "position"
@@ -494,6 +539,15 @@ class PositionDimension(Dimension):
             stacklevel=2,
         )
         super().__init__(**{"name": "p", "type": "position"} | data)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_positions(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "positions" not in data:
+            return data
+        others = {name: value for name, value in data.items() if name != "positions"}
+        positions = data["positions"]
+        return others if positions is None else others | {"coords": positions}
 
 
 class StandardAxis(str, Enum):
@@ -542,7 +596,7 @@ class StandardAxis(str, Enum):
 
 
 def dims_from_standard_axes(
-    sizes: Mapping[str, int | Sequence[str | Position] | None],
+    sizes: Mapping[str, int | Sequence[str | float | Channel | Position] | None],
     chunk_shapes: Mapping[str | StandardAxis, int] | None = None,
     shard_shapes: Mapping[str | StandardAxis, int] | None = None,
 ) -> list[Dimension]:
@@ -552,7 +606,7 @@ def dims_from_standard_axes(
     ----------
     sizes : mapping of {'x', 'y', 'z', 'c', 't', 'p'} to int, sequence or None
         In acquisition order, the fastest last. An int is a count, a sequence the
-        labels of the elements (channel or position names, say), None an unbounded axis.
+        labels of the elements (channels, positions, heights), None an unbounded axis.
     chunk_shapes, shard_shapes : mapping of axis to int, optional
         Layout hints. Chunks default to whole frames.
 
@@ -563,7 +617,7 @@ def dims_from_standard_axes(
     Raises
     ------
     ValueError
-        If a name is not one of a standard axis.
+        If a name is not one of a standard axis, or a size is a str.
 
     Examples
     --------

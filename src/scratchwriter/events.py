@@ -8,6 +8,7 @@ other callback.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
@@ -190,6 +191,25 @@ class Listener:
         self.num_folded += num_frames
 
 
+def need_callback(callback: object) -> None:
+    """Check that something can be called, and does its work when it is.
+
+    Raises
+    ------
+    TypeError
+        If it cannot be called, or only makes a coroutine.
+    """
+    if not callable(callback):
+        raise TypeError(f"callback must be callable, got {callback!r}")
+    for function in (callback, type(callback).__call__):
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                "callback must be a plain function, because nobody would await "
+                f"{callback!r}. Give a function that calls, for example, "
+                "loop.call_soon_threadsafe(queue.put_nowait, update)."
+            )
+
+
 class Events:
     """The listeners of an acquisition."""
 
@@ -209,8 +229,7 @@ class Events:
                 f"There is no event {event!r}: use 'coords_changed' for every frame, or "
                 "'coords_expanded' for those with a new coordinate."
             )
-        if not callable(callback):
-            raise TypeError(f"callback must be callable, got {callback!r}")
+        need_callback(callback)
         listener = Listener(event, callback, self._coords, self._frames, owner)
         for other in tuple(self._listeners):
             if other.is_stopped:

@@ -194,6 +194,13 @@ class FramePlan:
             number = number * (count or 1) + i
         return number
 
+    def filled_nbytes(self, position: int, cursor: int) -> int:
+        """Return how many bytes of a position's file `cursor` frames fill, in order."""
+        round_frames = self.visit_frames * self.num_positions
+        rest = cursor % round_frames - position * self.visit_frames
+        frames = cursor // round_frames * self.visit_frames
+        return (frames + min(max(rest, 0), self.visit_frames)) * self.frame_nbytes
+
     def written(
         self, position: int, cursor: int, skipped: Sequence[range]
     ) -> npt.NDArray[np.bool_]:

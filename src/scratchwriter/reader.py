@@ -26,7 +26,7 @@ from scratchwriter.errors import DatasetError
 from scratchwriter.events import Callback, EventName, Events, Listener
 from scratchwriter.plan import skip_of
 from scratchwriter.settings import AcquisitionSettings
-from scratchwriter.stats import AppendTimes
+from scratchwriter.stats import AppendTimes, DiskStats
 from scratchwriter.views import ArrayView, StreamView
 
 _CHECK_S, _POLL_S = 0.1, 0.0005  # how often to check the writer, and to poll for frames
@@ -104,7 +104,11 @@ class ScratchDataset:
     def arrays(self) -> tuple[ArrayView, ...]:
         """One read-only array per position, growing while the dataset is recorded."""
         return tuple(
-            ArrayView(partial(self._source.array, position))
+            ArrayView(
+                partial(self._source.lazy_array, position),
+                partial(self._source.shape, position),
+                self._plan.dtype,
+            )
             for position in range(self._plan.num_positions)
         )
 
@@ -180,7 +184,7 @@ class ScratchDataset:
             self._plan,
             self._coords,
             partial(self._source.frames.wait, -1, 0, 0),
-            self._source.array,
+            self._source.lazy_array,
             self._events,
             dynamic_shape=dynamic_shape,
             strict=strict,
@@ -191,6 +195,21 @@ class ScratchDataset:
     def append_times(self) -> AppendTimes | None:
         """How long appends took so far; None if the writer did not record it."""
         return self._source.append_times
+
+    @property
+    def disk_stats(self) -> DiskStats | None:
+        """How well the disk keeps up; None unless the files are written directly."""
+        return self._source.disk_stats
+
+    @property
+    def disk_io(self) -> str:
+        """How the files are written, in words; empty if the writer did not record it."""
+        manifest = self._source.manifest
+        if manifest.disk_io == "page_cache":
+            return f"page cache: {manifest.why_not_direct}"
+        if manifest.disk_io == "direct" and not self._source.has_staged:
+            return "page cache: nothing has been staged so far"  # small, or that failed
+        return "staged, and directly" if manifest.disk_io else ""
 
     @property
     def frame_metadata(self) -> FrameMetadata:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import warnings
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -31,6 +35,7 @@ from scratchwriter.dimensions import (
 )
 
 Casting: TypeAlias = Literal["safe", "same_kind", "unsafe"]
+Compression: TypeAlias = Literal["blosc-zstd", "blosc-lz4", "zstd", "lzw", "none"]
 
 PIXEL_KINDS = "biufc"  # numpy's letters: bool, integers, float, complex
 # Serialization context that keeps every field of ScratchFormat (see _hide_extensions).
@@ -41,9 +46,12 @@ WITHOUT_WARNINGS = {"without_warnings": True}
 # ScratchFormat fields that ome-writers lacks
 _OWN_FIELDS = (
     "spill_dir",
+    "populate",
     "casting",
     "durability",
     "sync_interval_s",
+    "disk_io",
+    "max_staging_bytes",
     "timestamps",
     "keep_last",
 )
@@ -58,11 +66,30 @@ _FOREIGN_FORMATS = {
     "zarrs-python": "OME-Zarr",
     "zarr-python": "OME-Zarr",
 }
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _FOREIGN_SUFFIXES = {".tif": "OME-TIFF", ".tiff": "OME-TIFF", ".zarr": "OME-Zarr"}
 
 
-def _path_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+def _path_text(value: Any) -> str:
+    """Return a path as text, as `open` would understand it."""
+    if not isinstance(value, str | bytes | os.PathLike):
+        raise ValueError(f"{value!r} is not a path: give a str, bytes or path object.")
+    text = os.fsdecode(value)
+    if _URL.match(text):
+        raise ValueError(
+            f"{text!r} is a URL, and frames are stored in files that are mapped into "
+            "memory: give a folder on a local disk. Copy or export the dataset to where it "
+            "is to go (dataset.export), also while it is recorded."
+        )
+    return text
+
+
+def _root_path_text(value: Any) -> str:
+    return "" if value is None else _path_text(value)
+
+
+def _spill_dir_text(value: Any) -> str | None:
+    return None if value is None else _path_text(value)
 
 
 class ScratchFormat(StrictModel):
@@ -80,6 +107,10 @@ class ScratchFormat(StrictModel):
         Past the limit, spill into a temporary folder (True) or raise MemoryError.
     spill_dir : str or None
         Where that temporary folder is made; by default `TMPDIR`, else a folder on a disk.
+    populate : {'ahead', 'all'}
+        When memory is made ready: ahead of the frames, while they come; or all of it in
+        `create_stream`, for machines whose memory is slow at its first use. 'all' is for
+        bounded acquisitions in memory; elsewhere it does the same as 'ahead'.
     casting : {'safe', 'same_kind', 'unsafe'}
         Which conversions of a frame's dtype `append` accepts, as in `numpy.can_cast`.
     durability : {'process', 'system'}
@@ -93,6 +124,14 @@ class ScratchFormat(StrictModel):
         are kept, for an endless preview: memory, or disk, does not grow.
     sync_interval_s : float
         How often files are synced to the device with durability 'system', in seconds.
+    disk_io : {'auto', 'direct', 'page_cache'}
+        How frames get to the disk: through the page cache, so that files are exact for
+        every program at any moment; or staged and written directly, which takes far less
+        processor time. 'auto' writes datasets of more than 256 MiB directly, where that is
+        possible.
+    max_staging_bytes : int, optional
+        How many bytes may wait for the disk before `append` does; by default half of the
+        memory that the machine has available.
     """
 
     name: Literal["scratch"] = "scratch"
@@ -100,12 +139,36 @@ class ScratchFormat(StrictModel):
     max_memory_bytes: int = 4 * 1024**3
     suffix: str = ""
     spill_to_disk: bool = True
-    spill_dir: Annotated[str | None, BeforeValidator(_path_text)] = None
+    spill_dir: Annotated[str | None, BeforeValidator(_spill_dir_text)] = None
+    populate: Literal["ahead", "all"] = "ahead"
     casting: Casting = "safe"
     durability: Literal["process", "system"] = "process"
     timestamps: bool = False
     keep_last: PositiveInt | None = None
     sync_interval_s: Annotated[float, Field(gt=0, le=threading.TIMEOUT_MAX)] = 1.0
+    disk_io: Literal["auto", "direct", "page_cache"] = "auto"
+    max_staging_bytes: PositiveInt | None = None
+
+    if TYPE_CHECKING:  # what it takes, for type checkers; see `StrictModel`
+
+        def __init__(
+            self,
+            *,
+            name: Literal["scratch"] = "scratch",
+            backend: Literal["scratch"] = "scratch",
+            max_memory_bytes: int = ...,
+            suffix: str = "",
+            spill_to_disk: bool = True,
+            spill_dir: str | bytes | os.PathLike[str] | None = None,
+            populate: Literal["ahead", "all"] = "ahead",
+            casting: Casting = "safe",
+            durability: Literal["process", "system"] = "process",
+            timestamps: bool = False,
+            keep_last: int | None = None,
+            sync_interval_s: float = 1.0,
+            disk_io: Literal["auto", "direct", "page_cache"] = "auto",
+            max_staging_bytes: int | None = None,
+        ) -> None: ...
 
     def get_output_path(self, root_path: str, *, num_positions: int = 1) -> str:
         """Return the folder of the dataset: `root_path` as it is."""
@@ -199,7 +262,8 @@ class AcquisitionSettings(StrictModel):
     Attributes
     ----------
     root_path : str
-        Folder of the dataset, made with its parents. Empty: in memory, no files.
+        Folder of the dataset, made with its parents. Empty, or None: in memory, no files.
+        A path object or bytes are kept as a str.
     dimensions : tuple of Dimension
         In acquisition order, the fastest last; the last two are the frame's.
         2 to 5 of them, and at most one position dimension in addition.
@@ -218,16 +282,33 @@ class AcquisitionSettings(StrictModel):
         Replace an existing scratch dataset at `root_path`.
     """
 
-    root_path: Annotated[str, BeforeValidator(str)] = ""
+    root_path: Annotated[str, BeforeValidator(_root_path_text)] = ""
     dimensions: Annotated[tuple[Dimension, ...], AfterValidator(_check_dimensions)] = ()
     dtype: Annotated[str, BeforeValidator(_parse_dtype)] = ""
     format: Annotated[ScratchFormat, BeforeValidator(_parse_format)] = Field(
         default_factory=ScratchFormat
     )
-    compression: Literal["blosc-zstd", "blosc-lz4", "zstd", "lzw", "none"] | None = None
+    compression: Compression | None = None
     storage_order: Literal["acquisition", "ome"] | list[str] = "ome"
     plate: Plate | None = None
     overwrite: bool = False
+
+    if TYPE_CHECKING:  # what it takes, for type checkers; see `StrictModel`
+
+        def __init__(
+            self,
+            *,
+            root_path: str | bytes | os.PathLike[str] | None = "",
+            dimensions: Iterable[Dimension | Mapping[str, Any]] = (),
+            dtype: npt.DTypeLike = "",
+            format: ScratchFormat | str | Mapping[str, Any] = ...,  # noqa: A002
+            compression: Compression | None = None,
+            storage_order: Literal["acquisition", "ome"]
+            | list[str]
+            | tuple[str, ...] = "ome",
+            plate: Plate | Mapping[str, Any] | None = None,
+            overwrite: bool = False,
+        ) -> None: ...
 
     @property
     def output_path(self) -> str:
@@ -360,10 +441,11 @@ class AcquisitionSettings(StrictModel):
                     "`backend` is not a field of AcquisitionSettings: it belongs in "
                     "`format`."
                 )
-            root_path = str(data.get("root_path", "")).lower()
             if str(data.get("format", "auto")).lower() == "auto":
+                # Without a separator at the end.
+                folder = Path(_root_path_text(data.get("root_path"))).name.lower()
                 for suffix, name in _FOREIGN_SUFFIXES.items():
-                    if root_path.endswith(suffix):
+                    if folder.endswith(suffix):
                         raise ValueError(_foreign_format(name))
         return data
 

@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+DiskIO: TypeAlias = Literal["memory", "page_cache", "direct"]
+
 _BUCKET_BITS = 5  # as in _core.pxd
 NUM_BUCKETS = 37 << _BUCKET_BITS
+# What is measured of files that are staged; in append_times.bin, too.
+DISK_FIELDS = (
+    *("camera_nbytes_per_s", "disk_nbytes_per_s", "staged_nbytes", "max_staged_nbytes"),
+    *("waited_frames", "waited_ns"),
+)
+
+
+_SOME = 16  # of what may wait for the disk
+
+
+@dataclass(frozen=True, slots=True)
+class DiskStats:
+    """How well a disk keeps up, if files are staged and written directly.
+
+    Rates are those of the last seconds.
+
+    Attributes
+    ----------
+    camera_nbytes_per_s : float
+        How fast frames come.
+    disk_nbytes_per_s : float
+        How fast the disk takes them, while it writes; NaN before it has written.
+    staged_nbytes : int
+        Bytes of frames that wait for the disk.
+    max_staged_nbytes : int
+        The most bytes that may wait; beyond that `append` waits.
+    seconds_left : float
+        Seconds until that many wait, at these rates; infinite if the disk keeps up.
+    waited_frames : int
+        How many frames have waited.
+    waited_s : float
+        How long they have waited, in total.
+    """
+
+    camera_nbytes_per_s: float
+    disk_nbytes_per_s: float
+    staged_nbytes: int
+    max_staged_nbytes: int
+    seconds_left: float
+    waited_frames: int
+    waited_s: float
+
+    def at_end(self) -> DiskStats:
+        """Return the same of a dataset that is closed: nothing waits, or will."""
+        return replace(self, staged_nbytes=0, seconds_left=float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +95,12 @@ class StreamStats:
         Bytes ahead of the frames that have memory granted, or blocks on the disk.
     unwritten_nbytes : int
         Bytes in files that may not have been written to the disk yet; 0 in memory.
+    disk_io : {'memory', 'page_cache', 'direct'}
+        Where frames go now: to memory, through the page cache, or staged and directly.
+    why_not_direct : str
+        In words, why files are not written directly; empty if they are.
+    disk : DiskStats or None
+        How the disk does; None unless files are written directly.
     """
 
     frames: int
@@ -64,6 +117,9 @@ class StreamStats:
     populated_ahead_nbytes: int
     allocated_ahead_nbytes: int
     unwritten_nbytes: int
+    disk_io: DiskIO
+    why_not_direct: str
+    disk: DiskStats | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +175,30 @@ def make_append_times(
     )
 
 
+def make_disk_stats(measured: Mapping[str, int]) -> DiskStats:
+    """Make `DiskStats` from the `DISK_FIELDS` that were measured."""
+    camera, disk = measured["camera_nbytes_per_s"], measured["disk_nbytes_per_s"]
+    staged, most = measured["staged_nbytes"], measured["max_staged_nbytes"]
+    seconds_left = float("inf")
+    # Of a disk that has taken nothing yet nobody knows; but not for long.
+    is_known = disk > 0 or staged > most // _SOME
+    if camera > disk and is_known:
+        seconds_left = max(most - staged, 0) / (camera - disk)
+    return DiskStats(
+        camera_nbytes_per_s=float(camera),
+        disk_nbytes_per_s=float(disk) if disk > 0 else float("nan"),
+        staged_nbytes=staged,
+        max_staged_nbytes=most,
+        seconds_left=seconds_left,
+        waited_frames=measured["waited_frames"],
+        waited_s=measured["waited_ns"] / 1e9,
+    )
+
+
 def make_stats(
-    measured: Mapping[str, Any], frames: int, frame_nbytes: int, **nbytes: int
+    measured: Mapping[str, Any], frames: int, frame_nbytes: int, **files: Any
 ) -> StreamStats:
-    """Make `StreamStats` from what a `FrameWriter` measured, and numbers of bytes."""
+    """Make `StreamStats` from what a `FrameWriter` measured, and the state of the files."""
     times = make_append_times(
         measured["append_counts"],
         measured["longest_append_ns"],
@@ -141,7 +217,7 @@ def make_stats(
         append_p9999_us=times.p9999_us,
         append_max_us=times.max_us,
         dropped=measured["num_dropped"],
-        **nbytes,
+        **files,
     )
 
 

@@ -6,7 +6,7 @@ import atexit
 import os
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -20,6 +20,7 @@ from scratchwriter._integrations import register_loaded_integrations
 from scratchwriter._native.appender import Appender, Slot
 from scratchwriter._native.c_api import c_append_of
 from scratchwriter._native.call_guard import run_all
+from scratchwriter._native.turns import wait_for_frames
 from scratchwriter._native.watch import wait_for_writer
 from scratchwriter._writing.storage import Storage
 from scratchwriter.coords import CoordSystem
@@ -27,7 +28,7 @@ from scratchwriter.events import Callback, EventName, Events, Listener
 from scratchwriter.plan import Skips, make_plan
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import StreamStats, make_stats
-from scratchwriter.views import ArrayView, StreamView
+from scratchwriter.views import ArrayView, LazyArray, StreamView
 
 _CALLBACKS_TIMEOUT_S = 5.0  # of `close`, for the last callbacks
 
@@ -289,7 +290,11 @@ class ScratchStream:
     def arrays(self) -> tuple[ArrayView, ...]:
         """One live, read-only array per position, also after close."""
         return tuple(
-            ArrayView(partial(_array, self._storage, position))
+            ArrayView(
+                partial(_array, self._storage, position),
+                partial(_shape, self._storage, position),
+                self._storage.plan.dtype,
+            )
             for position in range(self._storage.plan.num_positions)
         )
 
@@ -350,6 +355,11 @@ class ScratchStream:
         return self._storage.settings.model_copy(deep=True)
 
     @property
+    def global_metadata(self) -> dict[str, Any]:
+        """Metadata of the acquisition by namespace; see `set_global_metadata`."""
+        return self._storage.global_metadata
+
+    @property
     def path(self) -> Path | None:
         """Folder of the dataset, also of a temporary one; None in memory."""
         return self._storage.folder
@@ -358,13 +368,17 @@ class ScratchStream:
         """Return rate, append times, memory ready ahead, and data not on the disk yet."""
         storage = self._storage
         frames = self.frames_written
+        arrays = storage.arrays
         return make_stats(
             self._writer.measured(),
             frames,
             storage.plan.frame_nbytes,
-            populated_ahead_nbytes=storage.arrays.populated_ahead_nbytes(),
-            allocated_ahead_nbytes=storage.arrays.allocated_ahead_nbytes(frames),
-            unwritten_nbytes=storage.arrays.unwritten_nbytes(frames, storage.synced),
+            populated_ahead_nbytes=arrays.populated_ahead_nbytes(),
+            allocated_ahead_nbytes=arrays.allocated_ahead_nbytes(frames),
+            unwritten_nbytes=arrays.unwritten_nbytes(frames, storage.synced),
+            disk_io=arrays.disk_io,
+            why_not_direct=arrays.why_not_direct,
+            disk=arrays.disk_stats(),
         )
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
@@ -375,12 +389,14 @@ class ScratchStream:
         namespace : str
             Name to keep it under; a second call with the same name replaces the first.
         metadata : mapping
-            Anything that JSON can hold; kept in the manifest if the dataset is on disk.
+            Values as in the `frame_metadata` of `append`; kept in the manifest if the
+            dataset is on disk. The manifest has 16 MiB at most.
 
         Raises
         ------
         ValueError
-            If the namespace is empty or reserved ("ome", "ome_writers").
+            If the namespace is empty or reserved ("ome", "ome_writers"), or the manifest
+            would be too long.
         TypeError
             If the metadata is not a mapping, or cannot be written as JSON.
         OSError
@@ -443,6 +459,7 @@ class ScratchStream:
         return f"<ScratchStream {state}, {self.frames_written} frames, in {where}>"
 
     def _repr_html_(self) -> str:
+        from scratchwriter._showing.disk_texts import short_disk_text
         from scratchwriter._showing.html import (  # for notebooks only
             card,
             rate_text,
@@ -460,19 +477,33 @@ class ScratchStream:
         if stats.timed_appends:
             p50, most = stats.append_p50_us, stats.append_max_us
             facts["append"] = f"p50 {p50:.1f} µs, max {most:.1f} µs"
+        if stats.disk is not None:
+            facts["disk"] = short_disk_text(stats.disk)
         return card("ScratchStream", facts, view)
 
 
 OMEStream = ScratchStream  # the name in ome-writers
 
 
-def create_stream(settings: AcquisitionSettings) -> ScratchStream:
+def create_stream(
+    settings: AcquisitionSettings,
+    *,
+    on_populate: Callable[[int, int], object] | None = None,
+) -> ScratchStream:
     """Make a stream that stores frames as the settings say.
+
+    With ``ScratchFormat(populate="all")`` it touches all memory of a bounded acquisition
+    before it returns, which takes a while for many gigabytes. An interrupt, or an exception
+    that `on_populate` raises, ends that; then everything is undone.
 
     Parameters
     ----------
     settings : AcquisitionSettings
         With dimensions and dtype. They are copied: later changes have no effect.
+    on_populate : callable(done_nbytes, total_nbytes), optional
+        Called by this thread while it touches all memory: a few times per second, and at
+        the end, when both are equal. Without ``populate="all"``, and where that does the
+        same as "ahead", it is not called.
 
     Returns
     -------
@@ -489,7 +520,8 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     OSError
         If the folder cannot be made, or the disk is too small.
     MemoryError
-        If the arrays do not fit in memory and `spill_to_disk` is False.
+        If the arrays do not fit in memory and `spill_to_disk` is False, or the system
+        refuses memory that is touched before the first frame.
 
     Examples
     --------
@@ -516,7 +548,7 @@ def create_stream(settings: AcquisitionSettings) -> ScratchStream:
     # First: it would finish, and not undo, what had begun without it.
     stream = ScratchStream(storage)
     try:
-        storage.begin()
+        storage.begin(on_populate)
         return stream
     except BaseException:
         storage.abandon()
@@ -531,8 +563,8 @@ class _StreamFrames:
         self._given_up = np.zeros(1, np.int64)  # polled by the threads that wait
 
     def wait(self, seen: int, timeout_s: float, poll_s: float) -> int:
-        timeout_ns, poll_ns = round(timeout_s * 1e9), round(poll_s * 1e9)
-        return wait_for_writer(self._writer, self._given_up, seen, timeout_ns, poll_ns)
+        wait = partial(wait_for_writer, self._writer, self._given_up, seen)
+        return wait_for_frames(wait, seen, timeout_s, poll_s)
 
     def is_over(self) -> bool:
         return self._writer.closed
@@ -544,14 +576,22 @@ class _StreamFrames:
         return Skips(self._writer.skipped(first))
 
 
-def _array(
-    storage: Storage, position: int, cursor: int | None = None
-) -> npt.NDArray[np.generic]:
+def _array(storage: Storage, position: int, cursor: int | None = None) -> LazyArray:
     plan = storage.plan
     cursor = storage.writer.frames_written if cursor is None else cursor
     shape, start = plan.file_shape(position, cursor), plan.start_nbytes(position, cursor)
     array = storage.arrays.array(position, shape, start)
-    return array.transpose(plan.storage_axes)
+    return array.transpose(plan.storage_axes), _is_ready
+
+
+def _shape(storage: Storage, position: int) -> tuple[int, ...]:
+    plan = storage.plan
+    shape = plan.file_shape(position, storage.writer.frames_written)
+    return tuple(shape[axis] for axis in plan.storage_axes)
+
+
+def _is_ready(array: npt.NDArray[Any]) -> None:
+    """Do nothing: a stream's own arrays are."""
 
 
 _open: dict[Storage, weakref.finalize[..., Any]] = {}  # what is not closed yet

@@ -6,56 +6,90 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from types import EllipsisType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from scratchwriter.coords import CoordSystem, Names, newest_steps
-from scratchwriter.events import Events, Listener
+from scratchwriter.events import Events, Listener, need_callback
 from scratchwriter.plan import FramePlan
 
 Array = npt.NDArray[Any]
+# An array, and what makes a view of it right before it is read.
+LazyArray: TypeAlias = tuple[Array, Callable[[Array], None]]
 
 
-class ArrayView:
+class _WithOperators(NDArrayOperatorsMixin):
+    """Operators and functions of numpy, on the values at this moment."""
+
+    __slots__ = ()
+    # By identity, though == compares the values: what is shown is a key of viewers.
+    __hash__ = object.__hash__
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **kwargs: Any
+    ) -> Any:
+        if any(isinstance(array, _WithOperators) for array in out):
+            raise TypeError(
+                f"{type(self).__name__} is read-only: let {ufunc.__name__} make an array, "
+                "or give another `out`."
+            )
+        plain = [np.asarray(i) if isinstance(i, _WithOperators) else i for i in inputs]
+        if out:
+            kwargs["out"] = out
+        return getattr(ufunc, method)(*plain, **kwargs)
+
+
+class ArrayView(_WithOperators):
     """The array of one position, read-only, growing with the frames.
 
     Indexing gives numpy arrays and scalars as `numpy.ndarray` does: views of the stored
     data, without a copy. They stay valid as long as they are referenced, also after the
-    stream is closed; where nothing was written they are zero.
+    stream is closed; where nothing was written they are zero. Of a dataset that another
+    process is recording, index again to see newer frames.
     """
 
-    __slots__ = ("_current",)
+    __slots__ = ("_current", "_dtype", "_shape")
 
-    def __init__(self, current: Callable[[], npt.NDArray[Any]]) -> None:
-        self._current = current
+    def __init__(
+        self,
+        current: Callable[[], LazyArray],
+        shape: Callable[[], tuple[int, ...]],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self._current, self._shape, self._dtype = current, shape, dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape at this moment, in storage order."""
-        return self._current().shape
+        return self._shape()
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the pixels."""
-        return self._current().dtype
+        return self._dtype
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
-        return self._current().ndim
+        return len(self._shape())
 
     def __len__(self) -> int:
-        return len(self._current())
+        return self._shape()[0]
 
     def __getitem__(self, key: Any) -> Any:
-        return self._current()[key]
+        array, make_ready = self._current()
+        make_ready(_spanned(array, key if isinstance(key, tuple) else (key,)))
+        return array[key]
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
     ) -> npt.NDArray[Any]:
-        return np.array(self._current(), dtype=dtype, copy=copy)
+        array, make_ready = self._current()
+        make_ready(array)
+        return np.array(array, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         return f"<ArrayView shape={self.shape} dtype={self.dtype}>"
@@ -79,6 +113,7 @@ class CoordsChanged:
 
     def connect(self, callback: Callable[[], object]) -> Callable[[], object]:
         """Call a callback, without arguments, from now on; return it."""
+        need_callback(callback)
         listener = None
         if self._events is not None:
             listener = self._events.on("coords_expanded", lambda _: callback(), self._owner)
@@ -102,7 +137,7 @@ class CoordsChanged:
         raise ValueError(f"{callback!r} is not connected")
 
 
-class StreamView:
+class StreamView(_WithOperators):
     """An acquisition as one array: all positions, in acquisition order, live, read-only.
 
     It has the shape of what has come so far (or, with `dynamic_shape=False`, of what is
@@ -117,7 +152,7 @@ class StreamView:
         plan: FramePlan,
         coords: CoordSystem,
         cursor: Callable[[], int],
-        storage_array: Callable[[int, int], Array],
+        storage_array: Callable[[int, int], LazyArray],
         events: Events,
         *,
         dynamic_shape: bool = True,
@@ -332,13 +367,18 @@ class StreamView:
         """Index one position, without its axis; the index is within `lengths`."""
         plan = self._plan
         stored = [plan.file_axes[axis] for axis in plan.storage_axes[:-2]]
-        array = self._storage_array(position, cursor).transpose(*np.argsort(stored), -2, -1)
+        array, make_ready = self._storage_array(position, cursor)
+        array = array.transpose(*np.argsort(stored), -2, -1)
         if not plan.is_unbounded:
-            return array[tuple(slice(n) for n in lengths)][tuple(index)]
+            array = array[tuple(slice(n) for n in lengths)]
+            make_ready(_spanned(array, tuple(index)))
+            return array[tuple(index)]
         # A position may have fewer steps than others, and in a ring keep an older one.
         first = self._first_step(cursor)
         skipped = first - plan.first_step(position, cursor)
         array = array[(slice(skipped, skipped + lengths[0]), *map(slice, lengths[1:]))]
+        first_index = _resolved(index[0], lengths[0])
+        make_ready(_spanned(array, (first_index, *index[1:])))
         if len(array) == lengths[0]:
             return array[tuple(index)]
         if isinstance(index[0], int):
@@ -358,6 +398,37 @@ class StreamView:
         result = np.zeros((len(steps), *chosen.shape[1:]), self.dtype)
         result[has_come] = chosen[steps[has_come]]
         return result
+
+
+def _spanned(array: Array, key: tuple[Any, ...]) -> Array:
+    """Return a view of an array that spans what an index selects."""
+    if not all(map(_is_basic, key)):
+        return array
+    axes = [i for i in key if i is not None]
+    try:
+        return array[tuple(i if _is_range(i) else _slice_of(i) for i in axes)]
+    except IndexError:
+        return array[:0]  # it is refused anyway
+
+
+def _is_range(entry: object) -> bool:
+    return isinstance(entry, slice | EllipsisType)
+
+
+def _slice_of(i: Any) -> slice:
+    i = operator.index(i)
+    return slice(i, i + 1 or None)
+
+
+def _resolved(index: int | slice, length: int) -> slice:
+    """Return an index of an axis of some length as a slice that no shorter axis changes."""
+    chosen = range(length)[index]
+    if isinstance(chosen, int):
+        return slice(chosen, chosen + 1)
+    if not chosen:
+        return slice(0)
+    low, high = sorted((chosen[0], chosen[-1]))
+    return slice(low, high + 1)
 
 
 def _is_basic(entry: object) -> bool:

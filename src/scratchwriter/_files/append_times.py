@@ -1,4 +1,4 @@
-"""append_times.bin: how long appends took, for readers in other processes.
+"""append_times.bin: how long appends took, and how the disk does, for other processes.
 
 A thread updates it now and then, and closing the dataset does at the end; an append does
 nothing for it.
@@ -18,9 +18,16 @@ from scratchwriter._files.layout import APPEND_TIMES, APPEND_TIMES_RECORD
 from scratchwriter._files.mapped_file import MappedFile
 from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import errors_name, open_regular, write_all
-from scratchwriter.stats import AppendTimes, make_append_times
+from scratchwriter.stats import (
+    DISK_FIELDS,
+    AppendTimes,
+    DiskStats,
+    make_append_times,
+    make_disk_stats,
+)
 
 _MOST = 1 << 40  # of appends that took equally long
+_MOST_OF_DISK = 1 << 53  # bytes, and nanoseconds; exact as a float
 
 
 class AppendTimesFile:
@@ -50,7 +57,7 @@ class AppendTimesFile:
     def store(self, measured: Mapping[str, Any]) -> None:
         """Store what a `FrameWriter` has measured."""
         record = self.file.record(APPEND_TIMES_RECORD)
-        for name in APPEND_TIMES_RECORD.names or ():
+        for name in set(APPEND_TIMES_RECORD.names or ()) & set(measured):
             record[name] = measured[name]
 
 
@@ -62,6 +69,30 @@ def read_append_times(folder: Path) -> AppendTimes | None:
     DatasetError
         If the file is damaged.
     """
+    record = _read_record(folder)
+    if record is None:
+        return None
+    elapsed_ns = int(record["last_append_ns"]) - int(record["first_append_ns"])
+    return make_append_times(
+        record["append_counts"], int(record["longest_append_ns"]), elapsed_ns
+    )
+
+
+def read_disk_stats(folder: Path) -> DiskStats | None:
+    """Return how the disk does; None unless files are, or were, written directly.
+
+    Raises
+    ------
+    DatasetError
+        If the file is damaged.
+    """
+    record = _read_record(folder)
+    if record is None or record["max_staged_nbytes"] == 0:
+        return None
+    return make_disk_stats({name: int(record[name]) for name in DISK_FIELDS})
+
+
+def _read_record(folder: Path) -> np.void | None:
     path = folder / APPEND_TIMES
     if not os.path.lexists(path):
         return None
@@ -72,9 +103,10 @@ def read_append_times(folder: Path) -> AppendTimes | None:
             data = file.read(APPEND_TIMES_RECORD.itemsize)
         if not nbytes == len(data) == APPEND_TIMES_RECORD.itemsize:
             raise ValueError(f"it has {nbytes} bytes, not {APPEND_TIMES_RECORD.itemsize}")
-        record = np.frombuffer(data, APPEND_TIMES_RECORD)[0]
+        record: np.void = np.frombuffer(data, APPEND_TIMES_RECORD)[0]
         counts = record["append_counts"]
         if counts.min() < 0 or counts.max() > _MOST or record["longest_append_ns"] < 0:
             raise ValueError("its counts are out of range")
-    elapsed_ns = int(record["last_append_ns"]) - int(record["first_append_ns"])
-    return make_append_times(counts, int(record["longest_append_ns"]), elapsed_ns)
+        if not all(0 <= int(record[name]) <= _MOST_OF_DISK for name in DISK_FIELDS):
+            raise ValueError("its rates are out of range")
+    return record

@@ -115,11 +115,7 @@ def _refuse_existing(folder: Path) -> NoReturn:
 
 def _need_lock(lock: Locked, folder: Path) -> None:
     if lock.writer_pid is not None:
-        raise _refusal(
-            f"The dataset is being recorded by process {lock.writer_pid}. Close that "
-            "stream first, or use another root_path",
-            folder,
-        )
+        raise _refusal(f"{lock.use_text}, or use another root_path", folder)
 
 
 def _empty(folder: Path, needed_nbytes: int, overwrite: bool) -> None:

@@ -17,11 +17,14 @@ offset type   meaning
 72     int64  frames that are on the device, whatever happens to the machine
 80     int64  frame numbers that were missing between those that came
 88     16s    random id of the recording
+104    int64  the number at 72, once that is on the device, too
+112    int64  frames that are in the files of the arrays; -1: all, staging.bin has none
 ====== ====== =====================================================
 
 skips.bin has a pair of int64 per range of skipped frames: the first, and the one after the
 last. frame_records.bin has a `RECORD` per frame, append_times.bin one
-`APPEND_TIMES_RECORD`. pos_0.dat, pos_1.dat, ... are C-ordered arrays. manifest.json and
+`APPEND_TIMES_RECORD`. staging.bin has a `STAGING_HEADER`, a `STAGING_SLOT` per slot, and
+the slots. pos_0.dat, pos_1.dat, ... are C-ordered arrays. manifest.json and
 frame_metadata.jsonl are JSON.
 """
 
@@ -31,23 +34,43 @@ import re
 
 import numpy as np
 
-from scratchwriter.stats import NUM_BUCKETS
+from scratchwriter.stats import DISK_FIELDS, NUM_BUCKETS
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.bin"
+STAGING = "staging.bin"
 SKIPS = "skips.bin"
 RECORDS = "frame_records.bin"
 APPEND_TIMES = "append_times.bin"
 FRAME_METADATA = "frame_metadata.jsonl"
 _DATASET_FILE = re.compile(
     r"manifest\.json|\.manifest\.json\.\d+|progress\.bin|skips\.bin|frame_metadata\.jsonl"
-    r"|frame_records\.bin|append_times\.bin"
+    r"|frame_records\.bin|append_times\.bin|staging\.bin"
     r"|pos_\d+\.dat"
 )
 
 # manifest.json
 MANIFEST_MAX_NBYTES = 1 << 24  # five times what ten thousand positions need
 DIGITS = 16  # width of a length that is renewed in place, and its alignment
+
+# staging.bin: a header and an entry per slot; from 1 MiB, and from 1.5 MiB on, a number per
+# position; from 2 MiB on the slots
+STAGING_MAGIC = b"staging1"
+STAGING_HEADER = np.dtype(
+    {
+        "names": ["magic", "piece_nbytes", "most_slots"],
+        "formats": ["S8", "i8", "i8"],
+        "itemsize": 64,
+    }
+)
+STAGING_SLOT = np.dtype(
+    [(n, "i8") for n in ("generation", "position", "start", "stop", "after")]
+)
+STAGING_MOST_SLOTS = 26212
+STAGING_IN_FILE_OFFSET = 1 << 20  # per position: all bytes before that are in its file
+STAGING_STAGED_OFFSET = 3 << 19  # per position: where its last slot ends
+STAGING_MOST_POSITIONS = 1 << 16
+STAGING_SLOTS_NBYTES = 2 << 20  # of all that comes before the slots
 
 # progress.bin
 PROGRESS_MAGIC = b"scratchw"
@@ -58,9 +81,10 @@ PROGRESS_HEADER = np.dtype(
         "names": [
             *("magic", "version", "state", "pid"),
             *("boot_id", "cursor", "synced", "dropped", "recording_id", "confirmed"),
+            "in_files",
         ],
-        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8", "i8", "V16", "i8"],
-        "offsets": [0, 8, 12, 16, 24, 64, 72, 80, 88, 104],
+        "formats": ["S8", "u4", "u4", "u8", "S36", "i8", "i8", "i8", "V16", "i8", "i8"],
+        "offsets": [0, 8, 12, 16, 24, 64, 72, 80, 88, 104, 112],
         "itemsize": PROGRESS_NBYTES,
     }
 )
@@ -82,6 +106,7 @@ APPEND_TIMES_RECORD = np.dtype(
         ("first_append_ns", "i8"),  # on the monotonic clock, as the next
         ("last_append_ns", "i8"),
         ("append_counts", "i8", NUM_BUCKETS),
+        *((name, "i8") for name in DISK_FIELDS),
     ]
 )
 

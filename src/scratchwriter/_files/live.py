@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from scratchwriter._files.progress import ProgressView
 from scratchwriter._files.skips import read_skips_between
+from scratchwriter._native.turns import wait_for_frames
 from scratchwriter._native.watch import wait_for_cursor
 from scratchwriter.plan import Skips
 
@@ -59,13 +61,9 @@ class LiveProgress:
         DatasetError
             If this dataset cannot have so many frames.
         """
-        cursor = wait_for_cursor(
-            self._progress.cursor_array,
-            self._given_up,
-            seen,
-            round(timeout_s * 1e9),
-            round(poll_s * 1e9),
-        )
+        cursors = self._progress.cursor_array
+        wait = partial(wait_for_cursor, cursors, self._given_up, seen)
+        cursor = wait_for_frames(wait, seen, timeout_s, poll_s)
         self._progress.check(cursor)
         return cursor
 

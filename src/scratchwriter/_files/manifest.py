@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
 
@@ -57,12 +57,6 @@ class ManifestDraft:
         durable: bool = False,
     ) -> None:
         text, offsets = _manifest_text(settings_fields, plan, cursor, global_metadata)
-        if len(text) > MANIFEST_MAX_NBYTES:
-            raise ValueError(
-                f"The manifest would have {len(text):,} bytes, the limit is "
-                f"{MANIFEST_MAX_NBYTES:,}. Keep less in the metadata, or have fewer "
-                "positions."
-            )
         self._folder = folder
         self._path = draft_path(folder)
         try:
@@ -95,6 +89,21 @@ class ManifestDraft:
         self._path.unlink(missing_ok=True)
 
 
+def need_manifest(
+    settings_fields: Mapping[str, Any],
+    plan: FramePlan,
+    global_metadata: Mapping[str, Any],
+) -> None:
+    """Check that a dataset could have a manifest, also if it never comes to a folder.
+
+    Raises
+    ------
+    ValueError
+        If it would be longer than a reader takes.
+    """
+    _manifest_text(settings_fields, plan, 0, global_metadata)
+
+
 def dump_settings(settings: AcquisitionSettings) -> dict[str, Any]:
     """Return settings as a manifest has them: every field, plain JSON.
 
@@ -123,7 +132,13 @@ def _manifest_text(
     cursor: int,
     global_metadata: Mapping[str, Any],
 ) -> tuple[bytes, list[int]]:
-    """Return the manifest, ASCII, and the offsets of the lengths that may grow."""
+    """Return the manifest, ASCII, and the offsets of the lengths that may grow.
+
+    Raises
+    ------
+    ValueError
+        If it is longer than a reader takes.
+    """
     fields = {
         "version": __version__,
         **settings_fields,
@@ -147,7 +162,14 @@ def _manifest_text(
         lines.append(line)
         end += len(line)
     lines.append("\n]\n}\n")
-    return "".join(lines).encode("ascii"), offsets
+    manifest = "".join(lines).encode("ascii")
+    if len(manifest) > MANIFEST_MAX_NBYTES:
+        raise ValueError(
+            f"The manifest would have {len(manifest):,} bytes, the limit is "
+            f"{MANIFEST_MAX_NBYTES:,}. Keep less in the global metadata (large values in a "
+            "file of your own, say, and its name here), or have fewer positions."
+        )
+    return manifest, offsets
 
 
 class Manifest(BaseModel):
@@ -163,6 +185,10 @@ class Manifest(BaseModel):
         Names of its axes; manifests of ome-writers have none.
     global_metadata : dict
         Metadata of the acquisition by namespace.
+    disk_io : {'direct', 'page_cache'} or None
+        How its files are written; manifests of ome-writers do not say it.
+    why_not_direct : str
+        In words, if they are not written directly.
     """
 
     model_config = ConfigDict(defer_build=True)
@@ -171,6 +197,8 @@ class Manifest(BaseModel):
     position_shapes: list[tuple[NonNegativeInt, ...]]
     position_dims: list[tuple[str, ...]] | None = None
     global_metadata: dict[str, Any] = {}
+    disk_io: Literal["direct", "page_cache"] | None = None
+    why_not_direct: str = ""
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Self:

@@ -11,12 +11,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from scratchwriter._native.convert import plain_text
 from scratchwriter._region.system import open_regular
@@ -25,6 +27,7 @@ from scratchwriter.errors import DatasetError
 _CHUNK_NBYTES = 1 << 24
 _MOST_LINE_NBYTES = 1 << 28
 _MOST_DEPTH = 200  # of JSON, because parsers recurse
+_MOST_PLAIN_DEPTH = 50  # of metadata of other libraries, which are within others
 
 # Several times faster than json.
 _pydantic_json = TypeAdapter(
@@ -32,14 +35,16 @@ _pydantic_json = TypeAdapter(
 ).serializer.to_json
 
 RESERVED_KEYS = ("_pos", "_idx")  # where a frame is; added by the writer
+Places: TypeAlias = Sequence[tuple[int, tuple[int, ...]]]  # positions, and indices there
 
 
 def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
     """Return the metadata of a frame as a JSON object on one line.
 
-    numpy scalars and arrays, dates, paths and enums become their natural JSON. A key
-    whose value has none is left out, with a warning, and so are the reserved keys. The
-    result is empty if there is nothing to write.
+    numpy scalars and arrays, dates, durations, paths, enums, sets, dataclasses, models of
+    pydantic and the like become their natural JSON, quantities ``{"value": ..., "unit":
+    ...}``. A key whose value has none is left out, with a warning, and so are the reserved
+    keys. The result is empty if there is nothing to write.
 
     Raises
     ------
@@ -64,7 +69,7 @@ def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
     if not metadata:
         return b""
     if all(type(key) is str and key not in RESERVED_KEYS for key in metadata):
-        with suppress(*_NOT_JSON):
+        with suppress(_NotJsonError):
             return _to_json(metadata)
     return _to_json(dict(_writable_items(metadata)))  # without what cannot be written
 
@@ -86,21 +91,99 @@ def encode_global_metadata(namespace: str, metadata: Mapping[str, Any]) -> bytes
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata must be a mapping, got {type(metadata).__name__}.")
     try:
-        return _to_json(dict(metadata))
-    except _NOT_JSON as error:
+        return _to_json(metadata)
+    except _NotJsonError as error:
         raise TypeError(
-            f"metadata of namespace {namespace!r} cannot be written as JSON: {error}"
+            f"metadata of namespace {namespace!r} cannot be written as JSON: {error}. "
+            f"{_REMEDY}"
         ) from None
 
 
-_NOT_JSON = (TypeError, ValueError, RecursionError)
+def plain_metadata(
+    value: Any, most_items: int, leave_out: Callable[[str, str], object], name: str = ""
+) -> Any:
+    """Return metadata of another library as plain values, without what JSON cannot hold.
+
+    Where `encode_frame_metadata` leaves out a key of the frame, this leaves out only the
+    key that holds the value, however deep it is.
+
+    Parameters
+    ----------
+    value : object
+        Mappings, lists, models of pydantic, arrays, numbers, texts, and so on.
+    most_items : int
+        An array of more is left out.
+    leave_out : callable(name, why)
+        Called with the name of each value that is left out, as "event.metadata.mask".
+    name : str
+        Of `value` itself.
+    """
+    try:
+        return _plain(value, most_items, leave_out, name, 0)
+    except _NotJsonError as error:
+        leave_out(name, str(error))
+        return None
+
+
+def _plain(
+    value: Any,
+    most_items: int,
+    leave_out: Callable[[str, str], object],
+    name: str,
+    depth: int,
+) -> Any:
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
+    if depth > _MOST_PLAIN_DEPTH:
+        raise _NotJsonError(f"it is nested more than {_MOST_PLAIN_DEPTH} levels deep")
+    if isinstance(value, np.ndarray) and value.size > most_items:
+        raise _NotJsonError(
+            f"it is an array of {value.size:,} items, more than {most_items:,}"
+        )
+    if isinstance(value, BaseModel):
+        with suppress(Exception):  # of any kind, as below
+            return value.model_dump(mode="json", exclude_defaults=True, warnings=False)
+        # One of its values cannot be written.
+        value = {name: getattr(value, name) for name in sorted(value.model_fields_set)}
+    if isinstance(value, Mapping):
+        found = {}
+        for key in value:
+            path = f"{name}.{key}" if name else str(key)
+            try:
+                item = _value_of(value, key)
+                found[str(key)] = _plain(item, most_items, leave_out, path, depth + 1)
+            except _NotJsonError as error:
+                leave_out(path, str(error))
+        return found
+    if isinstance(value, list | tuple):
+        return [_plain(item, most_items, leave_out, name, depth + 1) for item in value]
+    try:
+        natural = _natural(value)
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind: what a value does is its library's
+        raise _NotJsonError(f"{type(error).__name__}: {error}") from error
+    return _plain(natural, most_items, leave_out, name, depth + 1)
+
+
+_NOT_JSON = (TypeError, ValueError, RecursionError)  # of text that is read
+_REMEDY = "Give str(value), or model_dump(mode='json') of a model."
+
+
+class _NotJsonError(Exception):
+    """A value cannot be written as JSON."""
 
 
 def _to_json(value: Mapping[Any, Any]) -> bytes:
-    # NaN and infinity are kept, as Python's own json reads them.
-    text = json.dumps(value, default=_natural).encode("ascii")
+    try:
+        # NaN and infinity are kept, as Python's own json reads them.
+        text = json.dumps(value, default=_natural).encode("ascii")
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind: what a value does is its library's
+        raise _NotJsonError(f"{type(error).__name__}: {error}") from error
     if text.count(b"[") + text.count(b"{") > _MOST_DEPTH and _depth(text) > _MOST_DEPTH:
-        raise ValueError(f"it is nested more than {_MOST_DEPTH} levels deep")
+        raise _NotJsonError(f"it is nested more than {_MOST_DEPTH} levels deep")
     return text
 
 
@@ -122,26 +205,65 @@ def _natural(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
+    if (unit := _unit_of(value)) is not None:
+        number = value.magnitude if hasattr(value, "magnitude") else np.asarray(value)
+        return {"value": number, "unit": str(unit)}
     if isinstance(value, np.longdouble):
         return float(value)
     if isinstance(value, np.ndarray | np.generic):
-        # Dates become text, because numbers would lose their unit.
+        # Dates and durations become text, because numbers would lose their unit.
+        if value.dtype.kind == "m":
+            return _map_items(str, value)
         return value.astype(str).tolist() if value.dtype.kind == "M" else value.tolist()
-    raise TypeError(f"{type(value).__name__} has no natural JSON")
+    if isinstance(value, Iterator):  # it may have no end
+        raise TypeError(f"{type(value).__name__} has no natural JSON")
+    if isinstance(value, set | frozenset):
+        with suppress(TypeError):  # in any order, then
+            return sorted(value)
+    # Models, dataclasses, UUID, Decimal, timedelta, bytes of UTF-8, ...
+    return to_jsonable_python(value, fallback=partial(_natural_within, value))
+
+
+def _natural_within(outer: Any, value: Any) -> Any:
+    if value is outer:  # nobody knows it
+        raise TypeError(f"{type(value).__name__} has no natural JSON")
+    return _natural(value)
+
+
+def _unit_of(value: Any) -> Any:
+    """Return the unit of a quantity of pint, astropy, unyt or quantities; or None."""
+    if not (isinstance(value, np.ndarray) or hasattr(value, "magnitude")):
+        return None
+    return getattr(value, "units", getattr(value, "unit", None))
+
+
+def _map_items(to_text: Callable[[Any], str], array: Any) -> Any:
+    """Return nested lists of texts, as `tolist` does of items."""
+    return to_text(array) if array.ndim == 0 else [_map_items(to_text, a) for a in array]
+
+
+def _value_of(metadata: Mapping[Any, Any], key: Any) -> Any:
+    try:
+        return metadata[key]
+    except MemoryError:
+        raise
+    except Exception as error:  # of a mapping that finds its values when it is asked
+        raise _NotJsonError(f"{type(error).__name__}: {error}") from error
 
 
 def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
     items = []
-    for key, value in metadata.items():
+    for key in metadata:
         name = key.value if isinstance(key, Enum) else key
         if not isinstance(name, str | int | float | None):
             _warn(key, f"{type(key).__name__} is not a name")
             continue
         try:
             # Encoded once only: reading a value may use it up, as an iterator.
-            (name, value), *_ = json.loads(_to_json({name: value})).items()
-        except _NOT_JSON as error:
-            _warn(key, f"its value cannot be written as JSON ({error})")
+            text = _to_json({name: _value_of(metadata, key)})
+            (name, value), *_ = json.loads(text).items()
+        except _NotJsonError as error:
+            _warn(key, f"its value cannot be written as JSON ({error}). {_REMEDY}")
             continue
         if name in RESERVED_KEYS:
             _warn(key, f"the name is reserved ({', '.join(RESERVED_KEYS)})")
@@ -173,6 +295,10 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         Returns whether the frame of the last line was committed.
     need_same : callable
         Raises if the file now belongs to another recording.
+    index_names : sequence of str
+        Names of the axes of `_idx`.
+    known : callable(list of (position, index)) -> list of dict
+        Returns what is known of frames besides: "timestamp_ns", "frame_id".
 
     Raises
     ------
@@ -185,8 +311,13 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         path: Path,
         is_counted: Callable[[int, Sequence[int]], bool],
         need_same: Callable[[], object] = lambda: None,
+        index_names: Sequence[str] = (),
+        known: Callable[[Places], list[dict[str, int]]] = lambda places: [
+            {} for _ in places
+        ],
     ) -> None:
         self._path, self._is_counted, self._need_same = path, is_counted, need_same
+        self._index_names, self._known = index_names, known
         self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of lines, and the end
         self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # number of a line
         self._num_indexed = 0
@@ -246,11 +377,25 @@ class FrameMetadata(Sequence[dict[str, Any]]):
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Return an array per key with one item per frame, as `pandas.DataFrame` takes it.
 
-        Of bool, int64 or float64 if every frame has such a value, else of objects, with
-        None where a frame has no value.
+        Numbers are bool, int64 or float64; where a frame has none, the column is float64
+        and has NaN there. Text is str, and None where a frame has none. Anything else
+        (lists, dicts, values of several kinds) is JSON text. `_pos` and `_idx_NAME`, of
+        each axis, say where the frame is; `timestamp_ns` and `frame_id` are those that came
+        with the frames.
         """
         rows = list(self)
-        names = dict.fromkeys(name for row in rows for name in row)
+        with self._faults():
+            places = [where(row) for row in rows]
+        known = [{} for _ in places] if self._known is None else self._known(places)
+        for row, (position, index), more in zip(rows, places, known, strict=True):
+            del row["_pos"], row["_idx"]
+            names = self._index_names or [str(axis) for axis in range(len(index))]
+            at = {f"_idx_{name}": i for name, i in zip(names, index, strict=False)}
+            row |= {"_pos": position} | at | (more | row)
+        names = sorted(
+            dict.fromkeys(name for row in rows for name in row),
+            key=lambda name: not name.startswith(RESERVED_KEYS),
+        )
         return {name: _column([row.get(name) for row in rows]) for name in names}
 
     def _scan(self) -> None:
@@ -324,10 +469,15 @@ def _need_line_nbytes(nbytes: int) -> None:
 
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
-    for types, dtype in (({bool}, np.bool_), ({int}, np.int64), ({int, float}, np.float64)):
-        if {type(value) for value in values} <= types:
+    kinds = {type(value) for value in values}
+    for types, dtype in (({bool}, np.bool_), ({int}, np.int64)):
+        if kinds <= types:
             with suppress(OverflowError):
                 return np.array(values, dtype)
+    if kinds <= {bool, int, float, type(None)}:
+        return np.array([np.nan if value is None else value for value in values], float)
+    if not kinds <= {str, type(None)}:
+        values = [None if value is None else json.dumps(value) for value in values]
     column = np.empty(len(values), object)
     column[:] = values
     return column

@@ -22,6 +22,7 @@ from scratchwriter._files.source import (
     shape_text,
 )
 from scratchwriter.errors import DatasetError
+from scratchwriter.settings import AcquisitionSettings
 
 # Why something is not known.
 NOT_COUNTED = "ome-writers wrote it, which does not record how many frames came"
@@ -81,6 +82,10 @@ class OmeWritersSource(Source):
         return False
 
     @property
+    def has_staged(self) -> bool:
+        return False
+
+    @property
     def skipped(self) -> list[range]:
         return []
 
@@ -131,6 +136,7 @@ def _shapes_in_files(path: Path, description: Description) -> list[tuple[int, ..
                 dim.count not in (None, n) for dim, n in zip(dims, shape, strict=True)
             ):
                 raise ValueError(f"shape {shape_text(shape)} does not fit the dimensions")
+            _need_in_place(settings, shape)
         need_nbytes(array_path, math.prod(shape) * itemsize, MANIFEST)
         unit_nbytes = math.prod(dim.count or 1 for dim in dims) * itemsize
         length, rest = divmod(array_path.lstat().st_size, unit_nbytes)
@@ -144,5 +150,18 @@ def _shapes_in_files(path: Path, description: Description) -> list[tuple[int, ..
                 stacklevel=5,
             )
             shape = tuple(counts)
+            with faults_of(path / MANIFEST):
+                _need_in_place(settings, shape)
         shapes.append(shape)
     return shapes
+
+
+def _need_in_place(settings: AcquisitionSettings, shape: tuple[int, ...]) -> None:
+    """Check that frames stayed at their places when the file grew."""
+    for axis, dim in enumerate(settings.array_storage_dimensions):
+        if dim.count is None and axis > 0 and shape[axis] > 1:
+            raise ValueError(
+                f"storage_order puts the growing axis {dim.name!r} inside, and ome-writers "
+                "leaves frames where they were before the file grew: they are mixed up, "
+                "and which is where is not recorded. numpy.memmap reads the bytes"
+            )

@@ -102,6 +102,10 @@ class Progress:
     def dropped_address(self) -> int:
         return self._address_of("dropped")
 
+    @property
+    def in_files_address(self) -> int:
+        return self._address_of("in_files")
+
     def _address_of(self, name: str) -> int:
         return self.file.address + _offset(name)
 
@@ -202,6 +206,19 @@ class Locked:
 
     def __init__(self, file: Descriptor | None, writer_pid: int | None) -> None:
         self._file, self.writer_pid = file, writer_pid
+
+    @property
+    def use_text(self) -> str:
+        """What the process that has the lock does, in words."""
+        if self.writer_pid and not process_lives(self.writer_pid):
+            return (
+                "The dataset is in use: another process repairs it, or records it on "
+                "another machine. Wait until it has ended"
+            )
+        return (
+            f"The dataset is being recorded by process {self.writer_pid}. Close that "
+            "stream first"
+        )
 
     def is_at(self, path: Path) -> bool:
         """Return whether the locked file is at a path; without one, whether none is."""
@@ -357,6 +374,14 @@ class ProgressView:
         return min(max(int(header[name][0]), 0), self.cursor)
 
     @property
+    def in_files(self) -> int:
+        """How many of the first frames are in the files of the arrays.
+
+        -1: all, staging.bin has none.
+        """
+        return min(max(int(self._now()["in_files"][0]), -1), self.cursor)
+
+    @property
     def dropped(self) -> int:
         """Frame numbers that were missing so far, those of overwritten frames included."""
         return max(int(self._now()["dropped"][0]), 0)
@@ -425,3 +450,11 @@ def mark_closed(folder: Path) -> bool:
         file.seek(_offset("state"))
         file.write(np.uint32(state).tobytes())
     return True
+
+
+def mark_in_files(folder: Path) -> None:
+    """Record that all frames of a dataset whose lock is ours are in the arrays' files."""
+    cursor = ProgressView(folder).cursor
+    with open_regular(folder / PROGRESS, writable=True) as file:
+        file.seek(_offset("in_files"))
+        file.write(np.int64(cursor).tobytes())

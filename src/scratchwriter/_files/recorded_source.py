@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.array_utils import byte_bounds
 
 from scratchwriter._files.faults import faults_of
 from scratchwriter._files.layout import (
@@ -19,23 +20,28 @@ from scratchwriter._files.layout import (
     PROGRESS,
     RECORD,
     RECORDS,
+    STAGING,
     array_name,
 )
 from scratchwriter._files.live import FixedProgress, LiveProgress
 from scratchwriter._files.manifest import read_manifest
-from scratchwriter._files.metadata import FrameMetadata
+from scratchwriter._files.metadata import FrameMetadata, Places
 from scratchwriter._files.progress import ProgressView
-from scratchwriter._files.records import arrange, count_dropped, known_times_ns
+from scratchwriter._files.records import arrange, count_dropped, known, known_times_ns
 from scratchwriter._files.skips import read_skips, read_skips_between
 from scratchwriter._files.source import (
     Description,
+    MakeReady,
     RecordName,
     Source,
     State,
+    is_ready,
     need_nbytes,
     shape_text,
 )
+from scratchwriter._files.staged import StagedArray, StagingReader, is_staged
 from scratchwriter._region import view_file, view_ring
+from scratchwriter.errors import DatasetError
 from scratchwriter.plan import FramePlan, least_ring_steps
 
 
@@ -77,6 +83,8 @@ class RecordedSource(Source):
     ) -> None:
         super().__init__(path, description._replace(plan=_plan_of_files(path, description)))
         self._progress = progress
+        self._staging = StagingReader(path)
+        self._staged: dict[int, StagedArray] = {}
         progress.num_frames = self.plan.num_frames
         self._check(is_exact=was_closed)
         self.frames = LiveProgress(path, progress)
@@ -87,7 +95,9 @@ class RecordedSource(Source):
         self.frame_metadata = FrameMetadata(
             self.path / FRAME_METADATA,
             partial(_is_counted, self.path, self.plan, cursor),
-            partial(self._progress.need_in, self.path),
+            need_same := partial(self._progress.need_in, self.path),
+            [self.settings.dimensions[axis].name for axis in self.plan.file_axes],
+            partial(_known, self.path, self.plan, cursor, need_same),
         )
 
     def _check(self, *, is_exact: bool) -> None:
@@ -128,6 +138,23 @@ class RecordedSource(Source):
         return self._progress.may_lack_frames
 
     @property
+    def has_staged(self) -> bool:
+        return self._progress.in_files >= 0
+
+    @property
+    def is_staged(self) -> bool:
+        if self.state == "closed" or not self.has_staged:
+            return False
+        found = is_staged(self.path)  # first: it goes when all is in the files
+        in_files, cursor = self._progress.in_files, self.frames_written
+        if not found and in_files < cursor:
+            raise DatasetError(
+                f"{self.path / STAGING} is missing: it had the newest "
+                f"{cursor - in_files} of {cursor} frames"
+            )
+        return found
+
+    @property
     def skipped(self) -> list[range]:
         skips = read_skips(self.path, self.frames_written)
         self.need_same()
@@ -151,21 +178,7 @@ class RecordedSource(Source):
         return written.transpose(plan.storage_axes[:-2])
 
     def records(self, cursor: int) -> npt.NDArray[np.void] | None:
-        path = self.path / RECORDS
-        if not os.path.lexists(path):
-            return None
-        with faults_of(path):
-            need_nbytes(path, 0, PROGRESS)
-            if path.lstat().st_size < RECORD.itemsize:
-                return None
-            data = view_file(path)
-            self.need_same()  # after it was opened
-            count = len(data) // RECORD.itemsize
-            if count < self.plan.ring_frames:
-                raise ValueError(f"it has {count} records of {self.plan.ring_frames}")
-            # If it is shorter than that, the last frames have no record.
-            count = min(self.plan.ring_frames or cursor, count)
-            return np.frombuffer(data, RECORD, count) if count else None
+        return _records(self.path, self.plan, cursor, self.need_same)
 
     def record_values(self, name: RecordName) -> tuple[npt.NDArray[np.int64], ...]:
         cursor = self.frames_written
@@ -204,12 +217,17 @@ class RecordedSource(Source):
     def records_nbytes(self) -> int:
         return (self.plan.ring_frames or self.frames_written) * RECORD.itemsize
 
-    def array(self, position: int, cursor: int | None = None) -> npt.NDArray[Any]:
-        return super().array(position, cursor).transpose(self.plan.storage_axes)
+    @property
+    def storage_axes(self) -> tuple[int, ...]:
+        return self.plan.storage_axes
 
-    def _bytes(self, position: int, nbytes: int) -> memoryview:
+    def _bytes(
+        self, position: int, nbytes: int, cursor: int
+    ) -> tuple[memoryview, MakeReady]:
+        if self.has_staged and self.state != "closed" and not self.may_lack_frames:
+            return self._staged_bytes(position, nbytes, cursor)
         if not self.plan.ring_steps:
-            return super()._bytes(position, nbytes)
+            return super()._bytes(position, nbytes, cursor)
         path, ring_nbytes = (
             self.path / array_name(position),
             self.plan.file_nbytes(position, 0),
@@ -220,11 +238,40 @@ class RecordedSource(Source):
             if len(data) < 2 * ring_nbytes:  # it has become shorter since
                 raise ValueError(f"it has {len(data) // 2} bytes, not {ring_nbytes}")
         self.need_same()  # after it was opened
-        return data
+        return data, is_ready
+
+    def _staged_bytes(
+        self, position: int, nbytes: int, cursor: int
+    ) -> tuple[memoryview, MakeReady]:
+        plan = self.plan
+        filled_nbytes = plan.filled_nbytes(position, cursor)
+
+        def in_file_nbytes() -> int:
+            return plan.filled_nbytes(position, progress.in_files)
+
+        progress = self._progress
+        need_nbytes(self.path / array_name(position), in_file_nbytes(), PROGRESS)
+        staged = self._staged.get(position)
+        if staged is None or staged.most_nbytes < nbytes:
+            need_same = partial(progress.need_in, self.path)
+            staged = StagedArray(self._staging, position, nbytes, in_file_nbytes, need_same)
+            # One that was there before lives as long as arrays that were made of it.
+            self._staged[position] = staged
+        data = staged.view(nbytes, filled_nbytes)
+        base = np.frombuffer(data, np.uint8).ctypes.data if nbytes else 0
+
+        def make_ready(array: npt.NDArray[Any]) -> None:
+            if array.size:
+                first, stop = (address - base for address in byte_bounds(array))
+                staged.make_ready(first, min(stop, filled_nbytes))
+
+        return data, make_ready
 
     def release(self) -> None:
         super().release()
         self._progress.release()
+        while self._staged:
+            self._staged.popitem()[1].close()
 
 
 class RestartedSource(RecordedSource):
@@ -240,6 +287,8 @@ class RestartedSource(RecordedSource):
         plan = description.plan
         # A ring has all its space from the beginning.
         most_frames = progress.cursor if plan.ring_steps else _frames_in_files(path, plan)
+        if progress.in_files >= 0:  # nobody knows what else has reached the disk
+            most_frames = min(most_frames, progress.in_files)
         self._most_frames = max(most_frames, progress.synced)
         super().__init__(path, description, progress, was_closed=False)
         frames = self.frames_written
@@ -249,6 +298,12 @@ class RestartedSource(RecordedSource):
     @property
     def frames_written(self) -> int:
         return min(self._progress.cursor, self._most_frames)
+
+    @property
+    def is_staged(self) -> bool:
+        # Pages of staging.bin reach the device at any time, if at all: no slot can be
+        # believed. What counts is in the files.
+        return False
 
 
 def _plan_of_files(path: Path, description: Description) -> FramePlan:
@@ -283,6 +338,42 @@ def _frames_in_files(path: Path, plan: FramePlan) -> int:
             steps = array_path.lstat().st_size // plan.step_nbytes
         most.append(plan.most_frames(position, steps))
     return min(most)
+
+
+def _records(
+    path: Path, plan: FramePlan, cursor: int, need_same: Callable[[], object]
+) -> npt.NDArray[np.void] | None:
+    path = path / RECORDS
+    if not os.path.lexists(path):
+        return None
+    with faults_of(path):
+        need_nbytes(path, 0, PROGRESS)
+        if path.lstat().st_size < RECORD.itemsize:
+            return None
+        data = view_file(path)
+        need_same()  # after it was opened
+        count = len(data) // RECORD.itemsize
+        if count < plan.ring_frames:
+            raise ValueError(f"it has {count} records of {plan.ring_frames}")
+        # If it is shorter than that, the last frames have no record.
+        count = min(plan.ring_frames or cursor, count)
+        return np.frombuffer(data, RECORD, count) if count else None
+
+
+def _known(
+    path: Path,
+    plan: FramePlan,
+    cursor: Callable[[], int],
+    need_same: Callable[[], object],
+    places: Places,
+) -> list[dict[str, int]]:
+    """Return what is known of frames besides their metadata."""
+    records = _records(path, plan, cursor(), need_same)
+    if records is None:
+        return [{} for _ in places]
+    numbers = [plan.frame_number(position, index) for position, index in places]
+    at = [n % plan.ring_frames if plan.ring_frames else n for n in numbers]
+    return [known(records[n]) if n < len(records) else {} for n in at]
 
 
 def _is_counted(

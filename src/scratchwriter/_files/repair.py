@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,22 @@ from scratchwriter._files.layout import (
     PROGRESS,
     RECORDS,
     SKIPS,
+    STAGING,
     array_name,
     is_draft_name,
 )
 from scratchwriter._files.manifest import replace_shapes
 from scratchwriter._files.metadata import where
 from scratchwriter._files.ome_writers_source import NOT_COUNTED
-from scratchwriter._files.progress import locked, mark_closed
+from scratchwriter._files.progress import locked, mark_closed, mark_in_files
 from scratchwriter._files.source import Source
-from scratchwriter._region.system import open_regular
+from scratchwriter._files.staged import StagingReader, is_staged
+from scratchwriter._region.system import (
+    descriptor_of_regular,
+    open_regular,
+    sync_file,
+    write_all_at,
+)
 from scratchwriter.errors import DatasetError
 
 _RESTARTED = "the machine was restarted, the files may hold more frames than are counted"
@@ -55,6 +63,8 @@ def find_faults(source: Source) -> list[str]:
         if state != "recording":
             faults += _wrong_shapes(source)
         _check_frame_metadata(source)
+        if state == "killed" and source.is_staged:
+            _check_staged(source, StagingReader(source.path))
         source.skipped  # noqa: B018
         source.dropped  # noqa: B018
     except DatasetError as error:
@@ -100,7 +110,8 @@ def recover(path: Path) -> list[str]:
     """Finish a dataset whose writer was killed; return what was done, one line each.
 
     The manifest gets exact shapes, files get exactly that size, an incomplete line of
-    metadata is cut, and the dataset is marked as closed. Frames are not touched. If the
+    metadata is cut, and the dataset is marked as closed. Staged frames are copied into the
+    files of the arrays; no frame is changed. If the
     machine was restarted since, the arrays are not cut: they may hold more frames than are
     counted.
 
@@ -113,14 +124,25 @@ def recover(path: Path) -> list[str]:
     OSError
         If it cannot be written.
     """
+    return _mend(path, _finish)
+
+
+def bring_to_files(path: Path) -> list[str]:
+    """Copy staged frames of a killed writer into the files of the arrays, and no more.
+
+    Returns and raises what `recover` does.
+    """
+    if not is_staged(path):
+        return []
+    return _mend(path, lambda source: _bring_to_files(source) if source.is_staged else [])
+
+
+def _mend(path: Path, mend: Callable[[Source], list[str]]) -> list[str]:
+    """Change a dataset that nobody else writes, also not meanwhile."""
     while True:
         with locked(path) as lock, kept_spill_folder(path) as was_temporary:
             if lock.writer_pid is not None:
-                raise BlockingIOError(
-                    errno.EAGAIN,
-                    f"The dataset is being recorded by process {lock.writer_pid}",
-                    str(path),
-                )
+                raise BlockingIOError(errno.EAGAIN, lock.use_text, str(path))
             source = open_source(path, is_recorded=False)  # the lock is ours
             try:
                 if not source.counts_frames:
@@ -130,7 +152,7 @@ def recover(path: Path) -> list[str]:
                 # If there was no file to lock, a new dataset may have begun since.
                 if not lock.is_at(path / PROGRESS):
                     continue
-                done = _finish(source)
+                done = mend(source)
             finally:
                 source.release()
         if was_temporary:
@@ -138,15 +160,24 @@ def recover(path: Path) -> list[str]:
         return done
 
 
+def _bring_to_files(source: Source) -> list[str]:
+    """Let the arrays' files have all frames, and then the manifest count them.
+
+    What is staged is removed last: an interruption before leaves it to the next try.
+    """
+    if source.is_staged:
+        _copy_staged(source)
+    done, shapes = [], source.manifest_shapes
+    if shapes != source.file_shapes:
+        replace_shapes(source.path, source.file_shapes)
+        done.append(f"{source.path / MANIFEST}: shapes {shapes} -> {source.file_shapes}")
+    return done + _remove_staging(source)
+
+
 def _finish(source: Source) -> list[str]:
-    done = []
-    folder, shapes = source.path, source.file_shapes
-    # First, so that the manifest never counts more frames than the files hold.
-    shapes_before = source.manifest_shapes
-    if shapes_before != shapes:
-        replace_shapes(folder, shapes)
-        done.append(f"{folder / MANIFEST}: shapes {shapes_before} -> {shapes}")
-    for position in range(len(shapes)):
+    done = _bring_to_files(source)
+    folder = source.path
+    for position in range(source.plan.num_positions):
         path, nbytes = folder / array_name(position), source.file_nbytes(position)
         if not source.may_lack_frames:
             done += _trim(path, nbytes)
@@ -171,6 +202,39 @@ def _finish(source: Source) -> list[str]:
     if mark_closed(folder):
         done.append(f"{folder}: marked as closed, with {source.frames_written} frames")
     return done
+
+
+def _copy_staged(source: Source) -> None:
+    """Copy what is staged into the files of the arrays."""
+    staging = StagingReader(source.path)
+    _check_staged(source, staging)  # before anything is written
+    for position in range(source.plan.num_positions):
+        path = source.path / array_name(position)
+        stop = source.plan.filled_nbytes(position, source.frames_written)
+        with faults_of(path), descriptor_of_regular(path, writable=True) as file:
+            staging.copy(position, 0, stop, partial(write_all_at, file))
+        sync_file(path)  # before it is gone there
+
+
+def _remove_staging(source: Source) -> list[str]:
+    path = source.path / STAGING
+    if not os.path.lexists(path):
+        return []
+    if source.may_lack_frames:  # some may have reached the disk, and be nowhere else
+        return [f"{path}: kept, {_RESTARTED}"]
+    was_staged = source.is_staged
+    if was_staged:
+        mark_in_files(source.path)
+    with faults_of(path):  # it may be a folder
+        path.unlink()
+    if was_staged:
+        return [f"{path}: its frames are in the files of the arrays, removed"]
+    return [f"{path}: removed, none of its frames counts"]
+
+
+def _check_staged(source: Source, staging: StagingReader) -> None:
+    for position in range(source.plan.num_positions):
+        staging.check(position)
 
 
 def _trim(path: Path, nbytes: int, tail: bytes = b"") -> list[str]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from scratchwriter._files.append_times import read_append_times
+from scratchwriter._files.append_times import read_append_times, read_disk_stats
 from scratchwriter._files.faults import faults_of
 from scratchwriter._files.layout import FRAME_METADATA, MANIFEST, PROGRESS, array_name
 from scratchwriter._files.live import FixedProgress, LiveProgress
@@ -27,10 +27,11 @@ from scratchwriter._files.metadata import FrameMetadata
 from scratchwriter._region import view_file
 from scratchwriter.plan import FramePlan, make_plan
 from scratchwriter.settings import AcquisitionSettings
-from scratchwriter.stats import AppendTimes
+from scratchwriter.stats import AppendTimes, DiskStats
 
 State: TypeAlias = Literal["closed", "recording", "killed"]
 RecordName: TypeAlias = Literal["timestamp_ns", "frame_id"]
+MakeReady: TypeAlias = Callable[[npt.NDArray[Any]], None]
 
 
 class Description(NamedTuple):
@@ -124,6 +125,22 @@ class Source(ABC):
 
     @property
     @abstractmethod
+    def has_staged(self) -> bool:
+        """Whether frames were staged so far, and written directly."""
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether some frames may not be in the files of the arrays.
+
+        Raises
+        ------
+        DatasetError
+            If they are nowhere.
+        """
+        return False
+
+    @property
+    @abstractmethod
     def skipped(self) -> list[range]:
         """Which frames, numbered in acquisition order, were skipped."""
 
@@ -173,6 +190,13 @@ class Source(ABC):
         return times
 
     @property
+    def disk_stats(self) -> DiskStats | None:
+        """How the disk does; None unless the files are written directly."""
+        stats = read_disk_stats(self.path)
+        self.need_same()
+        return stats.at_end() if stats is not None and self.state == "closed" else stats
+
+    @property
     def global_metadata(self) -> dict[str, Any]:
         """Metadata of the acquisition by namespace."""
         return self.manifest.global_metadata
@@ -209,6 +233,18 @@ class Source(ABC):
         with faults_of(self.path / FRAME_METADATA):
             return self.plan.frame_number(position, index)
 
+    def shape(self, position: int) -> tuple[int, ...]:
+        """Return the shape of a position's array now.
+
+        Raises
+        ------
+        ValueError
+            If it is released.
+        """
+        self.need_open()
+        shape = self.file_shape(position)
+        return tuple(shape[axis] for axis in self.storage_axes)
+
     def array(self, position: int, cursor: int | None = None) -> npt.NDArray[Any]:
         """Return the array of a position after `cursor` frames, by default all.
 
@@ -219,15 +255,38 @@ class Source(ABC):
         DatasetError
             If the file is too short, or now belongs to another dataset.
         """
+        array, make_ready = self.lazy_array(position, cursor)
+        make_ready(array)
+        return array
+
+    def lazy_array(
+        self, position: int, cursor: int | None = None
+    ) -> tuple[npt.NDArray[Any], MakeReady]:
+        """Return the array, and what makes a view of it right before it is read.
+
+        Raises
+        ------
+        ValueError, DatasetError
+            As `array`; also later, when a view is made ready.
+        """
         self.need_open()
         if cursor is None:
             cursor = self.frames_written
         shape = self.file_shape(position, cursor)
-        data = self._bytes(position, math.prod(shape) * self.plan.dtype.itemsize)
+        nbytes = math.prod(shape) * self.plan.dtype.itemsize
+        data, make_ready = self._bytes(position, nbytes, cursor)
         start = self.plan.start_nbytes(position, cursor)
-        return np.ndarray(shape, self.plan.dtype, buffer=data, offset=start)
+        array = np.ndarray(shape, self.plan.dtype, buffer=data, offset=start)
+        return array.transpose(self.storage_axes), make_ready
 
-    def _bytes(self, position: int, nbytes: int) -> memoryview:
+    @property
+    def storage_axes(self) -> tuple[int, ...]:
+        """Order of the file's axes that users see."""
+        return tuple(range(len(self.plan.file_dims)))
+
+    def _bytes(
+        self, position: int, nbytes: int, cursor: int
+    ) -> tuple[memoryview, MakeReady]:
         """Return the bytes of a position's file, at least that many."""
         data = self._mapped.get(position)
         if data is None or len(data) < nbytes:
@@ -239,7 +298,7 @@ class Source(ABC):
                     raise ValueError(f"it has {len(data)} bytes, not {nbytes}")
             self.need_same()  # after it was opened
             self._mapped[position] = data
-        return data
+        return data, is_ready
 
     # ------------------------------------------------------------------------------ life
 
@@ -253,6 +312,10 @@ class Source(ABC):
         self.is_released = True
         self.frames.give_up()
         self._mapped.clear()
+
+
+def is_ready(array: npt.NDArray[Any]) -> None:
+    """Do nothing: arrays that are mapped are ready."""
 
 
 def need_nbytes(path: Path, nbytes: int, required_by: str) -> None:

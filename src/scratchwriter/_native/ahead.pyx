@@ -5,21 +5,16 @@ prepares the slots that it comes to: pages in memory are populated; a file is al
 filled with zeros and mapped. An append then takes no page fault and makes no system call.
 (The idea of a pre-toucher is Chronicle Queue's.)
 
-A second thread, for files only, writes back what is far behind the cursor, evenly, before
-the kernel finds that too much of it waits, and stops the threads that fill pages. What is
-much farther behind it drops from memory: the pages are used again at once, and the kernel
-need not search for free ones when an acquisition is longer than memory. It runs when no
-other thread wants to (with two cores it took them from the writer, measured). So it must
-not hold what others need: the lock of the address space is for the first one, which
-unmaps what the second is to write back.
+A file is in the page cache at first. If it is to be staged (`stage_in`), from some byte on
+pieces of the staging file are mapped over its array (see `_region/staging.pyx`). A second
+thread then writes behind the camera what frames have filled, and lets others know how many
+frames are in the files.
 
-Gate: in a file whose slots come in order, the bytes ahead are overwritten with zeros. The
-writer therefore goes no further than `writable_nbytes`, which this thread stores when it
-has done a piece. A writer that arrives there prepares the slot itself, by `prepare_now`.
-Where faults make huge pages of a file (`makes_huge_pages`), no allocated bytes are
-overwritten: the gate is open as far as they go, which is some way ahead of the pages, and a
-writer that is faster than this thread populates pages beside it, by its stores. Slots that
-come in another order are populated, which changes no bytes, and have no gate.
+Gate: what is made ready in a file is zeroed. So the writer goes no further than
+`writable_nbytes`, which this thread stores when it has done a piece. A writer that comes to
+it prepares the slot itself, by `prepare_now`; if the disk is behind, that returns EAGAIN,
+and the frame waits. Slots that come in another order are populated, which changes no bytes,
+and have no gate.
 
 Records: what is known of frames besides their pixels is one more array, the last one, with
 a record for each frame in acquisition order. It may come later than the others.
@@ -37,6 +32,8 @@ looks by itself, every millisecond while frames come and ever more rarely while 
 cimport cython
 from posix.unistd cimport getpid
 
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
@@ -57,25 +54,33 @@ from scratchwriter._region.platform cimport (
     sw_mutex_lock,
     sw_mutex_unlock,
     sw_now_ns,
+    sw_raise,
     sw_store_release,
     sw_thread,
     sw_thread_join,
     sw_thread_start,
     sw_thread_waits_its_turn,
-    sw_thread_yields_to_others,
     sw_yield,
 )
 from scratchwriter._region.mapped cimport (
     MappedRegion,
     Mapping,
-    drop_cached,
     make_readable,
     populate,
-    makes_huge_pages,
     prepare,
     reserve_blocks,
-    unmap,
-    write_back,
+)
+from scratchwriter._region.staging cimport (
+    Piece,
+    Staging,
+    StagingFile,
+    frames_in_files,
+    give_back,
+    may_be_cached,
+    next_unwritten,
+    stage,
+    waiting_slots,
+    write_out,
 )
 
 cdef enum:
@@ -83,8 +88,20 @@ cdef enum:
     NAP_NS = 500_000                  # while frames come
     LONGEST_NAP_NS = 20_000_000       # while none do
     SHOW_NS = 100_000_000             # between looks at how long appends took
-    WRITEBACK_NBYTES = 16 << 20       # written back at a time, over all positions ...
-    WRITEBACK_PART_NBYTES = 16 << 10  # ... or so much of each, if there are very many
+    # A short acquisition is over by then: it does not pay for what it never uses
+    WARM_UP_NS = 20_000_000
+    FIRST_NBYTES = 4 << 20            # made ready until then, and four times what has come
+    BEHIND_NAP_NS = 1_000_000         # of the thread behind, while frames come
+    LAG_NS = 100_000_000              # after which what is no whole piece is written
+    # What may be reported of the disk
+    IS_BEHIND = 1
+    IS_REFUSED = 2                    # staging.bin found no room
+    RATE_NS = 2_000_000_000           # of a rate: older times count half, and less
+    MOST_CODES = 4096                 # errno is less
+
+cdef struct Rate:                     # over the last seconds; atomic
+    int64_t nbytes
+    int64_t ns
 
 cdef struct Walk:
     # The plan and what it is about: set once
@@ -100,9 +117,27 @@ cdef struct Walk:
     bint in_order                     # slots of a position come in the order of its bytes
     int64_t window_nbytes
     int64_t piece_nbytes
-    int64_t backlog_nbytes            # behind the cursor, that may wait for the disk
-    int64_t cached_nbytes             # behind that, that stay in memory too
-    int64_t writes_back               # whether the second thread runs; atomic
+    int64_t start_ns
+    int64_t staged_window_nbytes      # the same, where it is staged
+    int64_t allocated_ahead_nbytes    # of blocks, there
+    Staging* staging                  # NULL: all files are in the page cache
+    int64_t has_staged                # a piece, so far; atomic
+    int64_t has_slots                 # of staging.bin; atomic
+    int64_t num_staged                # pieces
+    int64_t most_slots                # that have been needed in a while
+    int64_t slots_ns                  # when that while began
+    int64_t kept_slots                # twice what was needed in the while before
+    bint is_asked                     # by a writer, which waits for it
+    void* writer
+    void (*show_in_files)(void* writer, int64_t frames, bint has_staged) noexcept nogil
+    int64_t in_files                  # frames, as shown; atomic
+    int64_t wanted_in_files           # by a flush; atomic
+    int64_t rounds                    # of writing behind that have begun; atomic
+    int64_t stuck                     # the last round that has ended, and its errno; atomic
+    Rate camera, disk                 # frames that come; pieces while they are written
+    int64_t most_waiting_nbytes       # that may wait for the disk
+    int64_t waited_frames             # for the disk, and how long; atomic
+    int64_t waited_ns
     int64_t* memory_stop_nbytes       # per position: the most that may be in memory
     Array* arrays                     # the writer's
     int64_t* cursor                   # the writer's
@@ -114,11 +149,10 @@ cdef struct Walk:
     int64_t ahead                     # frames ready, the next one's number; atomic
     Odometer next                     # its slot
     int64_t* prepared_nbytes          # per position: ready to here, or left to the writer
-    int64_t* allocated_nbytes         # per position: to here, of whole huge pages or all
+    int64_t* allocated_nbytes         # per position: its file has blocks to here
     bint* in_file                     # per position: as noticed by `_notice_file`
-    bint is_disk_full                 # as far as more than a piece is asked for
-    bint is_busy                      # it has not been far enough ahead for a while
-    int64_t for_writer_nbytes         # left for the writer to populate: it has come there
+    int64_t waiting_frame             # its number, that waits for the disk; -1: none
+    int64_t known_round               # what failed in it, or before, is not its error
     int code                          # errno of what failed last
 
     # How long appends took: the writer's, and where others see it; guarded by `working`
@@ -128,15 +162,11 @@ cdef struct Walk:
     int64_t* append_counts
     int64_t* shown_times              # NULL: nowhere
     int64_t shown_ns                  # when
+    int64_t shown_cursor              # with how many frames
+    bint shown_waiting                # and some of them were waiting for the disk
 
     # The sleep
     sw_alarm alarm
-
-    # Behind the frames
-    int64_t unmapped                  # frames before which nothing is mapped; atomic
-    int64_t written_back              # frames before which all is; atomic
-    int64_t lost_code                 # errno of the first failure to write back; atomic
-    int64_t lost_position             # where; written before
 
 
 # ------------------------------------------------------------------- without the GIL
@@ -156,8 +186,6 @@ cdef int64_t _position(Walk* walk) noexcept nogil:
 cdef void _open_gate(Walk* walk, int64_t position) noexcept nogil:
     cdef int64_t* gate = &walk.arrays[position].writable_nbytes
     cdef int64_t stop = walk.prepared_nbytes[position]
-    if makes_huge_pages(walk.mappings[position]):
-        stop = max(stop, walk.allocated_nbytes[position])
     if walk.in_file[position] and sw_load_acquire(gate) < stop:
         sw_store_release(gate, stop)
 
@@ -172,40 +200,10 @@ cdef int _show_steps(
     return make_readable(mapping, (stop + step_nbytes - 1) // step_nbytes * step_nbytes)
 
 
-cdef void _allocate_ahead(
-    Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t limit,
-    int64_t step_nbytes,
-) noexcept nogil:
-    """Allocate more than a piece, where the writer may store before it is populated."""
-    cdef Mapping* mapping = walk.mappings[position]
-    cdef int64_t chunk_nbytes = walk.window_nbytes // (8 * walk.num_positions)
-    cdef int64_t chunk_stop
-    if (
-        stop <= walk.allocated_nbytes[position]
-        or not makes_huge_pages(mapping)
-        or walk.is_disk_full
-    ):
-        return
-    # Whole huge pages, so that no fault of the writer's lacks blocks.
-    start = max(start // PIECE_NBYTES * PIECE_NBYTES, walk.allocated_nbytes[position])
-    chunk_stop = min(stop + chunk_nbytes, limit) // PIECE_NBYTES * PIECE_NBYTES
-    if chunk_stop < stop:
-        return
-    if (
-        _show_steps(walk, position, chunk_stop, step_nbytes) == 0
-        and reserve_blocks(mapping, start, chunk_stop) == 0
-    ):
-        walk.allocated_nbytes[position] = chunk_stop
-    else:
-        walk.is_disk_full = True  # what is left is for the next slot
-
-
 cdef int _prepare_piece(
     Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t step_nbytes
 ) noexcept nogil:
     cdef Mapping* mapping = walk.mappings[position]
-    cdef int64_t allocated_nbytes = walk.allocated_nbytes[position]
-    cdef int64_t for_writer_nbytes
     cdef int code
     if not walk.in_file[position]:
         # As it was noticed: a file that came since may have frames here.
@@ -214,16 +212,137 @@ cdef int _prepare_piece(
     code = _show_steps(walk, position, stop, step_nbytes)
     if code:
         return code
-    if (
-        walk.for_writer_nbytes
-        and position < walk.num_positions
-        and stop <= allocated_nbytes
-        and makes_huge_pages(mapping)
-    ):
-        for_writer_nbytes = min(walk.for_writer_nbytes, stop - start)
-        walk.for_writer_nbytes -= for_writer_nbytes
-        start += for_writer_nbytes
-    return prepare(mapping, start, stop, allocated_nbytes)
+    return prepare(mapping, start, stop)
+
+
+cdef void _show_in_files(Walk* walk) noexcept nogil:
+    cdef int64_t frames = frames_in_files(walk.staging, _cursor(walk))
+    walk.show_in_files(walk.writer, frames, sw_load_acquire(&walk.has_slots) != 0)
+    sw_store_release(&walk.in_files, frames)
+
+
+cdef void show_in_files(FrameWriter writer, int64_t frames, bint has_staged) noexcept nogil:
+    writer.show_frames_in_files(frames, has_staged)
+
+
+cdef void _count(Rate* rate, int64_t nbytes, int64_t ns) noexcept nogil:
+    nbytes += rate.nbytes
+    ns += rate.ns
+    if ns > RATE_NS:
+        nbytes, ns = nbytes // 2, ns // 2
+    sw_store_release(&rate.nbytes, nbytes)
+    sw_store_release(&rate.ns, ns)
+
+
+cdef int64_t _nbytes_per_s(Rate* rate) noexcept nogil:
+    cdef int64_t ns = sw_load_acquire(&rate.ns)
+    return <int64_t>(sw_load_acquire(&rate.nbytes) * 1e9 / ns) if ns else 0
+
+
+cdef int64_t _waiting_nbytes(Walk* walk, Staging* staging) noexcept nogil:
+    """Bytes of frames that the disk has not got, whatever they are in."""
+    cdef int64_t i, head, nbytes = 0, cursor = _cursor(walk)
+    cdef Piece* piece
+    if staging == NULL:
+        return 0
+    sw_mutex_lock(&staging.lock)
+    for i in range(staging.num_used):
+        piece = &staging.pieces[i]
+        if piece.serial and not piece.is_written:
+            head = min(_head_nbytes(walk, piece.position, cursor), piece.stop)
+            nbytes += max(head - piece.written_nbytes, 0)
+    sw_mutex_unlock(&staging.lock)
+    return nbytes
+
+
+cdef int _stuck_code(Walk* walk, int64_t known_round) noexcept nogil:
+    """Return errno of what could not be written, in a round after a known one.
+
+    Not of an earlier one: the reason may be gone. Such a round may still end after the
+    call that wants to know has begun.
+    """
+    cdef int64_t stuck = sw_load_acquire(&walk.stuck)
+    return stuck % MOST_CODES if stuck // MOST_CODES > known_round else 0
+
+
+cdef bint _is_staged(Walk* walk, int64_t position, int64_t start) noexcept nogil:
+    cdef Staging* staging = walk.staging
+    if staging == NULL or position >= walk.num_positions or not walk.in_file[position]:
+        return False
+    start = max(start, walk.prepared_nbytes[position])
+    return start // staging.piece_nbytes * staging.piece_nbytes >= max(
+        staging.from_nbytes, walk.prepared_nbytes[position]
+    )
+
+
+cdef int _allocate_to(
+    Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t limit
+) noexcept nogil:
+    """Give a file blocks up to `stop`, and some more.
+
+    Not for each piece: it waits for the direct write that is under way (measured: 5 ms).
+    """
+    cdef Mapping* mapping = walk.mappings[position]
+    cdef int64_t step_nbytes = walk.step_nbytes
+    cdef int64_t more = stop + walk.allocated_ahead_nbytes // walk.num_positions
+    cdef int code
+    if stop <= walk.allocated_nbytes[position]:
+        return 0
+    more = min((more + step_nbytes - 1) // step_nbytes * step_nbytes, limit)
+    # Where there is no fallocate, blocks are zeros that are written.
+    if mapping.no_fallocate or reserve_blocks(mapping, start, more) != 0:
+        more = stop
+        code = _show_steps(walk, position, stop, step_nbytes)
+        if code == 0:
+            code = reserve_blocks(mapping, start, stop)
+        if code:
+            return code
+    walk.allocated_nbytes[position] = more
+    return 0
+
+
+cdef int _stage_to(
+    Walk* walk, int64_t position, int64_t start, int64_t stop, int64_t limit
+) noexcept nogil:
+    """Stage what is not, up to `stop` at least."""
+    cdef int64_t nbytes = walk.staging.piece_nbytes
+    cdef int64_t first, last
+    cdef int code, stuck_code
+    while stop > walk.prepared_nbytes[position]:
+        first = max(start // nbytes * nbytes, walk.prepared_nbytes[position])
+        last = min(first // nbytes * nbytes + nbytes, limit)
+        code = _allocate_to(walk, position, first, last, limit)
+        if code == 0:
+            code = stage(walk.staging, position, first, last)
+        stuck_code = _stuck_code(walk, walk.known_round)
+        if code == EAGAIN and walk.is_asked and stuck_code:
+            code = stuck_code
+        elif code == EAGAIN and walk.is_asked and may_be_cached(walk.staging) and (
+            sw_load_acquire(&walk.in_files) >= _cursor(walk)
+        ):
+            # Nothing waits for the disk: a batch is larger than what may be staged.
+            code = prepare(walk.mappings[position], first, last)
+        if code:
+            return code
+        walk.num_staged += 1
+        if not walk.has_staged or walk.has_slots != (walk.staging.num_slots > 0):
+            # Before a frame can come there.
+            sw_store_release(&walk.has_slots, walk.staging.num_slots > 0)
+            _show_in_files(walk)
+            sw_store_release(&walk.has_staged, 1)
+        walk.prepared_nbytes[position] = last
+        _open_gate(walk, position)
+    return 0
+
+
+cdef int64_t _piece_nbytes(Walk* walk, int64_t position, int64_t stop) noexcept nogil:
+    """What is made ready at a time of a file that is in the page cache, or of memory."""
+    cdef Staging* staging = walk.staging
+    if staging == NULL or position >= walk.num_positions or not walk.in_file[position]:
+        return walk.piece_nbytes
+    if stop + staging.piece_nbytes <= staging.from_nbytes:
+        return walk.piece_nbytes
+    return staging.piece_nbytes  # so that staging begins with a whole one
 
 
 cdef int _prepare_in_order(
@@ -231,14 +350,16 @@ cdef int _prepare_in_order(
     int64_t step_nbytes,
 ) noexcept nogil:
     """Prepare what is not, to `stop` at least, and as far after it as a piece goes."""
-    cdef int64_t piece_stop
+    cdef int64_t piece_stop, piece_nbytes
     cdef int code
+    if _is_staged(walk, position, start):
+        return _stage_to(walk, position, start, stop, limit)
     if stop > walk.prepared_nbytes[position]:
         start = max(start, walk.prepared_nbytes[position])  # what was skipped stays a hole
         # Whole pieces, so that a file in order has huge pages (see mapped.pyx).
-        piece_stop = (stop + walk.piece_nbytes - 1) // walk.piece_nbytes * walk.piece_nbytes
+        piece_nbytes = _piece_nbytes(walk, position, stop)
+        piece_stop = (stop + piece_nbytes - 1) // piece_nbytes * piece_nbytes
         piece_stop = max(stop, min(piece_stop, limit))
-        _allocate_ahead(walk, position, start, piece_stop, limit, step_nbytes)
         code = _prepare_piece(walk, position, start, piece_stop, step_nbytes)
         if code and piece_stop > stop:
             piece_stop = stop  # a disk that is nearly full may have room for one more
@@ -349,17 +470,23 @@ cdef int _prepare_slot(Walk* walk, int64_t position, int64_t start) noexcept nog
 
 
 cdef bint _walk_on(Walk* walk) noexcept nogil:
-    """Prepare a piece; return whether more may be left to do. With `working` held."""
+    """Prepare a piece; return whether more may be left to do. With `working` held.
+
+    No more than one: a writer may be waiting.
+    """
     cdef int64_t cursor = _cursor(walk)
-    cdef int64_t most = walk.window_nbytes // walk.frame_nbytes + 1
-    cdef int64_t done_nbytes = 0
+    cdef int64_t window_nbytes = walk.window_nbytes
+    cdef int64_t most
+    cdef int64_t done_nbytes = 0, num_staged = walk.num_staged
     if cursor > walk.ahead:
         jump(&walk.next, cursor, walk.counts, walk.strides_nbytes, walk.num_axes)
         sw_store_release(&walk.ahead, cursor)
-        # If the writer is faster: better to do the next page than the one it is at.
-        walk.for_writer_nbytes = PIECE_NBYTES if walk.is_busy else 0
-    walk.is_busy = False
-    while done_nbytes < walk.piece_nbytes:
+    if walk.has_staged:
+        window_nbytes = walk.staged_window_nbytes
+    if sw_now_ns() - walk.start_ns < WARM_UP_NS:
+        window_nbytes = min(window_nbytes, FIRST_NBYTES + 4 * cursor * walk.frame_nbytes)
+    most = window_nbytes // walk.frame_nbytes + 1
+    while done_nbytes < walk.piece_nbytes and walk.num_staged == num_staged:
         if walk.ahead == walk.num_frames or walk.ahead - cursor >= most:
             return False
         _notice_file(walk, _position(walk))
@@ -370,7 +497,6 @@ cdef bint _walk_on(Walk* walk) noexcept nogil:
         advance(&walk.next, walk.counts, walk.strides_nbytes, walk.num_axes)
         sw_store_release(&walk.ahead, walk.ahead + 1)
         done_nbytes += walk.frame_nbytes
-    walk.is_busy = True
     return True
 
 
@@ -382,51 +508,51 @@ cdef int64_t _head_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept
     return (cursor // round_frames * walk.visit_frames + rest) * walk.frame_nbytes
 
 
-cdef int64_t _complete_nbytes(Walk* walk, int64_t position, int64_t cursor) noexcept nogil:
-    """Bytes of a position that no frame from the cursor on will change."""
-    cdef int64_t head = _head_nbytes(walk, position, max(cursor, 0))
-    return head if walk.in_order else head // walk.step_nbytes * walk.step_nbytes
+cdef void _show_times(Walk* walk, int64_t cursor) noexcept nogil:
+    """Let others see how long appends took, and how the disk does. With `working`.
 
-
-cdef int64_t _piece_frames(Walk* walk) noexcept nogil:
-    cdef int64_t nbytes = max(
-        <int64_t>WRITEBACK_NBYTES, walk.num_positions * WRITEBACK_PART_NBYTES
-    )
-    return nbytes // walk.frame_nbytes + 1
-
-
-cdef void _unmap_behind(Walk* walk, int64_t cursor) noexcept nogil:
-    """Unmap the next piece that is to be written back, if it is whole."""
-    cdef int64_t start = walk.unmapped
-    cdef int64_t stop = start + _piece_frames(walk)
-    cdef int64_t position
-    if stop > cursor - walk.backlog_nbytes // walk.frame_nbytes:
-        return
-    for position in range(walk.num_positions):
-        if _in_file(walk.mappings[position]):
-            unmap(
-                walk.mappings[position],
-                _complete_nbytes(walk, position, start),
-                _complete_nbytes(walk, position, stop),
-            )
-    sw_store_release(&walk.unmapped, stop)
-
-
-cdef void _show_times(Walk* walk) noexcept nogil:
-    """Let others see how long appends took: the writer does not do that. With `working`."""
+    The writer does not do that. Nothing is new if no frame has come, and none waited.
+    """
     cdef int64_t now_ns
     cdef int i
-    if walk.shown_times == NULL:
+    if walk.shown_times == NULL or (cursor == walk.shown_cursor and not walk.shown_waiting):
         return
     now_ns = sw_now_ns()
     if now_ns - walk.shown_ns < SHOW_NS:
         return
-    walk.shown_ns = now_ns
+    walk.shown_ns, walk.shown_cursor = now_ns, cursor
+    walk.shown_waiting = _waiting_nbytes(walk, walk.staging) > 0
     walk.shown_times[0] = sw_load_acquire(walk.longest_append_ns)
     walk.shown_times[1] = sw_load_acquire(walk.first_append_ns)
     walk.shown_times[2] = sw_load_acquire(walk.last_append_ns)
     for i in range(NUM_BUCKETS):
         walk.shown_times[3 + i] = sw_load_acquire(&walk.append_counts[i])
+    _show_disk(walk, walk.staging, walk.shown_times + 3 + NUM_BUCKETS)
+
+
+cdef void _show_disk(Walk* walk, Staging* staging, int64_t* shown) noexcept nogil:
+    """In the order of `layout.DISK_FIELDS`."""
+    shown[0] = _nbytes_per_s(&walk.camera)
+    shown[1] = _nbytes_per_s(&walk.disk)
+    shown[2] = _waiting_nbytes(walk, staging)
+    shown[3] = walk.most_waiting_nbytes if sw_load_acquire(&walk.has_staged) else 0
+    shown[4] = sw_load_acquire(&walk.waited_frames)
+    shown[5] = sw_load_acquire(&walk.waited_ns)
+
+
+cdef void _give_back(Walk* walk) noexcept nogil:
+    """Give a slot back that was not needed for a while. With `working`."""
+    cdef Staging* staging = walk.staging
+    cdef int64_t now_ns
+    if staging == NULL or staging.num_slots == 0:
+        return
+    now_ns = sw_now_ns()
+    walk.most_slots = max(walk.most_slots, waiting_slots(staging))
+    if walk.slots_ns == 0:
+        walk.slots_ns, walk.kept_slots = now_ns, staging.most_slots
+    elif now_ns - walk.slots_ns > staging.keep_ns:
+        walk.kept_slots, walk.most_slots, walk.slots_ns = 2 * walk.most_slots, 0, now_ns
+    give_back(staging, max(walk.kept_slots, 2 * walk.most_slots))
 
 
 cdef void* _run_ahead(void* arg) noexcept nogil:
@@ -444,11 +570,10 @@ cdef void* _run_ahead(void* arg) noexcept nogil:
                 sw_yield()
             sw_mutex_lock(&walk.working)
             more = _walk_on(walk)
-            if cursor != before:
-                _show_times(walk)
+            if not more:
+                _give_back(walk)
+            _show_times(walk, cursor)
             sw_mutex_unlock(&walk.working)
-            if sw_load_acquire(&walk.writes_back):
-                _unmap_behind(walk, _cursor(walk))
             if more and sw_alarm_wait(&walk.alarm, 0):
                 return NULL
         nap_ns = NAP_NS if cursor != before else min(2 * nap_ns, LONGEST_NAP_NS)
@@ -457,47 +582,71 @@ cdef void* _run_ahead(void* arg) noexcept nogil:
             return NULL
 
 
-cdef void* _run_writeback(void* arg) noexcept nogil:
+cdef void* _run_behind(void* arg) noexcept nogil:
+    """Write what frames have filled into the files."""
     cdef Walk* walk = <Walk*>arg
-    cdef int64_t cached_frames = walk.cached_nbytes // walk.frame_nbytes
-    cdef int64_t start = 0
-    cdef int64_t stop, position, step
-    cdef int code
-    cdef bint wait
-    cdef Mapping* mapping
-    sw_thread_yields_to_others()
+    cdef int64_t cursor, now_ns, in_files, seen = _cursor(walk)
+    cdef int64_t seen_ns = sw_now_ns(), moved_ns = 0
+    cdef int64_t nap_ns = BEHIND_NAP_NS
+    cdef bint lags, all_of_it, has_written, is_idle
+    sw_thread_waits_its_turn()
     while True:
-        if sw_load_acquire(&walk.unmapped) == start:
-            if sw_alarm_wait(&walk.alarm, LONGEST_NAP_NS):
-                return NULL
+        cursor, now_ns = _cursor(walk), sw_now_ns()
+        is_idle = cursor == seen
+        if not is_idle or now_ns - seen_ns > RATE_NS:
+            _count(&walk.camera, (cursor - seen) * walk.frame_nbytes, now_ns - seen_ns)
+            seen, seen_ns = cursor, now_ns
+        in_files = sw_load_acquire(&walk.in_files)
+        # What is no whole piece is written when the files have got nothing for a while.
+        lags = cursor > walk.staging.exact_frames and in_files < cursor
+        all_of_it = lags and (
+            now_ns - moved_ns > LAG_NS
+            or in_files < sw_load_acquire(&walk.wanted_in_files)
+        )
+        has_written = _write_behind(walk, cursor, all_of_it)
+        if lags and (has_written or all_of_it):
+            _show_in_files(walk)
+            if sw_load_acquire(&walk.in_files) > in_files:
+                moved_ns = now_ns
+        nap_ns = min(2 * nap_ns, LONGEST_NAP_NS) if is_idle and not lags else BEHIND_NAP_NS
+        if sw_alarm_wait(&walk.alarm, 0 if has_written else nap_ns):
+            return NULL
+
+
+cdef bint _write_behind(Walk* walk, int64_t cursor, bint all_of_it) noexcept nogil:
+    """Write the next piece that is complete, or all that has come; return if any was."""
+    cdef Staging* staging = walk.staging
+    cdef int64_t round_frames = walk.visit_frames * walk.num_positions
+    cdef int64_t visited = cursor % round_frames // walk.visit_frames
+    cdef int64_t least_nbytes = staging.piece_nbytes // 8
+    cdef int64_t head, nbytes, start_ns
+    cdef bint is_due, has_written = False
+    cdef int code, failed_code = 0
+    cdef Piece piece
+    sw_add(&walk.rounds, 1)
+    piece.serial = 0
+    while next_unwritten(staging, &piece):
+        head = min(_head_nbytes(walk, piece.position, cursor), piece.stop)
+        nbytes = head - piece.written_nbytes
+        # A position that is not being visited gets no more frames for a while.
+        is_due = head == piece.stop or piece.slot >= 0 and (
+            all_of_it or (piece.position != visited and nbytes >= least_nbytes)
+        )
+        if not is_due or nbytes <= 0:
             continue
-        # Piece by piece, so that the disk is never given much at once. Each position is
-        # started before the first is waited for.
-        stop = start + _piece_frames(walk)
-        for step in range(2 * walk.num_positions):
-            position = step % walk.num_positions
-            wait = step >= walk.num_positions
-            mapping = walk.mappings[position]
-            if _in_file(mapping):
-                code = write_back(
-                    mapping,
-                    _complete_nbytes(walk, position, start),
-                    _complete_nbytes(walk, position, stop),
-                    wait,
-                )
-                if code and not walk.lost_code:
-                    walk.lost_position = position
-                    sw_store_release(&walk.lost_code, code)
-                if wait:
-                    drop_cached(
-                        mapping,
-                        _complete_nbytes(walk, position, start - cached_frames),
-                        _complete_nbytes(walk, position, stop - cached_frames),
-                    )
-            if sw_alarm_wait(&walk.alarm, 0):
-                return NULL
-        start = stop
-        sw_store_release(&walk.written_back, start)
+        start_ns = sw_now_ns()
+        code = write_out(staging, &piece, head)
+        if code:
+            failed_code = code  # the disk is full, or does not take it: later again
+            continue
+        has_written = True
+        _show_in_files(walk)
+        if nbytes >= least_nbytes:  # small writes say nothing of the disk
+            _count(&walk.disk, nbytes, sw_now_ns() - start_ns)
+        if head == piece.stop and not all_of_it or sw_alarm_wait(&walk.alarm, 0):
+            break
+    sw_store_release(&walk.stuck, walk.rounds * MOST_CODES + failed_code)
+    return has_written
 
 
 cdef void _lock(Walk* walk) noexcept nogil:
@@ -509,13 +658,19 @@ cdef void _lock(Walk* walk) noexcept nogil:
 
 cdef int prepare_from_c(void* ahead, int64_t position, int64_t stop_nbytes) noexcept nogil:
     cdef Walk* walk = <Walk*>ahead
+    cdef int64_t cursor = _cursor(walk)
     cdef int code
     _lock(walk)
+    walk.is_asked = True
+    if walk.waiting_frame != cursor:
+        walk.known_round = sw_load_acquire(&walk.rounds)
     if position == walk.num_positions:
         code = _prepare_record(walk, stop_nbytes // <int64_t>sizeof(Record) - 1)
     else:
         _notice_file(walk, position)
         code = _prepare_slot(walk, position, stop_nbytes - walk.frame_nbytes)
+    walk.is_asked = False
+    walk.waiting_frame = cursor if code == EAGAIN else -1
     sw_mutex_unlock(&walk.working)
     return code
 
@@ -528,8 +683,10 @@ cdef class AheadThread:
     """Prepares the slots ahead of a writer. See `ahead.pyi` for its methods."""
 
     cdef Walk walk
-    cdef sw_thread ahead_thread, writeback_thread
-    cdef bint runs_ahead, runs_writeback
+    cdef sw_thread ahead_thread, behind_thread
+    cdef bint runs_ahead, runs_behind
+    cdef StagingFile staging
+    cdef int64_t staged_from          # frames before which none is
     cdef int pid                      # of the process that has the threads; 0: none
     # Kept alive, as the threads use what is theirs
     cdef FrameWriter writer
@@ -553,6 +710,7 @@ cdef class AheadThread:
         walk.position_axis = -1 if plan.position_axis is None else plan.position_axis
         walk.num_positions = n
         walk.num_frames = -1 if plan.is_unbounded else plan.num_frames
+        walk.waiting_frame = -1
         walk.frame_nbytes = plan.frame_nbytes
         walk.step_nbytes = plan.step_nbytes
         walk.visit_frames = plan.visit_frames
@@ -570,7 +728,7 @@ cdef class AheadThread:
         walk.mappings = <Mapping**>calloc(n + 1, sizeof(Mapping*))
         walk.memory_stop_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.prepared_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
-        walk.allocated_nbytes = <int64_t*>calloc(n + 1, sizeof(int64_t))
+        walk.allocated_nbytes = <int64_t*>calloc(n, sizeof(int64_t))
         walk.in_file = <bint*>calloc(n + 1, sizeof(bint))
         if (
             walk.mappings == NULL or walk.memory_stop_nbytes == NULL
@@ -590,7 +748,10 @@ cdef class AheadThread:
         writer._ahead = walk
         writer._prepare = prepare_from_c
         writer._frames_ahead = &walk.ahead
-        self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, walk) == 0
+
+    def start(self):
+        self.walk.start_ns = sw_now_ns()
+        self.runs_ahead = sw_thread_start(&self.ahead_thread, _run_ahead, &self.walk) == 0
 
     def __dealloc__(self):
         if self.pid and self.pid != getpid():
@@ -610,24 +771,113 @@ cdef class AheadThread:
             sw_load_acquire(&self.walk.ahead) - _cursor(&self.walk), 0
         )
 
-    @property
-    def frames_written_back(self):
-        return sw_load_acquire(&self.walk.written_back)
+    def stage_in(self, StagingFile staging not None, limits):
+        cdef Walk* walk = &self.walk
+        cdef int64_t window_nbytes = limits.window_nbytes
+        cdef int64_t allocated_nbytes = limits.allocated_nbytes
+        if self.staging is staging:
+            return True
+        with nogil:
+            _lock(walk)
+        self.staging, walk.staging = staging, &staging.staging
+        walk.staged_window_nbytes = window_nbytes
+        walk.allocated_ahead_nbytes = allocated_nbytes
+        walk.most_waiting_nbytes = walk.staging.capacity * walk.staging.piece_nbytes
+        # What came before is where it is.
+        walk.staging.exact_frames = max(walk.staging.exact_frames, _cursor(walk))
+        self.staged_from = walk.staging.exact_frames
+        walk.writer = <void*>self.writer
+        walk.show_in_files = <void (*)(void*, int64_t, bint) noexcept nogil>show_in_files
+        self.runs_behind = sw_thread_start(&self.behind_thread, _run_behind, walk) == 0
+        if self.runs_behind:
+            sw_store_release(&self.writer._exact_frames, self.staged_from)
+        else:
+            self.staging, walk.staging = None, NULL
+        sw_mutex_unlock(&walk.working)
+        return bool(self.runs_behind)
 
     @property
-    def lost(self):
-        cdef int64_t code = sw_load_acquire(&self.walk.lost_code)
-        return (code, self.walk.lost_position) if code else None
-
-    def start_writeback(self, backlog_nbytes, cached_nbytes):
-        if self.runs_writeback or self.pid != getpid():
-            return
-        self.walk.backlog_nbytes = backlog_nbytes
-        self.walk.cached_nbytes = cached_nbytes
-        self.runs_writeback = (
-            sw_thread_start(&self.writeback_thread, _run_writeback, &self.walk) == 0
+    def is_staging(self):
+        return sw_load_acquire(&self.walk.has_slots) != 0 and (
+            _cursor(&self.walk) > self.staged_from or self.staged_from == 0
         )
-        sw_store_release(&self.walk.writes_back, self.runs_writeback)
+
+    @property
+    def refused_code(self):
+        return 0 if self.staging is None else self.staging.refused_code
+
+    @property
+    def frames_before(self):
+        return self.staged_from
+
+    @property
+    def disk(self):
+        cdef int64_t[6] shown
+        cdef StagingFile staging = self.staging  # kept until this ends
+        if self.pid != getpid():
+            staging = None  # a fork's copy: a thread may have held the lock
+        _show_disk(&self.walk, NULL if staging is None else &staging.staging, shown)
+        return [shown[i] for i in range(6)]
+
+    def count_wait(self, frames, ns):
+        sw_add(&self.walk.waited_frames, frames)
+        sw_add(&self.walk.waited_ns, ns)
+
+    def forget_wait(self):
+        with nogil:
+            _lock(&self.walk)
+        self.walk.waiting_frame = -1
+        sw_mutex_unlock(&self.walk.working)
+
+    def wait_for_trouble(self, int known):
+        cdef Walk* walk = &self.walk
+        cdef StagingFile staging_file = self.staging  # kept until this ends
+        cdef Staging* staging
+        cdef int found = 0
+        if staging_file is None:
+            return 0
+        staging = &staging_file.staging
+        with nogil:
+            while found == 0 and not sw_alarm_wait(&walk.alarm, LAG_NS):
+                if _waiting_nbytes(walk, staging) > walk.most_waiting_nbytes // 2:
+                    found |= IS_BEHIND
+                if sw_load_acquire(&staging.refused_code):
+                    found |= IS_REFUSED
+                found &= ~known
+        return found
+
+    def bring_to_files(self, frames):
+        cdef int64_t wanted = frames
+        cdef int64_t code = 0
+        cdef StagingFile staging_file = self.staging  # kept until this ends
+        cdef int64_t known_round = sw_load_acquire(&self.walk.rounds)
+        cdef bint has_ended = False
+        if staging_file is None or not sw_load_acquire(&self.walk.has_staged):
+            return 0
+        sw_raise(&self.walk.wanted_in_files, wanted)
+        while code == 0 and sw_load_acquire(&self.walk.in_files) < wanted:
+            with nogil:
+                has_ended = sw_alarm_wait(&self.walk.alarm, BEHIND_NAP_NS)
+            if has_ended:
+                return -1
+            PyErr_CheckSignals()
+            code = _stuck_code(&self.walk, known_round)
+        return code
+
+    def end_staging(self):
+        # The threads have ended. Again: of no effect.
+        if self.staging is None:
+            return
+        # If nothing was staged, that stays to be seen.
+        if sw_load_acquire(&self.walk.has_staged) or _cursor(&self.walk) > self.staged_from:
+            with nogil:
+                _show_in_files(&self.walk)
+        self.walk.staging = NULL
+        self._end_times()
+        self.staging = None
+
+    def heads(self, frames):
+        return [_head_nbytes(&self.walk, i, frames) for i in range(self.walk.num_positions)]
 
     def prepare_now(self, position, stop_nbytes):
         cdef int64_t at = position, stop = stop_nbytes
@@ -649,8 +899,6 @@ cdef class AheadThread:
 
     def show_times(self, address, owner):
         cdef int64_t* times = <int64_t*><uintptr_t>address
-        if not self.runs_ahead:
-            return
         self.times_owner = owner
         with nogil:  # to the end: nothing waits for the GIL with `working` held
             _lock(&self.walk)
@@ -660,14 +908,22 @@ cdef class AheadThread:
     def stop(self):
         if self.pid == getpid():
             self._join()
-            self.walk.shown_times = NULL
-            self.times_owner = None
+            if self.staging is None:
+                self._end_times()
+
+    cdef void _end_times(self):
+        if self.walk.shown_times != NULL:
+            _show_disk(
+                &self.walk, self.walk.staging, self.walk.shown_times + 3 + NUM_BUCKETS
+            )
+        self.walk.shown_times = NULL
+        self.times_owner = None
 
     cdef void _join(self) noexcept:
         with nogil:
             sw_alarm_ring(&self.walk.alarm)
             if self.runs_ahead:
                 sw_thread_join(self.ahead_thread)
-            if self.runs_writeback:
-                sw_thread_join(self.writeback_thread)
-        self.runs_ahead = self.runs_writeback = False
+            if self.runs_behind:
+                sw_thread_join(self.behind_thread)
+        self.runs_ahead = self.runs_behind = False

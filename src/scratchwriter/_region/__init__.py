@@ -18,6 +18,7 @@ import numpy as np
 from scratchwriter._region import portable
 from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.portable import PortableRegion, PortableRing
+from scratchwriter._region.system import takes_direct_writes
 
 
 class Region(Protocol):
@@ -61,6 +62,12 @@ class Region(Protocol):
 
         What could fail later (a full disk) fails here: MemoryError or OSError, and the
         region is as it was before.
+        """
+
+    def populate(self, start: int, stop: int) -> None:
+        """Touch the pages of readable bytes before a store has to; they keep their values.
+
+        Raises MemoryError if the system refuses memory for them.
         """
 
     def spill(self, path: Path, start: int) -> None:
@@ -108,6 +115,15 @@ def _use_portable() -> bool:
             f"SCRATCHWRITER_REGION={choice!r}: use 'mapped', 'portable' or leave it out."
         )
     return choice == "portable" or (choice == "" and sys.platform != "linux")
+
+
+def why_not_stageable(folder: Path) -> str:
+    """Return why the files in a folder cannot be staged and written directly, or ""."""
+    if _use_portable():
+        return "arrays are mapped by portable means"
+    if not takes_direct_writes(folder):
+        return "its file system does not take direct writes"
+    return ""
 
 
 def make_region(
@@ -256,3 +272,45 @@ def view_open_file(file: Descriptor, *, writable: bool = False) -> memoryview:
     from scratchwriter._region.file_view import map_open_file
 
     return map_open_file(file, writable)
+
+
+class OverlaidFile(Protocol):
+    """The first bytes of a file, mapped, and behind them copies. Read-only.
+
+    What is neither mapped nor put there is zero.
+    """
+
+    @property
+    def reserved_nbytes(self) -> int:
+        """How many bytes it can have."""
+
+    @property
+    def mapped_nbytes(self) -> int:
+        """How many of the first bytes are mapped from the file."""
+
+    def map_file(self, file: Descriptor, stop: int) -> None:
+        """Map whole pages of the file up to `stop`, instead of copies, if that works."""
+
+    def put(self, start: int, data: bytes | memoryview) -> None:
+        """Store a copy; what is mapped by now stays."""
+
+    def view(self, nbytes: int) -> memoryview:
+        """Return its first bytes."""
+
+
+def overlay_file(nbytes: int, more_nbytes: int) -> OverlaidFile:
+    """Make an `OverlaidFile` of so many bytes, or some more where that costs nothing.
+
+    Raises
+    ------
+    MemoryError
+        If there are no such addresses.
+    """
+    if _use_portable():
+        return portable.OverlaidCopy(nbytes)
+    from scratchwriter._region import file_view
+
+    try:
+        return file_view.OverlaidFile(2 * nbytes + more_nbytes)
+    except (MemoryError, OverflowError):
+        return file_view.OverlaidFile(nbytes)

@@ -11,22 +11,17 @@ cdef struct Mapping:
     const char* path          # of the file
     uint64_t device, inode    # which file that was: another may have come in its place
     bint no_fallocate         # its file system has none
-    int huge_faults           # whether a fault maps one: see `makes_huge_pages`
     sw_mutex growing          # guards the length of the file and what is mapped
 
 # Each returns 0 or an errno.
-cdef int prepare(
-    Mapping* mapping, int64_t start, int64_t stop, int64_t allocated_nbytes
-) noexcept nogil
-cdef bint makes_huge_pages(Mapping* mapping) noexcept nogil
+cdef int prepare(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
 cdef int make_readable(Mapping* mapping, int64_t nbytes) noexcept nogil
 cdef int reserve_blocks(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
+cdef int write_zeros(int fd, int64_t start, int64_t stop) noexcept nogil
 cdef int populate(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
-cdef void unmap(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
-cdef int write_back(
-    Mapping* mapping, int64_t start, int64_t stop, bint wait
-) noexcept nogil
-cdef int drop_cached(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil
+
+# Returns a descriptor, or -1 with an errno.
+cdef int open_mapped(Mapping* mapping, int flags) noexcept nogil
 
 cdef class MappedRegion:
     cdef Mapping mapping

@@ -12,20 +12,10 @@ Locks: `growing` guards the length of the file and what is mapped. It is taken w
 GIL, and held for system calls only. The writer stores into what is ready without it.
 
 Pages: a page that is first touched by a store costs a fault in the middle of a frame.
-`populate` touches pages ahead. In a file these should be huge ones (2 MiB): if the kernel
-has to write one back while it is mapped, it interrupts the other cores once, and not 512
-times, so that they no longer store to it (measured: appends of 20 ms instead of 0.7). What
-this library has written back is unmapped before (see `unmap`).
-
-Zeros are written there first: for a `write` of a whole huge page many kernels make one,
-which is then mapped at once (measured: 7 GB/s, and no more by two cores, because a file has
-one lock for `write`). New kernels make one in a fault, too, if asked (ext4 since Linux
-6.16): that is faster (8 GB/s, and 14 by two cores), and as it changes no bytes, the writer
-need not wait for it. The first huge page of a file shows whether that works. But such a
-fault allocates what its page lacks of blocks, wherever in the page it is, and kills the
-process if the disk is full. So all blocks of a page are allocated before its fault; and at
-the end of a disk, where there are none for a whole page, `madvise` is asked to make the
-fault, which fails where a store would be killed.
+`populate` touches pages ahead. In a file zeros are written there first: for a `write` of a
+whole huge page (2 MiB) many kernels make one, which is then mapped at once (measured:
+7 GB/s). What is larger than a moment's worth of memory does not go through the page cache
+at all: see `staging.pyx`.
 """
 
 import math
@@ -34,9 +24,6 @@ import os
 cimport cython
 cimport libc.errno
 from posix.mman cimport (
-    MADV_DONTNEED,
-    MADV_NORMAL,
-    MADV_RANDOM,
     MAP_ANONYMOUS,
     MAP_FAILED,
     MAP_FIXED,
@@ -66,6 +53,7 @@ from scratchwriter._region.platform cimport (
     sw_pwrite,
     sw_store_release,
     sw_touch,
+    sw_write_back,
 )
 
 import numpy as np
@@ -83,56 +71,19 @@ cdef extern from * nogil:
     #ifndef MADV_HUGEPAGE
     #define MADV_HUGEPAGE 14
     #endif
-    #define WRITE_AND_WAIT                                                                 \
-        (SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER)
     static char sw_zeros[2 << 20];  /* never written: one page of memory, in the cache */
-
-    /* Linux 6.7: <linux/fs.h>, which may be older than the kernel. */
-    #include <sys/ioctl.h>
-    #include <stdint.h>
-    struct sw_pm_scan_arg {
-        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-    };
-    struct sw_page_region { uint64_t start, end, categories; };
-    #define SW_PAGEMAP_SCAN _IOWR('f', 16, struct sw_pm_scan_arg)
-    #define SW_PAGE_IS_HUGE (1 << 6)
-
-    /* Whether a page is mapped as a part of a huge one; no, if the kernel does not say. */
-    static int sw_is_mapped_huge(const char* page) {
-        struct sw_page_region found;
-        struct sw_pm_scan_arg ask = {
-            .size = sizeof ask,
-            .start = (uintptr_t)page,
-            .end = (uintptr_t)page + 4096,
-            .vec = (uintptr_t)&found,
-            .vec_len = 1,
-            .category_mask = SW_PAGE_IS_HUGE,
-            .return_mask = SW_PAGE_IS_HUGE,
-        };
-        int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-        int count = fd < 0 ? -1 : ioctl(fd, SW_PAGEMAP_SCAN, &ask);
-        if (fd >= 0) close(fd);
-        return count == 1;
-    }
     """
-    bint sw_is_mapped_huge(const char* page)
     int MADV_POPULATE_WRITE, MADV_HUGEPAGE
     char* sw_zeros
     int open(const char* path, int flags)
     int fallocate(int fd, int mode, int64_t offset, int64_t nbytes)
-    int posix_fadvise(int fd, int64_t offset, int64_t nbytes, int advice)
-    int POSIX_FADV_DONTNEED
-    int sync_file_range(int fd, int64_t offset, int64_t nbytes, unsigned int flags)
-    unsigned int SYNC_FILE_RANGE_WRITE, WRITE_AND_WAIT
     int O_RDWR, O_CLOEXEC, O_NOFOLLOW
     struct stat:
         uint64_t st_dev, st_ino
+        int64_t st_size
     int fstat(int fd, stat* status)
 
 cdef int64_t PAGE_NBYTES = os.sysconf("SC_PAGESIZE")
-cdef enum:
-    UNKNOWN, HUGE, SMALL              # `Mapping.huge_faults`
 cdef enum:
     ZEROS_NBYTES = 2 << 20
     HUGE_PAGE_NBYTES = 2 << 20
@@ -220,6 +171,16 @@ cdef class MappedRegion:
             code = reserve_blocks(&self.mapping, first, last)
         self._check(code, stop)
 
+    def populate(self, start, stop):
+        cdef int64_t first = start, last = stop
+        cdef int code
+        with nogil:
+            code = populate(&self.mapping, first, last)
+        if code != 0:
+            raise MemoryError(
+                f"the system refuses {stop - start} bytes of memory ({os.strerror(code)})"
+            )
+
     def spill(self, path, start):
         self._check_reserve(start)
         self._map_file(path, start)
@@ -266,7 +227,7 @@ cdef class MappedRegion:
                 at += nbytes
                 if code == 0 and at - synced >= SAVE_NBYTES:
                     # At the pace of the disk, so that the frames need not wait for it.
-                    if sync_file_range(fd, synced, at - synced, WRITE_AND_WAIT) != 0:
+                    if sw_write_back(fd, synced, at - synced) != 0:
                         sync_code = errno
                     synced = at
             if code:
@@ -297,7 +258,7 @@ cdef class MappedRegion:
         self._check(code, nbytes)
 
     cdef int _open_file(self) except -1:
-        cdef int fd = _open(&self.mapping)
+        cdef int fd = open_mapped(&self.mapping, 0)
         if fd < 0:
             raise disk_error(errno, self._path)
         return fd
@@ -336,6 +297,10 @@ cdef class MappedRegion:
             ) == MAP_FAILED:
                 code = errno
             if code == 0:
+                madvise(
+                    mapping.base + page_start, mapping.reserved_nbytes - page_start,
+                    MADV_HUGEPAGE,
+                )
                 mapping.path = c_path
                 mapping.device, mapping.inode = status.st_dev, status.st_ino
                 sw_store_release(&mapping.file_start, page_start)
@@ -385,66 +350,22 @@ cdef class _Bytes:
 
 # ------------------------------------------------------- without the GIL: 0 or an errno
 
-cdef int prepare(
-    Mapping* mapping, int64_t start, int64_t stop, int64_t allocated_nbytes
-) noexcept nogil:
-    """Make bytes that were never written ready for stores that take no fault.
-
-    Those of a file that are allocated may have been written, if `makes_huge_pages`.
-    """
+cdef int prepare(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
+    """Make bytes that were never written ready for stores that take no fault."""
     cdef int64_t first = max(start, sw_load_acquire(&mapping.file_start))
     cdef int code = 0
-    if makes_huge_pages(mapping):
-        first = max(first, allocated_nbytes)
+    cdef int fd
     if first < stop:
-        code = _prepare_file(mapping, first, stop, stop <= allocated_nbytes)
+        fd = open_mapped(mapping, 0)
+        if fd < 0:
+            return errno
+        code = _allocate_blocks(mapping, fd, first, stop)
+        if code == 0:
+            code = write_zeros(fd, first, stop)
+        close(fd)
     if code == 0 and populate(mapping, start, stop) == EFAULT:
         code = ENOSPC  # what a store would kill the process for; else it is only advice
     return code
-
-
-cdef int _prepare_file(
-    Mapping* mapping, int64_t start, int64_t stop, bint is_allocated
-) noexcept nogil:
-    """Give a file blocks, and pages: zeros, or, if `populate` may make them, none."""
-    cdef bint may_fault = is_allocated or stop % HUGE_PAGE_NBYTES == 0
-    cdef int64_t first = start
-    cdef int code
-    cdef int fd = _open(mapping)
-    if fd < 0:
-        return errno
-    if may_fault and mapping.huge_faults != SMALL:
-        # A huge page may begin in what was skipped, which has no blocks.
-        first = start // HUGE_PAGE_NBYTES * HUGE_PAGE_NBYTES
-    code = _allocate_blocks(mapping, fd, first, stop)
-    if code == 0 and may_fault and mapping.huge_faults == UNKNOWN:
-        _try_a_fault(mapping, start, stop)
-    if code == 0 and not (may_fault and makes_huge_pages(mapping)):
-        code = _write_zeros(fd, start, stop)
-    close(fd)
-    return code
-
-
-cdef bint makes_huge_pages(Mapping* mapping) noexcept nogil:
-    """Tell whether `prepare` changes no bytes that are allocated, from now on."""
-    return mapping.huge_faults == HUGE
-
-
-cdef void _try_a_fault(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
-    """Find out whether a fault makes a huge page, if one is to be made."""
-    start = (start + HUGE_PAGE_NBYTES - 1) // HUGE_PAGE_NBYTES * HUGE_PAGE_NBYTES
-    if start + HUGE_PAGE_NBYTES > stop:
-        return
-    if mapping.no_fallocate or PAGE_NBYTES != 4096:
-        # Zeros are what allocates there; or huge pages are of another size.
-        mapping.huge_faults = SMALL
-        return
-    madvise(mapping.base, mapping.reserved_nbytes, MADV_HUGEPAGE)
-    # Now only this one: the kernel makes two at a time, and the file may end in the next.
-    madvise(mapping.base, mapping.reserved_nbytes, MADV_RANDOM)
-    populate(mapping, start, start + HUGE_PAGE_NBYTES)
-    madvise(mapping.base, mapping.reserved_nbytes, MADV_NORMAL)
-    mapping.huge_faults = HUGE if sw_is_mapped_huge(mapping.base + start) else SMALL
 
 
 cdef int make_readable(Mapping* mapping, int64_t nbytes) noexcept nogil:
@@ -464,13 +385,13 @@ cdef int reserve_blocks(Mapping* mapping, int64_t start, int64_t stop) noexcept 
     cdef int fd
     if stop <= file_start:
         return make_readable(mapping, stop)
-    fd = _open(mapping)
+    fd = open_mapped(mapping, 0)
     if fd < 0:
         return errno
     start = max(start, file_start)
     code = _allocate_blocks(mapping, fd, start, stop)
     if code == 0 and mapping.no_fallocate:
-        code = _write_zeros(fd, start, stop)
+        code = write_zeros(fd, start, stop)
     close(fd)
     return code
 
@@ -492,62 +413,6 @@ cdef int populate(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
         else:
             at += nbytes
     return 0
-
-
-cdef void unmap(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
-    """Unmap bytes of the file that are complete; a reader maps them again.
-
-    The kernel takes the right to write from each mapped page that it writes back, and
-    interrupts the other cores for it, page by page: that made the copy of a frame two to
-    three times as long (measured).
-    """
-    start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
-    stop = stop // PAGE_NBYTES * PAGE_NBYTES  # the last page is still written into
-    if start < stop:
-        madvise(mapping.base + start, stop - start, MADV_DONTNEED)  # the file keeps them
-
-
-cdef int write_back(
-    Mapping* mapping, int64_t start, int64_t stop, bint wait
-) noexcept nogil:
-    """Have bytes of the file that are complete written to the disk, and wait for it.
-
-    An error is one of the disk: bytes may be lost. A file that cannot be opened just now
-    is left to the kernel.
-    """
-    cdef int code = 0
-    cdef int fd
-    start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
-    stop = stop // PAGE_NBYTES * PAGE_NBYTES
-    if start >= stop:
-        return 0
-    fd = _open(mapping)
-    if fd < 0:
-        return 0
-    if sync_file_range(
-        fd, start, stop - start, WRITE_AND_WAIT if wait else SYNC_FILE_RANGE_WRITE
-    ) != 0:
-        code = errno
-    close(fd)
-    return code
-
-
-cdef int drop_cached(Mapping* mapping, int64_t start, int64_t stop) noexcept nogil:
-    """Give back the memory that caches bytes of the file that have been written back.
-
-    Only advice: what a reader has mapped stays.
-    """
-    cdef int code, fd
-    start = max(start, mapping.file_start) // PAGE_NBYTES * PAGE_NBYTES
-    stop = stop // PAGE_NBYTES * PAGE_NBYTES
-    if start >= stop:
-        return 0
-    fd = _open(mapping)
-    if fd < 0:
-        return errno
-    code = posix_fadvise(fd, start, stop - start, POSIX_FADV_DONTNEED)
-    close(fd)
-    return code
 
 
 cdef int _reserve(Mapping* mapping, int64_t nbytes, bint huge_pages) noexcept nogil:
@@ -606,7 +471,6 @@ cdef void _give_back(Mapping* mapping, int64_t stop) noexcept nogil:
 cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
     """Make the first `nbytes` readable. With `growing` held."""
     cdef int64_t memory_nbytes = min(_whole_pages(nbytes), mapping.file_start)
-    cdef int64_t unit = HUGE_PAGE_NBYTES if makes_huge_pages(mapping) else PAGE_NBYTES
     cdef int fd
     cdef int code = 0
     if nbytes <= mapping.nbytes:
@@ -618,19 +482,28 @@ cdef int _extend(Mapping* mapping, int64_t nbytes) noexcept nogil:
     ):
         return ENOMEM
     if nbytes > mapping.file_start:
-        fd = _open(mapping)
+        fd = open_mapped(mapping, 0)
         if fd < 0:
             return errno
-        # Whole pages: one cut by the end of the file stands in the way of a huge one.
-        if (
-            ftruncate(fd, _whole(nbytes, unit)) != 0
-            and ftruncate(fd, _whole_pages(nbytes)) != 0
-        ):
-            code = errno
+        code = _make_longer(fd, _whole_pages(nbytes))
         close(fd)
     if code == 0:
         sw_store_release(&mapping.nbytes, nbytes)
     return code
+
+
+cdef int _make_longer(int fd, int64_t nbytes) noexcept nogil:
+    """Make a file that long, if it is shorter.
+
+    It may be longer, after an attempt to allocate blocks on a full disk. Others, who have
+    mapped it, would be killed if it became shorter.
+    """
+    cdef stat status
+    if fstat(fd, &status) != 0 or (
+        status.st_size < nbytes and ftruncate(fd, nbytes) != 0
+    ):
+        return errno
+    return 0
 
 
 cdef int _allocate_blocks(
@@ -641,7 +514,7 @@ cdef int _allocate_blocks(
     sw_mutex_lock(&mapping.growing)
     while fallocate(fd, 0, start, stop - start) != 0:
         # This file system allocates when it is written.
-        if errno == EOPNOTSUPP and not makes_huge_pages(mapping):
+        if errno == EOPNOTSUPP:
             mapping.no_fallocate = True
             code = _extend(mapping, stop)
             break
@@ -654,7 +527,7 @@ cdef int _allocate_blocks(
     return code
 
 
-cdef int _write_zeros(int fd, int64_t start, int64_t stop) noexcept nogil:
+cdef int write_zeros(int fd, int64_t start, int64_t stop) noexcept nogil:
     cdef int64_t nbytes
     cdef int code = 0
     while start < stop and code == 0:
@@ -673,10 +546,10 @@ cdef bint _is_not_zero(const char* data, int64_t nbytes) noexcept nogil:
     return False
 
 
-cdef int _open(Mapping* mapping) noexcept nogil:
+cdef int open_mapped(Mapping* mapping, int flags) noexcept nogil:
     """Open the file that is mapped, and no other that has come in its place."""
     cdef stat status
-    cdef int fd = open(mapping.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW)
+    cdef int fd = open(mapping.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags)
     if fd >= 0 and (
         fstat(fd, &status) != 0
         or status.st_dev != mapping.device
@@ -688,12 +561,8 @@ cdef int _open(Mapping* mapping) noexcept nogil:
     return fd
 
 
-cdef int64_t _whole(int64_t nbytes, int64_t unit) noexcept nogil:
-    return (nbytes + unit - 1) // unit * unit
-
-
 cdef int64_t _whole_pages(int64_t nbytes) noexcept nogil:
-    return _whole(nbytes, PAGE_NBYTES)
+    return (nbytes + PAGE_NBYTES - 1) // PAGE_NBYTES * PAGE_NBYTES
 
 
 cdef char* _map_mirrored(int fd, int64_t nbytes, int access) noexcept nogil:
@@ -733,7 +602,7 @@ cdef class MappedRing:
             if ftruncate(fd, wanted) != 0 or fallocate(fd, 0, 0, wanted) != 0:
                 code = errno
                 if code == EOPNOTSUPP:  # this file system allocates when it is written
-                    code = _write_zeros(fd, 0, wanted)
+                    code = write_zeros(fd, 0, wanted)
             if code == 0:
                 self._base = _map_mirrored(fd, wanted, PROT_READ | PROT_WRITE)
                 code = 0 if self._base != NULL else errno
@@ -788,6 +657,9 @@ cdef class MappedRing:
 
     def allocate(self, start, stop):
         self.extend(stop)
+
+    def populate(self, start, stop):
+        pass  # all was, when it was made
 
     def spill(self, path, start):
         raise MemoryError("a ring does not leave memory")

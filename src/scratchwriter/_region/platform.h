@@ -196,6 +196,7 @@ static inline int sw_append(int fd, const char *data, size_t nbytes, int64_t end
 
 /* Threads that never run Python code. */
 
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 
@@ -218,13 +219,13 @@ static inline void sw_thread_waits_its_turn(void) {
     struct sched_param none = {0};
     if (sched_setscheduler(0, SCHED_BATCH, &none) != 0) { /* as it is, then */ }
 }
-/* Of the calling thread alone: it has what no other thread wants. Not for one that holds
- * what others need. */
-static inline void sw_thread_yields_to_others(void) {
-    struct sched_param none = {0};
-    if (sched_setscheduler(0, SCHED_IDLE, &none) != 0) { /* as it is, then */ }
-}
 static inline void sw_yield(void) { sched_yield(); }
+
+/* Has pages of a file written to the device, and waits for it: 0, or -1 with errno set. */
+static inline int sw_write_back(int fd, int64_t offset, int64_t nbytes) {
+    return sync_file_range(fd, offset, nbytes, SYNC_FILE_RANGE_WAIT_BEFORE |
+                           SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+}
 
 /* Rings once; a thread that waits for it sleeps until then, or until a timeout. */
 typedef struct {

@@ -32,8 +32,8 @@ cdef extern from "platform.h" nogil:
     int sw_thread_start(sw_thread* thread, void* (*run)(void*) noexcept nogil, void* arg)
     void sw_thread_join(sw_thread thread)
     void sw_thread_waits_its_turn()
-    void sw_thread_yields_to_others()
     void sw_yield()
+    int sw_write_back(int fd, int64_t offset, int64_t nbytes)
     ctypedef struct sw_alarm:
         pass
     void sw_alarm_init(sw_alarm* alarm)

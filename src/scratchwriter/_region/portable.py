@@ -83,6 +83,11 @@ class PortableRegion:
                     self._buffer = _map(file, stop)
         self.extend(stop)
 
+    def populate(self, start: int, stop: int) -> None:
+        touched = self._buffer[start:stop]
+        for pages in (touched[:: mmap.PAGESIZE], touched[-1:]):
+            pages |= 0  # a store that changes nothing
+
     def spill(self, path: Path, start: int) -> None:
         with self._written_to(path, self.nbytes) as file:
             buffer, identity = _map(file, self.nbytes), _identity(os.fstat(file.fileno()))
@@ -185,6 +190,25 @@ class PortableRing(PortableRegion):
         array = np.concatenate([self._buffer[start:], behind]).view(dtype).reshape(shape)
         array.flags.writeable = False
         return array
+
+
+class OverlaidCopy:
+    """See `OverlaidFile`. Nothing is mapped, all of it are copies."""
+
+    mapped_nbytes = 0
+
+    def __init__(self, nbytes: int) -> None:
+        self.reserved_nbytes = nbytes
+        self._buffer = np.zeros(nbytes, np.uint8)
+
+    def map_file(self, file: Descriptor, stop: int) -> None:
+        """Do nothing."""
+
+    def put(self, start: int, data: bytes | memoryview) -> None:
+        self._buffer[start : start + len(data)] = np.frombuffer(data, np.uint8)
+
+    def view(self, nbytes: int) -> memoryview:
+        return self._buffer[:nbytes].data.toreadonly()
 
 
 def map_file(path: Path) -> memoryview:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import sys
@@ -45,22 +46,6 @@ def addresses_nbytes() -> int | None:
         return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
-
-
-def writeback_threshold_nbytes() -> int | None:
-    """Return how many bytes may wait for the disk before the kernel begins to write them.
-
-    None where the system does not say. (vm.dirty_background_bytes, or _ratio of the
-    memory that is available.)
-    """
-    vm = _PROC / "sys" / "vm"
-    nbytes = _number(vm / "dirty_background_bytes")
-    if nbytes:
-        return nbytes
-    percent, available = _number(vm / "dirty_background_ratio"), _machine_available()
-    if percent is None or available is None:
-        return None
-    return available * percent // 100
 
 
 def lock_file(
@@ -188,11 +173,17 @@ def open_regular(path: Path, *, writable: bool = False) -> Iterator[FileIO]:
             yield file
 
 
-def write_all(file: Descriptor, data: bytes) -> None:
+def write_all(file: Descriptor, data: bytes | memoryview) -> None:
     """Write all of it, where the file is."""
     left = memoryview(data)
     while left:
         left = left[os.write(file.fileno(), left) :]
+
+
+def write_all_at(file: Descriptor, start: int, data: memoryview) -> None:
+    """Write all of it, from a byte of the file on."""
+    os.lseek(file.fileno(), start, os.SEEK_SET)
+    write_all(file, data)
 
 
 def sync_file(path: Path) -> None:
@@ -228,9 +219,26 @@ def process_lives(pid: int) -> bool:
     return pid > 0
 
 
+@functools.cache
 def boot_id() -> str:
     """Return a text that differs each time the machine is started; empty if unknown."""
     return "".join(_lines(_PROC / "sys" / "kernel" / "random" / "boot_id"))
+
+
+def takes_direct_writes(folder: Path) -> bool:
+    """Tell whether files in a folder can be written past the page cache (O_DIRECT).
+
+    The folder, or the nearest one above it that exists, is asked.
+    """
+    flags = getattr(os, "O_DIRECT", 0) | getattr(os, "O_TMPFILE", 0)
+    if not (hasattr(os, "O_DIRECT") and hasattr(os, "O_TMPFILE")) or is_ram_backed(folder):
+        return False
+    found = next(path for path in (folder, *folder.parents) if path.is_dir())
+    try:
+        with Descriptor(found, os.O_WRONLY | flags):
+            return True
+    except OSError:
+        return False
 
 
 def is_ram_backed(folder: Path) -> bool:
@@ -288,23 +296,28 @@ def _cgroup_available() -> list[int | None]:
 def _group_available(
     group: Path, limit_name: str, used_name: str, cache_name: str
 ) -> int | None:
-    limit, used = _number(group / limit_name), _number(group / used_name)
-    if limit is None or used is None:  # "max": no limit
+    limit = _number(f"{group}/{limit_name}")
+    if limit is None:  # "max": no limit
         return None
-    for line in _lines(group / "memory.stat"):
+    used = _number(f"{group}/{used_name}")
+    if used is None:
+        return None
+    for line in _lines(f"{group}/memory.stat"):
         name, _, value = line.partition(" ")
         if name == cache_name:  # page cache, given back on demand
             used -= int(value)
     return max(limit - used, 0)
 
 
-def _number(path: Path) -> int | None:
+def _number(path: str) -> int | None:
     text = "".join(_lines(path)).strip()
     return int(text) if text.isdigit() else None
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: str | Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        # Without a buffer: these files are short, and several are read for each stream.
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            return os.fsdecode(file.read()).splitlines()
     except OSError:
         return []

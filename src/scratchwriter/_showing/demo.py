@@ -24,6 +24,7 @@ from PIL import Image
 from scratchwriter._showing.pictures import THUMBNAIL, thumbnail
 from scratchwriter.dimensions import dims_from_standard_axes
 from scratchwriter.settings import AcquisitionSettings, ScratchFormat
+from scratchwriter.stats import DiskStats
 from scratchwriter.stream import ScratchStream, create_stream
 
 FRAME_SHAPE = (512, 512)
@@ -44,6 +45,8 @@ class DemoResult:
         From the first frame to the last.
     append_ns : numpy.ndarray of int64
         Time inside each append.
+    disk : DiskStats or None
+        How the disk did when the last frame had come; None unless it was written directly.
     path : pathlib.Path or None
         The dataset; None in memory.
     sheet : pathlib.Path
@@ -53,6 +56,7 @@ class DemoResult:
     frames: int
     elapsed_s: float
     append_ns: npt.NDArray[np.int64]
+    disk: DiskStats | None
     path: Path | None
     sheet: Path
 
@@ -166,6 +170,7 @@ def run_demo(
                 start_ns = before_ns
             checksums.append(zlib.crc32(frame.data))
             on_frame(i + 1)
+        disk = stream.stats().disk
     if len(checksums) != num_frames:
         raise RuntimeError(f"The camera gave {len(checksums)} of {num_frames} frames.")
     stored = _read_back(stream)
@@ -173,7 +178,8 @@ def run_demo(
         if zlib.crc32(np.ascontiguousarray(stored[i]).data) != checksum:
             raise RuntimeError(f"Frame {i} is not what the camera gave.")
     _save_sheet(stored, sheet)
-    return DemoResult(num_frames, (end_ns - start_ns) / 1e9, append_ns, stream.path, sheet)
+    elapsed_s = (end_ns - start_ns) / 1e9
+    return DemoResult(num_frames, elapsed_s, append_ns, disk, stream.path, sheet)
 
 
 @contextmanager

@@ -13,13 +13,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from scratchwriter._showing.disk_texts import disk_rate_text, waited_text, waiting_text
 from scratchwriter.errors import size_text
 from scratchwriter.reader import ScratchDataset
 from scratchwriter.stats import AppendTimes
 
 _REFRESH_S = 0.5
 _BAR = 40  # characters
-_PER_DECADE = 3  # bars of the histogram, per factor of ten
+_PER_DECADE = (3, 2, 1)  # bars of the histogram per factor of ten, as many as
+_MOST_BARS = 11  # allow: all of the page fits in 24 lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,35 @@ class Monitor:
             "disk left": size_text(free_nbytes) + _lasts(free_nbytes, nbytes_per_s),
         }.items():
             table.add_row(Text(name, style="bold"), Text(fact))
+        self._add_disk(table)
         times = dataset.append_times
         if times is None or times.timed_appends == 0:
             return table
         return Group(table, Text(), histogram(times))
+
+    def _add_disk(self, table: Table) -> None:
+        """Add how the files are written; of those that are staged, how the disk does."""
+        disk = self._dataset.disk_stats
+        if disk is None:
+            if self._dataset.disk_io:
+                table.add_row(Text("written", style="bold"), Text(self._dataset.disk_io))
+            return
+        is_over = self._dataset.state != "recording"
+        takes = disk_rate_text(disk.disk_nbytes_per_s)
+        camera = disk_rate_text(disk.camera_nbytes_per_s)
+        style = "bold yellow" if disk.waited_frames else ""
+        rows = {
+            "disk took": Text(f"{takes}, the camera gave {camera}"),
+            "waited": Text(waited_text(disk), style=style),
+        }
+        if not is_over:
+            rows = {
+                "disk takes": Text(f"{takes}, the camera gives {camera}"),
+                "waiting": Text(waiting_text(disk)),
+                "waited": rows["waited"],
+            }
+        for name, fact in rows.items():
+            table.add_row(Text(name, style="bold"), fact)
 
     def _frames(self, frames: int) -> str:
         expected = self._dataset.settings.num_frames
@@ -83,9 +110,13 @@ class Monitor:
 def histogram(times: AppendTimes) -> RenderableType:
     """Return bars of how long appends took, and their percentiles."""
     came = np.flatnonzero(times.counts)
-    lowest, highest = np.log10(times.stops_us[came[[0, -1]]]) * _PER_DECADE
-    edges = np.arange(np.floor(lowest), np.floor(highest) + 2)
-    place = np.floor(np.log10(times.stops_us) * _PER_DECADE) - edges[0]
+    decades = np.log10(times.stops_us)
+    for per_decade in _PER_DECADE:
+        lowest, highest = decades[came[[0, -1]]] * per_decade
+        edges = np.arange(np.floor(lowest), np.floor(highest) + 2)
+        if len(edges) <= _MOST_BARS:
+            break
+    place = np.floor(decades * per_decade) - edges[0]
     counts = np.bincount(
         place.clip(0, len(edges) - 1).astype(int), times.counts, len(edges)
     )
@@ -94,18 +125,16 @@ def histogram(times: AppendTimes) -> RenderableType:
         # Logarithmic, so that the few slow appends are visible beside the many fast ones.
         length = round(_BAR * np.log1p(count) / np.log1p(counts.max()))
         table.add_row(
-            Text(f"{10 ** (edge / _PER_DECADE):,.1f} µs", justify="right"),
+            Text(f"{10 ** (edge / per_decade):,.1f} µs", justify="right"),
             Text("█" * length, style="cyan"),
             Text(f"{count:,.0f}"),
         )
-    table.add_row(
-        Text("append", style="bold"),
-        Text(
-            f"p50 {times.p50_us:,.1f}  p99 {times.p99_us:,.1f}  "
-            f"p99.9 {times.p999_us:,.1f}  max {times.max_us:,.1f} µs"
-        ),
+    # Below it, as beside the bars it would be too wide.
+    percentiles = (
+        f"  p50 {times.p50_us:,.1f}  p99 {times.p99_us:,.1f}  "
+        f"p99.9 {times.p999_us:,.1f}  max {times.max_us:,.1f} µs"
     )
-    return table
+    return Group(table, Text.assemble(("append", "bold"), percentiles))
 
 
 def _lasts(free_nbytes: int, nbytes_per_s: float) -> str:

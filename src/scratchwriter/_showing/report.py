@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from scratchwriter._showing.disk_texts import disk_rate_text, waited_text, waiting_text
 from scratchwriter._showing.pictures import contact_sheet, data_uri
 from scratchwriter.errors import size_text
 from scratchwriter.reader import ScratchDataset
@@ -21,10 +22,13 @@ _MOST_POINTS = 20_000  # of a plot
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 60em; margin: 2em auto }}
+body {{ font: 15px/1.4 system-ui, sans-serif; max-width: 60em; margin: 2em auto;
+  padding: 0 12px }}
 th, td {{ text-align: left; padding: 2px 12px 2px 0; vertical-align: top }}
+svg {{ max-width: 100%; height: auto }}
 img {{ max-width: 100%; image-rendering: pixelated; background: black }}
 </style>
 <h1>{title}</h1>
@@ -48,6 +52,7 @@ def _sections(dataset: ScratchDataset) -> Iterator[tuple[str, str]]:
     yield "Thumbnails", _thumbnails(dataset)
     yield "Intervals between frames", _intervals(dataset)
     yield "Time inside append", _append_times(dataset.append_times)
+    yield "Disk", _table(_disk_facts(dataset))
     yield "Skipped", _skipped(dataset)
     yield "Settings", _table(dataset.settings.model_dump(mode="json"))
     yield "Metadata", _table(dataset.global_metadata)
@@ -70,6 +75,24 @@ def _facts(dataset: ScratchDataset) -> dict[str, object]:
         ),
         "folder": dataset.path,
     }
+
+
+def _disk_facts(dataset: ScratchDataset) -> dict[str, object]:
+    disk = dataset.disk_stats
+    if disk is None:
+        return {"written": dataset.disk_io} if dataset.disk_io else {}
+    facts: dict[str, object] = {
+        "written": dataset.disk_io,
+        "rate of the disk": disk_rate_text(disk.disk_nbytes_per_s),
+        "waited for it": waited_text(disk),
+        "may wait": size_text(disk.max_staged_nbytes),
+    }
+    if dataset.state == "recording":
+        facts |= {
+            "rate of the camera": disk_rate_text(disk.camera_nbytes_per_s),
+            "waits now": waiting_text(disk),
+        }
+    return facts
 
 
 def _table(facts: Mapping[str, object]) -> str:

@@ -20,24 +20,30 @@ the end.
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from scratchwriter._core import FrameWriter
-from scratchwriter._files.layout import RECORD, RECORDS, array_name
+from scratchwriter._files.layout import RECORD, RECORDS, STAGING, array_name
 from scratchwriter._region import Region, allocate_most, make_region, make_ring
 from scratchwriter._writing import policy
-from scratchwriter._writing.policy import MemoryBudget, Placement, Writeback
-from scratchwriter.errors import device_error, disk_error
+from scratchwriter._writing.backlog import Backlog, disk_stats
+from scratchwriter._writing.policy import MemoryBudget, Placement
+from scratchwriter.errors import device_error, disk_error, size_text
 from scratchwriter.plan import FramePlan
+from scratchwriter.stats import DiskIO, DiskStats
 
 if TYPE_CHECKING:
     from scratchwriter._native.ahead import AheadThread
     from scratchwriter._region.mapped import MappedRegion
+    from scratchwriter._region.staging import StagingFile
 
 # How many steps arrays are made longer at least when frames are skipped.
 _SKIP_STEPS = 16
@@ -47,6 +53,14 @@ _MOST_STEPS = 1 << 40
 # for 45 million where that takes no memory yet (asking means that C needs the GIL).
 _RECORDS_GRANT_NBYTES = 48 << 20
 _RESERVED_RECORDS_GRANT_NBYTES = 1 << 30
+# Touched between two looks for an interrupt, where all memory is made ready at the start:
+# a moment even for a machine that has to find each page.
+_POPULATE_NBYTES = 16 << 20
+_TELL_S = 0.25  # at least, between two calls that tell how far that is
+
+
+class DiskBehind(Exception):  # noqa: N818
+    """More waits for the disk than may: a frame has to wait, too."""
 
 
 class GrowingArray:
@@ -193,6 +207,11 @@ class ArraySet:
         self._plan, self._placement, self._writer = plan, placement, writer
         self._budget = MemoryBudget(placement, plan)
         self._ahead: AheadThread | None = None
+        self._staging: StagingFile | None = None
+        self._has_begun_to_stage = False
+        self._why_not_staged = ""
+        self._lost: tuple[int, int] | None = None  # errno and position
+        self._is_populated = False  # as a whole
         self.positions: list[GrowingArray] = []
         self.records: GrowingArray | None = None
 
@@ -237,8 +256,44 @@ class ArraySet:
             least_nbytes=plan.step_nbytes,
         )
 
-    def start_ahead(self) -> None:
-        """Begin to make memory and files ready ahead of the frames."""
+    def populate(self, on_populate: Callable[[int, int], object] | None) -> None:
+        """Make all memory of the arrays ready, before the first frame.
+
+        Parameters
+        ----------
+        on_populate : callable(done_nbytes, total_nbytes), optional
+            Called now and then, and at the end. What it raises ends this.
+
+        Raises
+        ------
+        MemoryError
+            If the system refuses memory.
+        """
+        total_nbytes = sum(array.region.nbytes for array in self.all)
+        done_nbytes, told_s = 0, monotonic()
+        for array in self.all:
+            nbytes = array.region.nbytes
+            for start in range(0, nbytes, _POPULATE_NBYTES):
+                stop = min(start + _POPULATE_NBYTES, nbytes)
+                try:
+                    array.region.populate(start, stop)
+                except MemoryError as error:
+                    raise policy.populate_error(total_nbytes, error) from None
+                done_nbytes += stop - start
+                is_due = done_nbytes == total_nbytes or monotonic() - told_s >= _TELL_S
+                if on_populate is not None and is_due:
+                    on_populate(done_nbytes, total_nbytes)
+                    told_s = monotonic()
+        self._is_populated = True
+
+    def make_ahead(self) -> None:
+        """Make what makes memory and files ready ahead of the frames; see `start_ahead`.
+
+        Raises
+        ------
+        MemoryError, OSError
+            If that fails.
+        """
         plan, placement = self._plan, self._placement
         if plan.ring_steps or any(array.region.moves for array in self.positions):
             return  # all is ready, or nothing can be
@@ -260,22 +315,99 @@ class ArraySet:
             placement.window_nbytes,
         )
         self._prepare_records()
-        self.start_writeback(placement.writeback)
+        if self.are_in_files:
+            self.stage()
 
-    def start_writeback(self, writeback: Writeback | None) -> None:
-        """Begin to write files to the disk behind the frames. Again: of no effect."""
-        if self._ahead is not None and writeback is not None:
-            self._ahead.start_writeback(writeback.backlog_nbytes, writeback.cached_nbytes)
+    def start_ahead(self) -> None:
+        """Begin to make memory and files ready ahead of the frames, on threads."""
+        if self._ahead is not None:
+            self._ahead.start()
+
+    def stage(self) -> None:
+        """Begin to stage what comes to files, if that is to be. Again: of no effect.
+
+        Raises
+        ------
+        MemoryError
+            If there are no addresses for it.
+        OSError
+            If it was asked for, and the system has no thread or no descriptors for it.
+        """
+        staging = self._placement.staging
+        if self._ahead is None or staging is None or self._has_begun_to_stage:
+            return
+        from scratchwriter._region.staging import StagingFile  # is not built everywhere
+
+        try:
+            if self._staging is None:  # else an interrupt came before the end of this
+                regions = [cast("MappedRegion", array.region) for array in self.positions]
+                path = cast("Path", regions[0].path).with_name(STAGING)
+                # First: once frames may be staged, closing brings them into the files.
+                self._staging = StagingFile(path, regions, self._plan, staging)
+            if not self._ahead.stage_in(self._staging, staging):
+                path = self._staging.path
+                raise OSError(errno.EAGAIN, "The system gives no more threads", str(path))
+        except (MemoryError, OSError) as error:
+            self._staging = None
+            if staging.is_required:
+                raise
+            self._why_not_staged = f"staging failed ({getattr(error, 'strerror', error)})"
+        self._has_begun_to_stage = True
 
     def show_append_times(self, address: int, owner: object) -> None:
         """Keep the times of appends up to date there, if there is a thread for it."""
         if self._ahead is not None:
             self._ahead.show_times(address, owner)
 
+    def bring_to_files(self) -> int:
+        """Wait until all frames that have come are in the files; return how many.
+
+        Raises
+        ------
+        OSError
+            If the disk is full.
+        """
+        frames = self._writer.frames_written
+        ahead, staging = self._ahead, self._staging
+        if staging is not None and ahead is not None:
+            code = ahead.bring_to_files(frames)
+            if code < 0:  # the stream is closed, and some of them are not in the files yet
+                self.stop_ahead()
+            elif code:
+                raise disk_error(code, staging.path.parent)
+        return frames
+
+    def disown(self) -> None:
+        """In a forked child: read what the files have, and copies of what is staged."""
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            with suppress(MemoryError):
+                staging.leave(copies=True)
+
     def stop_ahead(self) -> None:
         """End what runs ahead of the frames."""
+        ahead, staging = self._ahead, self._staging
+        if ahead is not None:
+            ahead.stop()
+        if staging is not None and ahead is not None:
+            frames = self._writer.frames_written
+            staging.finish(ahead.heads(frames))
+            ahead.end_staging()
+            staging.remove()
+            self._lost, self._staging = staging.lost, None
+        self._writer.end_lengths()
+
+    def give_back(self) -> None:
+        """Have no arrays, nor their memory, any more: the writer is closed for good.
+
+        Not when they are collected: the traceback of an error may be kept for long.
+        """
         if self._ahead is not None:
-            self._ahead.stop()
+            self._ahead.stop()  # it maps pieces over their addresses
+        arrays = self.all
+        self.positions, self.records = [], None
+        for array in arrays:
+            array.end(0)
 
     # ------------------------------------------------------------------------- growth
 
@@ -339,6 +471,8 @@ class ArraySet:
         """Have the thread ahead make a slot ready, before anything else that it does."""
         assert self._ahead is not None
         code = self._ahead.prepare_now(number, stop_nbytes)
+        if code == errno.EAGAIN:
+            raise DiskBehind
         if code in (-1, errno.ENOMEM):
             raise MemoryError(
                 f"The addresses reserved for an array end at {stop_nbytes} bytes. Raise "
@@ -485,10 +619,12 @@ class ArraySet:
         count = min(count, region.nbytes // RECORD.itemsize)
         return cast("npt.NDArray[np.void]", region.array(RECORD, (count,)))
 
-    def check_written_back(self) -> None:
-        """Raise DeviceError if the disk has failed to take what was written back."""
-        if self._ahead is not None and self._ahead.lost is not None:
-            code, number = self._ahead.lost
+    def check_written(self) -> None:
+        """Raise DeviceError if the device has failed to take what was staged."""
+        staging = self._staging
+        lost = self._lost if staging is None else staging.lost
+        if lost is not None:
+            code, number = lost
             path = cast("Path", self.positions[number].region.path)
             raise device_error(code, path)
 
@@ -496,9 +632,14 @@ class ArraySet:
 
     def populated_ahead_nbytes(self) -> int:
         """Bytes ahead of the frames that can be stored to without a page fault."""
-        if self._ahead is None or self._writer.closed:
+        if self._writer.closed:
             return 0
-        return self._ahead.frames_ahead * self._plan.frame_nbytes
+        plan = self._plan
+        if self._is_populated and plan.num_frames is not None:
+            return (plan.num_frames - self._writer.frames_written) * plan.frame_nbytes
+        if self._ahead is None:
+            return 0
+        return self._ahead.frames_ahead * plan.frame_nbytes
 
     def allocated_ahead_nbytes(self, cursor: int) -> int:
         """Bytes ahead of the frames that have memory granted, or blocks on the disk."""
@@ -516,5 +657,49 @@ class ArraySet:
         """Bytes in files that may not be on the disk; `synced` frames are for certain."""
         if not self.are_in_files:
             return 0
-        written_back = 0 if self._ahead is None else self._ahead.frames_written_back
-        return max(cursor - max(written_back, synced), 0) * self._plan.frame_nbytes
+        ahead, disk, unsynced = self._ahead, self.disk_stats(), cursor - synced
+        if disk is None or ahead is None:
+            return max(unsynced * self._plan.frame_nbytes, 0)
+        # What came before any was staged is in the page cache.
+        before_nbytes = (ahead.frames_before - synced) * self._plan.frame_nbytes
+        return max(before_nbytes, 0) + disk.staged_nbytes
+
+    @property
+    def disk_io(self) -> DiskIO:
+        """Where frames go now."""
+        if not self.are_in_files:
+            return "memory"
+        is_direct = self._ahead is not None and self._ahead.is_staging
+        return "direct" if is_direct else "page_cache"
+
+    @property
+    def why_not_direct(self) -> str:
+        """In words; empty if files are written directly."""
+        staging = self._placement.staging
+        if self.disk_io == "memory":
+            return "it is in memory"
+        if self._why_not_staged:
+            return self._why_not_staged
+        refused_code = 0 if self._ahead is None else self._ahead.refused_code
+        if self.disk_io == "page_cache" and refused_code:
+            return f"staging.bin cannot be made ({os.strerror(refused_code)})"
+        if self.disk_io == "page_cache" and staging is not None:
+            most_nbytes = staging.from_nbytes * self._plan.num_positions
+            return f"it has no more than {size_text(most_nbytes)} so far"
+        return self._placement.why_not_direct
+
+    def disk_stats(self) -> DiskStats | None:
+        """Return how the disk does; None unless files are written directly."""
+        ahead = self._ahead
+        if ahead is None or not ahead.is_staging:
+            return None
+        found = disk_stats(ahead)
+        # A stream that could not be closed still has its staging.
+        return found.at_end() if self._writer.closed and self._staging is None else found
+
+    def watch_disk(self) -> Backlog | None:
+        """Watch what waits for the disk, if files are staged."""
+        ahead, staging = self._ahead, self._staging  # a close by others takes them away
+        if ahead is None or staging is None:
+            return None
+        return Backlog(ahead, staging.path.parent)

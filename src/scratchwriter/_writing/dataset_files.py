@@ -102,7 +102,10 @@ class DatasetFiles:
 
             def write_there() -> None:
                 writer.publish_progress(
-                    progress.cursor_address, progress.dropped_address, progress.file
+                    progress.cursor_address,
+                    progress.dropped_address,
+                    progress.in_files_address,
+                    progress.file,
                 )
                 writer.log_to(*log)
                 writer.log_skips_to(*skips)
@@ -182,15 +185,14 @@ class DatasetFiles:
             if not is_replaced:
                 draft.discard()
 
-    def sync(self, writer: FrameWriter) -> int:
-        """Bring all files to the device; return how many frames are there then.
+    def sync(self) -> None:
+        """Bring all files to the device.
 
         Raises
         ------
         DeviceError
             If the device does not take them.
         """
-        frames = writer.frames_written
         for position in range(self._plan.num_positions):
             sync_file(self.folder / array_name(position))
         for name in (FRAME_METADATA, SKIPS, MANIFEST):
@@ -198,11 +200,13 @@ class DatasetFiles:
         if (self.folder / RECORDS).exists():
             sync_file(self.folder / RECORDS)
         sync_file(self.folder)
+
+    def mark_synced(self, writer: FrameWriter, frames: int) -> None:
+        """Let others know how many frames are on the device."""
         if self._append_times is not None:
             self._append_times.store(writer.measured())
         if self._progress is not None:
             self._progress.mark_synced(frames)
-        return frames
 
     def mark_closed(self, writer: FrameWriter) -> None:
         """Mark the dataset as closed, when all else is done."""

@@ -8,6 +8,9 @@ happens at the limit of memory. Afterwards only an array that has reached a limi
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import shutil
 import warnings
 from contextlib import suppress
@@ -16,41 +19,73 @@ from pathlib import Path
 from typing import Literal
 
 from scratchwriter._files.folders import dataset_files, disk_nbytes, spill_parent
-from scratchwriter._region.system import (
-    addresses_nbytes,
-    available_memory_nbytes,
-    writeback_threshold_nbytes,
-)
+from scratchwriter._region import why_not_stageable
+from scratchwriter._region.system import addresses_nbytes, available_memory_nbytes
 from scratchwriter.errors import size_text
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import AcquisitionSettings, ScratchFormat
+from scratchwriter.stats import DiskStats
 
 _ADDRESSES_NBYTES = 1 << 46  # of a process; more than any memory
 _RESERVE_NBYTES = 1 << 42
-_BACKLOG_NBYTES = 256 << 20
+# Datasets of up to that are in the page cache: exact for everybody at any moment.
+_PAGE_CACHE_NBYTES = 256 << 20
+# Of the file that is staged in: enough for a disk that pauses for half a second. Its pages
+# are dirty all the time. So it is also no more than this part of the memory that is
+# available, or Linux begins to write it to the disk again and again (from a tenth on).
+_STAGING_NBYTES, _SLOTS_PART = 1 << 30, 16
+_KEEP_SLOTS_S = 10  # of that file, what was not needed
+_ALLOCATED_NBYTES = 128 << 20  # of blocks ahead of what is staged, over all positions
+_PIECE_NBYTES, _LEAST_PIECE_NBYTES = 8 << 20, 2 << 20  # see `_region/staging.pyx`
+_MOST_STAGED_POSITIONS = 128
+# Of the memory that is available, what may wait for the disk.
+_STAGING_PART = 2
 # How far ahead of the frames memory and files are made ready, over all positions.
 _MEMORY_WINDOW_NBYTES = 64 << 20
-_FILE_WINDOW_NBYTES = 256 << 20
+_FILE_WINDOW_NBYTES = 64 << 20
 # The least for which the machine is asked at a time, over all positions.
 _GRANT_NBYTES = 256 << 20
+_LONG_S = 600
+_FASTER = (
+    "Use a faster disk (`scratchwriter disk PATH` measures one), a lower rate or smaller "
+    "frames; ScratchFormat(max_staging_bytes=...) takes longer bursts."
+)
 # Memory of one position from which on huge pages (2 MiB) are no waste.
 _HUGE_FROM_NBYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Writeback:
-    """How files are written to the disk while they are recorded.
+class Staging:
+    """How files are staged and written directly; see `_region/staging.pyx`.
 
     Attributes
     ----------
-    backlog_nbytes : int
-        Bytes behind the frames that may wait for the disk.
-    cached_nbytes : int
-        Bytes behind those that stay in memory, too.
+    from_nbytes : int
+        Of each array: before that the page cache is used.
+    piece_nbytes : int
+        What is staged, and written, at a time.
+    most_slots : int
+        How many pieces the staging file may have.
+    keep_ns : int
+        After which pieces of it that were not needed are given back to the system.
+    most_cached_pieces : int
+        How many more may wait for the disk in the page cache, before frames do.
+    window_nbytes : int
+        How far ahead of the frames pieces are made ready, over all positions.
+    allocated_nbytes : int
+        How far ahead of the frames files have blocks, over all positions.
+    is_required : bool
+        Whether it is an error if the system has not the means for it.
     """
 
-    backlog_nbytes: int
-    cached_nbytes: int
+    from_nbytes: int
+    piece_nbytes: int
+    most_slots: int
+    keep_ns: int
+    most_cached_pieces: int
+    window_nbytes: int
+    allocated_nbytes: int
+    is_required: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +113,18 @@ class Placement:
         How many steps a file grows by where no thread is ahead of the frames.
     huge_pages : bool
         Whether memory is taken in huge pages.
+    populates_all : bool
+        Whether all memory is made ready before the first frame.
     memory_steps : tuple of int
         Per position, how far an array in memory may grow.
     max_memory_bytes : int
         The limit that the user set.
     window_nbytes : int
         How far ahead of the frames arrays are made ready, over all positions.
-    writeback : Writeback or None
-        Of files.
+    staging : Staging or None
+        Of files; None: they are in the page cache.
+    why_not_direct : str
+        In words, if there is a reason; else empty.
     """
 
     kind: Literal["memory", "folder", "temporary"]
@@ -97,10 +136,12 @@ class Placement:
     records_reserve_nbytes: int
     growth_steps: int
     huge_pages: bool
+    populates_all: bool
     memory_steps: tuple[int, ...]
     max_memory_bytes: int
     window_nbytes: int
-    writeback: Writeback | None
+    staging: Staging | None
+    why_not_direct: str
 
 
 def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
@@ -116,7 +157,8 @@ def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
     if limit and not fmt.spill_to_disk:
         raise memory_error(needed_nbytes, limit)
     spills = plan.is_unbounded and fmt.spill_to_disk and not plan.ring_steps
-    folder, window_nbytes, writeback = None, _MEMORY_WINDOW_NBYTES, None
+    folder, window_nbytes = None, _MEMORY_WINDOW_NBYTES
+    staging, why_not_direct = None, "it is in memory"
     kind: Literal["memory", "folder", "temporary"] = "memory"
     if settings.root_path:
         kind = "folder"
@@ -130,7 +172,15 @@ def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
     if kind != "memory" and folder is not None:
         spills = False
         window_nbytes = file_window_nbytes(folder, needed_nbytes)
-        writeback = _writeback()
+    if folder is not None:  # also for files that come at the limit of memory
+        staging, why_not_direct = stage(folder, plan, fmt)
+    if kind != "memory" and staging is None and fmt.disk_io == "direct":
+        raise OSError(
+            errno.EOPNOTSUPP,
+            f"disk_io='direct' is not possible: {why_not_direct}. Use 'auto' or "
+            "'page_cache'",
+            str(folder),
+        )
     addresses, huge_from_nbytes = plan.step_nbytes, plan.step_nbytes
     if plan.is_unbounded:
         addresses = max(reserve_nbytes(), 2 * needed_nbytes) // plan.num_positions
@@ -147,11 +197,69 @@ def place(settings: AcquisitionSettings, plan: FramePlan) -> Placement:
         records_reserve_nbytes=reserve_nbytes(),
         growth_steps=max(_MEMORY_WINDOW_NBYTES // needed_nbytes, 1),
         huge_pages=huge_from_nbytes >= _HUGE_FROM_NBYTES,
+        populates_all=(
+            fmt.populate == "all" and kind == "memory" and not plan.is_unbounded
+        ),
         memory_steps=tuple(memory_steps(plan, fmt, position) for position in positions),
         max_memory_bytes=fmt.max_memory_bytes,
         window_nbytes=window_nbytes,
-        writeback=writeback,
+        staging=staging,
+        why_not_direct=why_not_direct,
     )
+
+
+def stage(folder: Path, plan: FramePlan, fmt: ScratchFormat) -> tuple[Staging | None, str]:
+    """Decide whether the files in a folder are staged; if not, say why."""
+    from_nbytes = 0
+    if fmt.disk_io == "auto" and plan.is_unbounded:
+        from_nbytes = _PAGE_CACHE_NBYTES // plan.num_positions
+    if fmt.disk_io == "page_cache":
+        return None, "disk_io='page_cache'"
+    why_not = ""
+    if not plan.is_in_order:
+        why_not = "frames do not come in the order of their bytes in the file"
+    elif plan.ring_steps:
+        why_not = "keep_last: its file is used again and again"
+    elif plan.num_positions > _MOST_STAGED_POSITIONS:
+        why_not = f"{plan.num_positions} positions are more than {_MOST_STAGED_POSITIONS}"
+    else:
+        why_not = why_not_stageable(folder)
+    if not why_not and fmt.disk_io == "auto" and not plan.is_unbounded:
+        total_nbytes = plan.total_nbytes
+        if total_nbytes <= _PAGE_CACHE_NBYTES:
+            why_not = f"it has no more than {size_text(_PAGE_CACHE_NBYTES)}"
+    if why_not:
+        return None, why_not
+    spare_nbytes = spare_disk_nbytes(folder, plan.total_nbytes)
+    most_nbytes = most_staged_nbytes(fmt)
+    room_nbytes = min(_STAGING_NBYTES, spare_nbytes, available_nbytes() // _SLOTS_PART)
+    piece_nbytes = _PIECE_NBYTES
+    while piece_nbytes > _LEAST_PIECE_NBYTES and (
+        8 * plan.num_positions * piece_nbytes > room_nbytes
+    ):
+        piece_nbytes //= 2
+    # One piece is written while the next is filled; of large frames, as many as two have.
+    pieces_per_frame = -(-plan.frame_nbytes // piece_nbytes)
+    least_slots = 2 * (plan.num_positions + pieces_per_frame) + 2
+    slots = max(min(room_nbytes, most_nbytes) // piece_nbytes, least_slots)
+    return (
+        Staging(
+            from_nbytes=from_nbytes,
+            piece_nbytes=piece_nbytes,
+            most_slots=slots,
+            keep_ns=int(_KEEP_SLOTS_S * 1e9),
+            most_cached_pieces=max(most_nbytes // piece_nbytes - slots, 0),
+            window_nbytes=max(4, plan.num_positions) * piece_nbytes,
+            allocated_nbytes=min(_ALLOCATED_NBYTES, spare_nbytes),
+            is_required=fmt.disk_io == "direct",
+        ),
+        "",
+    )
+
+
+def most_staged_nbytes(fmt: ScratchFormat) -> int:
+    """Return how many bytes may wait for the disk before frames do."""
+    return fmt.max_staging_bytes or available_nbytes() // _STAGING_PART
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +272,10 @@ class Spill:
         What the arrays need.
     limit : str
         Which limit that crosses, in words.
-    writeback : Writeback
-        Of the files.
     """
 
     needed_nbytes: int
     limit: str
-    writeback: Writeback
 
 
 def spill(placement: Placement, needed_nbytes: int, limit: str) -> Spill:
@@ -192,7 +297,7 @@ def spill(placement: Placement, needed_nbytes: int, limit: str) -> Spill:
     """
     if not placement.spills:
         raise memory_error(needed_nbytes, limit)
-    return Spill(needed_nbytes, limit, _writeback())
+    return Spill(needed_nbytes, limit)
 
 
 class MemoryBudget:
@@ -288,12 +393,58 @@ def memory_error(needed_nbytes: int, limit: str) -> MemoryError:
     )
 
 
+def populate_error(needed_nbytes: int, error: MemoryError) -> MemoryError:
+    """Return the refusal of memory that was to be made ready before the first frame."""
+    return MemoryError(
+        f"The arrays need {size_text(needed_nbytes)} of memory at once, because of "
+        f"populate='all': {error}. Record fewer frames, or set root_path to keep them in "
+        "files."
+    )
+
+
 def warn_of_spill(why: Placement | Spill, folder: Path, *, stacklevel: int) -> None:
     """Warn the user that the data goes to a temporary folder."""
     warnings.warn(
         f"The arrays need {size_text(why.needed_nbytes)}, more than {why.limit}: they are "
         f"kept in files in {folder}, which is removed when Python exits. Set root_path to "
         f"keep them{_or_raise(why.limit)}.",
+        stacklevel=stacklevel,
+    )
+
+
+def slow_disk_text(folder: Path, disk: DiskStats) -> str:
+    """Say that frames will have to wait for the disk."""
+    rate, camera = disk.disk_nbytes_per_s, disk.camera_nbytes_per_s
+    takes = "has taken nothing" if math.isnan(rate) else f"takes {size_text(round(rate))}/s"
+    seconds = disk.seconds_left
+    soon = f" in {seconds:.0f} s" if 1 <= seconds <= _LONG_S else " if that continues"
+    text = f"The disk of {folder} {takes}, and frames come at {size_text(round(camera))}/s."
+    if rate >= camera:  # by now: these are rates of the last seconds
+        text = f"The disk of {folder} is behind the camera."
+    return (
+        f"{text} {size_text(disk.staged_nbytes)} wait for the disk, of at most "
+        f"{size_text(disk.max_staged_nbytes)}: append will wait, too,{soon}. {_FASTER}"
+    )
+
+
+def no_staging_text(folder: Path, code: int) -> str:
+    """Say that staging.bin cannot be made, or made longer, and why."""
+    why = os.strerror(code)
+    remedy = "Make room, or lower ScratchFormat(max_staging_bytes=...)."
+    if code == errno.EOPNOTSUPP:
+        why = "its file system cannot allocate blocks ahead"
+        remedy = "Use another file system, or ScratchFormat(disk_io='page_cache')."
+    return (
+        f"The disk of {folder} has no room for staging.bin to grow ({why}): frames go "
+        f"through the page cache, and some may be late. {remedy}"
+    )
+
+
+def warn_of_waiting(folder: Path, most_nbytes: int, *, stacklevel: int) -> None:
+    """Warn the user that a frame waits for the disk."""
+    warnings.warn(
+        f"The disk of {folder} is slower than the camera. {size_text(most_nbytes)} wait "
+        f"for it, and no more may: append waits, too. {_FASTER}",
         stacklevel=stacklevel,
     )
 
@@ -313,6 +464,11 @@ def _or_raise(limit: str) -> str:
 
 def file_window_nbytes(folder: Path, needed_nbytes: int) -> int:
     """Return how far ahead files may be allocated: not much of a disk nearly full."""
+    return min(_FILE_WINDOW_NBYTES, spare_disk_nbytes(folder, needed_nbytes))
+
+
+def spare_disk_nbytes(folder: Path, needed_nbytes: int) -> int:
+    """Return what may be used for speed alone: an eighth of what stays free."""
     disk = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
     if disk is None:
         return _FILE_WINDOW_NBYTES
@@ -320,32 +476,4 @@ def file_window_nbytes(folder: Path, needed_nbytes: int) -> int:
     if disk == folder:  # with a dataset that is to be replaced
         with suppress(OSError):  # another process may be replacing it just now
             free_nbytes += sum(map(disk_nbytes, dataset_files(folder)))
-    return min(_FILE_WINDOW_NBYTES, max(free_nbytes, 0) // 8)
-
-
-def _writeback() -> Writeback:
-    return Writeback(backlog_nbytes(_FILE_WINDOW_NBYTES), cached_nbytes())
-
-
-def backlog_nbytes(ahead_nbytes: int) -> int:
-    """Return how many bytes of files may wait before they are written back.
-
-    With what is made ready ahead of the frames they are at the kernel's own threshold,
-    beyond which it writes by itself, all at once, and everybody's. Not below: a thread that
-    writes to the disk takes time of the cores (512x512 at 2 kHz, 2 GB, on 2 cores of a
-    virtual machine: p99.9 2.2 ms if it begins at two fifths of the threshold, 0.06 ms
-    before).
-    """
-    threshold_nbytes = writeback_threshold_nbytes()
-    if threshold_nbytes is None:
-        return _BACKLOG_NBYTES
-    return max(threshold_nbytes - ahead_nbytes, threshold_nbytes // 4)
-
-
-def cached_nbytes() -> int:
-    """Return how much of the files stays in memory when the disk has it: half of what is.
-
-    The page cache takes all memory otherwise, from everybody, and the next frames wait
-    until the kernel has found pages to give up.
-    """
-    return available_nbytes() // 2
+    return max(free_nbytes, 0) // 8

@@ -15,6 +15,7 @@ code of the user's runs: warnings come after it.
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -33,15 +34,16 @@ from scratchwriter._files.folders import (
     remove_spill_folder,
 )
 from scratchwriter._files.layout import RECORD
-from scratchwriter._files.manifest import dump_settings
+from scratchwriter._files.manifest import dump_settings, need_manifest
 from scratchwriter._files.metadata import encode_frame_metadata, encode_global_metadata
 from scratchwriter._native.call_guard import CallGuard
 from scratchwriter._region.system import sync_file
 from scratchwriter._writing import policy
-from scratchwriter._writing.arrays import ArraySet, GrowingArray
+from scratchwriter._writing.arrays import ArraySet, DiskBehind, GrowingArray
+from scratchwriter._writing.backlog import Backlog
 from scratchwriter._writing.dataset_files import DatasetFiles
 from scratchwriter._writing.syncer import Syncer, warn_in_thread
-from scratchwriter.errors import DeviceError, device_error
+from scratchwriter.errors import DatasetError, DeviceError, device_error
 from scratchwriter.plan import FramePlan
 from scratchwriter.settings import AcquisitionSettings
 
@@ -93,13 +95,18 @@ class Storage:
         self.arrays = ArraySet(plan, self.placement, self.writer)
         self._is_durable = fmt.durability == "system"
         self._files: DatasetFiles | None = None
-        self._settings_fields = dump_settings(settings)
+        is_staged = self.placement.staging is not None
+        self._settings_fields = dump_settings(settings) | {
+            "disk_io": "direct" if is_staged else "page_cache",
+            "why_not_direct": self.placement.why_not_direct,
+        }
         self._global_metadata: dict[str, Any] = {}
         self._guard = CallGuard()
         self._saving, self._lock = threading.Lock(), threading.Lock()  # in that order
         self._undo = ExitStack()  # what `begin` has done
         self._undo_in_claim = ExitStack()  # of it, what only the lock of the folder allows
         self._saver: threading.Thread | None = None
+        self._backlog: Backlog | None = None
         self._syncer: Syncer | None = None
         self._unsynced: list[Path] = []  # folders with new names in them
         self._lost: tuple[int, Path] | None = None  # errno and file the device failed for
@@ -115,8 +122,13 @@ class Storage:
 
     # ----------------------------------------------------------------------- begin
 
-    def begin(self) -> None:
+    def begin(self, on_populate: Callable[[int, int], object] | None = None) -> None:
         """Make everything. If that fails, `abandon` undoes it.
+
+        Parameters
+        ----------
+        on_populate : callable(done_nbytes, total_nbytes), optional
+            Called while all memory is made ready, if that is to be.
 
         Raises
         ------
@@ -127,6 +139,7 @@ class Storage:
         """
         undo, fmt = self._undo, self.settings.format
         claim = undo.enter_context(ExitStack())
+        undo.callback(self.arrays.give_back)
         undo.callback(self.writer.close)
         folder = self._make_folder(claim)
         self.arrays.make(folder)
@@ -134,14 +147,21 @@ class Storage:
             self.arrays.make_records(folder)
             if folder is None:  # now, and not in the first append
                 self.arrays.grow_records(RECORD.itemsize, None)
+        if self.placement.spills:
+            need_manifest(self._settings_fields, self.plan, {})
         if folder is not None:
             self._open_files(folder)
             undo.callback(self._release)
             undo.callback(self._remove_own_files)  # before the lock of the dataset is free
             self._publish()
+        undo.callback(self._join_backlog)
+        if self.placement.populates_all:
+            self.arrays.populate(on_populate)
         undo.callback(self.arrays.stop_ahead)
-        self.arrays.start_ahead()
+        self.arrays.make_ahead()
         self._show_append_times()
+        self.arrays.start_ahead()
+        self._backlog = self.arrays.watch_disk()
         self._warn_at_the_beginning()
         if self._is_durable:
             self._syncer = Syncer(self.flush, fmt.sync_interval_s)
@@ -174,7 +194,15 @@ class Storage:
         new = [folder, *(path for path in folder.parents if not path.exists())]
         self._unsynced = [path.parent for path in new]
         overwrite = self.settings.overwrite
-        claim.enter_context(claimed(folder, placement.needed_nbytes, overwrite, undo))
+        try:
+            claim.enter_context(claimed(folder, placement.needed_nbytes, overwrite, undo))
+        except FileExistsError:
+            from scratchwriter._files.repair import bring_to_files  # and all of the reader
+
+            # Of a killed run. Whatever is there instead, it stays as it is.
+            with suppress(OSError, DatasetError):
+                bring_to_files(folder)
+            raise
         undo.enter_context(self._undo_in_claim)
         self._undo_in_claim.callback(remove_files, folder)
         return folder
@@ -226,8 +254,15 @@ class Storage:
             If there is no room for it.
         """
         grow = partial(self._make_room, position, stop_nbytes)
-        self._guard.run(partial(self.writer.exclusively, grow))
+        try:
+            self._guard.run(partial(self.writer.exclusively, grow))
+        except DiskBehind:
+            # Without a lock: others go on meanwhile, and the writer asks again.
+            if self._backlog is not None:
+                self._backlog.wait(self.writer.frames_written)
         self._warn_of_spill()
+        if self._backlog is None and self._spill_decision is not None:
+            self._backlog = self.arrays.watch_disk()
 
     def make_steps(self, steps: int) -> None:
         """Make all arrays readable up to `steps`, for a long skip.
@@ -290,7 +325,7 @@ class Storage:
             return
         if self.arrays.are_in_files:
             self.arrays.spill_records(files.folder)
-            self.arrays.start_writeback(decision.writeback)
+            self.arrays.stage()
 
     def _warn_of_spill(self) -> None:
         decision, folder = self._spill_decision, self.folder
@@ -378,7 +413,11 @@ class Storage:
         self._check_lost()
         try:
             self._sync_names()
-            self.synced = files.sync(self.writer)
+            frames = self.arrays.bring_to_files()
+            files.sync()
+            self.arrays.check_written()  # last: a write-back may have failed meanwhile
+            files.mark_synced(self.writer, frames)
+            self.synced = frames
         except DeviceError as error:
             # The system reports it once, and takes the data for written from then on.
             self._note_lost(error)
@@ -391,7 +430,7 @@ class Storage:
     def _check_lost(self) -> None:
         if self._lost is not None:
             raise device_error(*self._lost)
-        self.arrays.check_written_back()
+        self.arrays.check_written()
 
     def _need_owner(self, what: str) -> None:
         if self._disowned:
@@ -401,6 +440,11 @@ class Storage:
             )
 
     # -------------------------------------------------------------------- metadata
+
+    @property
+    def global_metadata(self) -> dict[str, Any]:
+        """A copy of the metadata of the acquisition by namespace."""
+        return copy.deepcopy(self._global_metadata)
 
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
         """Keep metadata of the acquisition; in the manifest, if there is one."""
@@ -416,6 +460,8 @@ class Storage:
             if self._files is not None and self._files.is_published:
                 self._files.need_own_folder()
                 self._files.write_manifest(self.writer, self._global_metadata)
+            else:  # so that it can come to a folder later
+                need_manifest(self._settings_fields, self.plan, self._global_metadata)
         except BaseException:
             self._global_metadata = before
             raise
@@ -448,9 +494,14 @@ class Storage:
                 self._syncer.stop()
             self._wait_for_saver()
             self._guard.run(self._finish_files, self._saving, self._lock, what="close")
+            self._join_backlog()
             self._check_lost()
         finally:
             then()
+
+    def _join_backlog(self) -> None:
+        if self._backlog is not None:
+            self._backlog.join()
 
     def _finish_files(self) -> None:
         self.arrays.stop_ahead()
@@ -497,6 +548,7 @@ class Storage:
     def disown(self) -> None:
         """In a forked child: leave everything to the parent."""
         self.writer.disown()
+        self.arrays.disown()
         # Threads that do not exist here may have held them.
         self._guard = CallGuard()
         self._saving, self._lock = threading.Lock(), threading.Lock()

@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from scratchwriter._files.folders import is_dataset
+from scratchwriter.dimensions import Channel, Dimension
 from scratchwriter.reader import open_scratch
 from scratchwriter.views import StreamView
 
-LayerData = tuple[StreamView, dict[str, Any], str]
+LayerData = tuple[Any, dict[str, Any], str]
+_PERCENTILES = 0.1, 99.9  # of a frame: what its contrast limits leave out
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerData]] | None:
@@ -20,18 +25,76 @@ def get_reader(path: str | Sequence[str]) -> Callable[[Any], list[LayerData]] | 
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
-    """Open datasets, one layer each; nothing is read before it is shown."""
+    """Open datasets, a layer for each channel; nothing is read before it is shown."""
     paths = [path] if isinstance(path, str) else path
-    return [_layer(Path(p)) for p in paths]
+    return [layer for p in paths for layer in _layers(Path(p))]
 
 
-def _layer(path: Path) -> LayerData:
-    view = open_scratch(path).view(dynamic_shape=False)
-    scales = view.scales
-    options = {
-        "name": path.name,
-        "axis_labels": view.dims,
-        "scale": [scales.get(dim, 1.0) for dim in view.dims],
-        "metadata": {"path": str(path)},
-    }
-    return view, options, "image"
+class ChannelView:
+    """One channel of a view, as napari takes an array: read where it is indexed."""
+
+    def __init__(self, view: StreamView, axis: int, channel: int) -> None:
+        self._view, self._axis, self._channel = view, axis, channel
+        self.shape = view.shape[:axis] + view.shape[axis + 1 :]
+        self.dtype, self.ndim = view.dtype, len(self.shape)
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        key = key if isinstance(key, tuple) else (key,)
+        if ... in key:
+            at = key.index(...)
+            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
+        key += (slice(None),) * (self.ndim - len(key))
+        array: npt.NDArray[Any] = self._view[
+            (*key[: self._axis], self._channel, *key[self._axis :])
+        ]
+        return array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self[...], dtype, copy=copy)
+
+
+def _layers(path: Path) -> list[LayerData]:
+    dataset = open_scratch(path)
+    view = dataset.view(dynamic_shape=False)
+    dims = dataset.settings.dimensions
+    options = {"name": path.name, **_geometry(dims), "metadata": {"path": str(path)}}
+    axis = next((i for i, dim in enumerate(dims) if dim.type == "channel"), None)
+    if axis is None or dims[axis].coords is None:
+        return [(view, options | _contrast(view), "image")]
+    others = [dim for dim in dims if dim is not dims[axis]]
+    layers: list[LayerData] = []
+    for number, channel in enumerate(dims[axis].coords or ()):
+        if number == view.shape[axis]:
+            break  # this one, and those after it, have not come yet
+        data = ChannelView(view, axis, number)
+        own = {"name": str(channel), "blending": "additive", **_geometry(others)}
+        if isinstance(channel, Channel):
+            own["name"] = channel.name
+            own["colormap"] = channel.color.as_hex("long")[:7] if channel.color else "gray"
+        layers.append((data, options | own | _contrast(data), "image"))
+    return layers
+
+
+def _geometry(dims: Sequence[Dimension]) -> dict[str, Any]:
+    scale, translate, units = zip(*map(_axis, dims), strict=True)
+    names = tuple(dim.name for dim in dims)
+    return {"axis_labels": names, "scale": scale, "translate": translate, "units": units}
+
+
+def _axis(dim: Dimension) -> tuple[float, float, str]:
+    """Return scale, place and unit; without a scale it counts elements."""
+    if not dim.scale or dim.coords is not None:
+        return 1.0, 0.0, "pixel"
+    unit = dim.unit if dim.type in ("time", "space") else None
+    return dim.scale, dim.translation or 0.0, unit or "pixel"
+
+
+def _contrast(data: Any) -> dict[str, Any]:
+    """Return contrast limits from the frame in the middle, if it has come."""
+    if 0 in data.shape:
+        return {}
+    frame = np.asarray(data[tuple(n // 2 for n in data.shape[:-2])])
+    if frame.dtype.kind not in "iuf" or not frame.size:
+        return {}
+    low, high = (float(at) for at in np.nanpercentile(frame, _PERCENTILES))
+    return {"contrast_limits": (low, high)} if low < high else {}

@@ -13,7 +13,9 @@ from typing import Any, ClassVar, TypeGuard
 import ndv
 import numpy as np
 import numpy.typing as npt
+from ndv.models import LUTModel
 
+from scratchwriter.dimensions import Channel
 from scratchwriter.reader import ScratchDataset
 from scratchwriter.views import StreamView
 
@@ -111,6 +113,8 @@ class Watcher:
         self._num_frames = -1  # as of the last poll
         self._shown: dict[str, int] = {}
         self.viewer = ndv.ArrayViewer(self._view)
+        for number, color in _colors(dataset).items():
+            self.viewer.display_model.luts[number] = LUTModel(cmap=["black", color])
         self.viewer.show()
         self._poll()
 
@@ -133,6 +137,16 @@ class Watcher:
         newest = dict(zip(self._view.dims, self._view.newest or (), strict=False))
         self.viewer.display_model.current_index.update(newest)
         self._shown = newest
+
+
+def _colors(dataset: ScratchDataset) -> dict[int, str]:
+    """Return the colours of channels that have one, for when they are shown together."""
+    return {
+        number: channel.color.as_hex("long")[:7]
+        for dim in dataset.settings.dimensions
+        for number, channel in enumerate(dim.coords or ())
+        if isinstance(channel, Channel) and channel.color is not None
+    }
 
 
 def watch(dataset: ScratchDataset) -> None:

@@ -11,11 +11,13 @@ are open already do not change.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import ome_writers
+from ome_writers import _useq
 from ome_writers._backends._backend import ArrayBackend
 from ome_writers._stream import AVAILABLE_BACKENDS, BackendMetadata
 
@@ -27,14 +29,16 @@ if TYPE_CHECKING:
     from ome_writers._router import FrameRouter
 
 _FORMAT = "scratch"
-_SUPPORTED = re.compile(r"0\.3\.([2-9]|\d\d+)")
+# Also before and after a release, and builds of git: 0.3.3rc1, 0.3.2.post1, 0.3.3.dev7+gab.
+_SUPPORTED = re.compile(r"0\.3\.([2-9]|\d\d+)(?!\d)")
 _theirs: list[BackendMetadata] = []
+_their_dims_from_useq: list[Callable[..., Any]] = []
 
 
 def need_supported() -> None:
     """Check the version of ome-writers, because the bridge uses its private names."""
     version = ome_writers.__version__
-    if not _SUPPORTED.fullmatch(version):
+    if not _SUPPORTED.match(version):
         raise RuntimeError(
             f"ome-writers {version} is installed; the bridge supports 0.3.2 and later "
             "versions of 0.3: pip install 'ome-writers>=0.3.2,<0.4'"
@@ -55,12 +59,15 @@ def install() -> None:
         AVAILABLE_BACKENDS[_FORMAT] = replace(
             _theirs[0], module_path=__name__, class_name=ScratchwriterBackend.__name__
         )
+        _their_dims_from_useq.append(_useq._dims_from_useq)
+        _useq._dims_from_useq = _dims_from_useq
 
 
 def uninstall() -> None:
     """Make ome-writers use its own code again; can be repeated."""
     if _theirs:
         AVAILABLE_BACKENDS[_FORMAT] = _theirs.pop()
+        _useq._dims_from_useq = _their_dims_from_useq.pop()
 
 
 def is_installed() -> bool:
@@ -79,6 +86,21 @@ def from_ome_writers(settings: ome_writers.AcquisitionSettings) -> AcquisitionSe
     return AcquisitionSettings.model_validate(
         settings.model_dump(), context=WITHOUT_WARNINGS
     )
+
+
+def _dims_from_useq(seq: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return what ome-writers makes of a sequence; warn if that is wrong."""
+    from scratchwriter.bridges.useq import why_misplaced  # useq is installed, then
+
+    (theirs,) = _their_dims_from_useq
+    dims = theirs(seq, *args, **kwargs)
+    if why := why_misplaced(seq, dims):
+        warnings.warn(
+            f"ome-writers puts frames of this sequence at wrong places. {why} Use "
+            "scratchwriter.bridges.pymmcore.MDAHandler, or another sequence.",
+            stacklevel=4,
+        )
+    return dims
 
 
 class ScratchwriterBackend(ArrayBackend):
@@ -145,6 +167,10 @@ class ScratchwriterBackend(ArrayBackend):
     def set_global_metadata(self, namespace: str, metadata: Mapping[str, Any]) -> None:
         """Pass it to the stream."""
         self._need_stream().set_global_metadata(namespace, metadata)
+
+    @property
+    def _global_metadata(self) -> dict[str, Any]:  # a test of ome-writers looks at it
+        return self._need_stream().global_metadata
 
     def _need_stream(self) -> ScratchStream:
         if self._stream is None:

@@ -11,14 +11,17 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
+from scratchwriter._files.metadata import RESERVED_KEYS, plain_metadata
+from scratchwriter._writing.syncer import warn_in_thread
+from scratchwriter.bridges.mda_runner import call_directly
 from scratchwriter.bridges.useq import EventNumbers, useq_to_acquisition_settings
-from scratchwriter.dimensions import Dimension, check_dimensions
+from scratchwriter.dimensions import Dimension
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stream import ScratchStream, create_stream
 from scratchwriter.views import StreamView
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _NAMESPACE = "pymmcore_plus"
+_MOST_SHOWN = 200  # letters of a name, or a reason
+# Of an array in metadata: as JSON, once in a manifest, and on the line of each frame.
+_MOST_SUMMARY_ITEMS, _MOST_FRAME_ITEMS = 65536, 1024
 _PATIENCE_S = 20.0
 _PAUSE_S = 0.0001  # between polls of a camera that has no frame
 _ENDLESS = 2**31 - 1  # frames
@@ -36,14 +42,16 @@ _ENDLESS = 2**31 - 1  # frames
 class MDAHandler:
     """Stores the frames of an MDA sequence with their metadata: `run_mda(output=handler)`.
 
-    The stream is closed with the last frame of a sequence whose length is known, else when
-    the sequence ends. pymmcore-plus (0.18) reports the end of a sequence to handlers from
-    another thread, and can leave the report out; a stream of unknown length then stays open
-    until `close` is called.
+    The runner calls it directly, on the thread of the acquisition, as it calls a sink of
+    its own: no queue lies between the camera and the file, and a frame that cannot be
+    stored ends the run with the error. The stream is closed when the run ends.
 
     Each frame is stored at the index of its event, so that a missing frame leaves zeros and
     does not shift later ones. If a sequence does not fit an array (see
     `useq_to_acquisition_settings`), its frames are stored one after the other.
+
+    Metadata never keep a frame from being stored: what JSON cannot hold is left out, with
+    one warning.
 
     Parameters
     ----------
@@ -58,9 +66,16 @@ class MDAHandler:
     stream : ScratchStream or None
         The stream of the newest run, closed after it.
     error : Exception or None
-        Why storing ended early, if it did; it is logged, too.
+        Why storing ended early, if it did.
     num_refused : int
         How many of its frames came twice or too late, and were not stored.
+
+    Raises
+    ------
+    ImportError
+        If pymmcore-plus is not installed.
+    RuntimeError
+        If this version of pymmcore-plus is not supported.
     """
 
     def __init__(
@@ -69,6 +84,7 @@ class MDAHandler:
         *,
         overwrite: bool = False,
     ) -> None:
+        call_directly(MDAHandler)
         if not isinstance(settings, AcquisitionSettings):
             settings = AcquisitionSettings(
                 root_path=os.fspath(settings or ""), overwrite=overwrite
@@ -77,6 +93,7 @@ class MDAHandler:
         self._number: EventNumbers | None = None
         self._cameras = 1
         self._num_frames: int | None = None  # of the sequence, all cameras
+        self._left_out: set[str] = set()  # names of metadata
         self.num_refused = 0
         self.stream: ScratchStream | None = None
         self.error: Exception | None = None
@@ -98,6 +115,59 @@ class MDAHandler:
             )
         return self.stream.view()
 
+    # ------------------------------------------- what the runner calls, on its own thread
+
+    def setup(self, sequence: useq.MDASequence, meta: Mapping[str, Any] | None) -> None:
+        """Make the stream for a sequence.
+
+        Parameters
+        ----------
+        sequence : useq.MDASequence
+            The sequence that begins.
+        meta : mapping
+            Summary metadata of pymmcore-plus, with the size and dtype of the frames.
+
+        Raises
+        ------
+        NotImplementedError
+            If the camera gives colour frames.
+        ValueError
+            If `meta` does not say how large a frame is.
+        OSError, MemoryError
+            As `create_stream`.
+        """
+        self.stream, self.error, self.num_refused = None, None, 0
+        self._left_out.clear()
+        with self._keeping_the_error():
+            self.stream = self._create_stream(sequence, meta or {})
+
+    def append(
+        self, img: npt.NDArray[Any], event: useq.MDAEvent, meta: Mapping[str, Any]
+    ) -> None:
+        """Store a frame.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError, OSError, MemoryError
+            As `ScratchStream.append`.
+        """
+        with self._keeping_the_error():
+            if self.stream is None:
+                raise RuntimeError("No sequence has begun: the runner calls setup first.")
+            missing = self._place(event) - self.stream.frames_written
+            if missing < 0:
+                self._refuse(event)
+                return
+            if missing > 0:
+                self.stream.skip(frames=missing)
+            self.stream.append(img, frame_metadata=self._frame_metadata(event, meta))
+
+    def skip(self, *, frames: int = 1) -> None:
+        """Leave the places of frames empty that the camera did not give."""
+        if self.stream is not None:
+            with self._keeping_the_error():
+                self.stream.skip(frames=frames)
+
     def close(self) -> None:
         """Close the stream of the newest run, if there is one. Can be repeated.
 
@@ -107,37 +177,34 @@ class MDAHandler:
             If a file cannot be finished; the others are.
         """
         if self.stream is not None:
-            self.stream.close()
+            with self._keeping_the_error():
+                self.stream.close()
 
-    # ------------------------------------------------------ what pymmcore-plus calls
+    def get_view(self) -> StreamView | None:
+        """Return the live array that `core.mda.get_view()` gives to viewers."""
+        stream = self.stream
+        return None if stream is None else stream.view(dynamic_shape=True, strict=False)
+
+    # ------------------------------------------------- where another program relays events
 
     def sequenceStarted(self, seq: useq.MDASequence, meta: Mapping[str, Any]) -> None:
-        """Make the stream."""
-        self.stream, self.error, self.num_refused = None, None, 0
-        try:
-            self.stream = self._create_stream(seq, meta)
-        except Exception as error:
-            self._give_up(error)
+        """As `setup`, for `mda_listeners_connected`: an error is logged, not raised."""
+        with self._logging_errors():
+            self.setup(seq, meta)
 
     def frameReady(
         self, img: npt.NDArray[Any], event: useq.MDAEvent, meta: Mapping[str, Any]
     ) -> None:
-        """Store a frame."""
+        """As `append`; the last frame of a known number closes the stream.
+
+        pymmcore-plus (0.18) can leave out the report of the end to those that listen.
+        """
         if self.stream is None or self.error is not None:
             return
-        try:
-            missing = self._place(event) - self.stream.frames_written
-            if missing < 0:
-                self.num_refused += 1
-                _log.error("A frame came twice or too late, not stored: %s", event.index)
-                return
-            if missing > 0:
-                self.stream.skip(frames=missing)
-            self.stream.append(img, frame_metadata=_frame_metadata(event, meta))
+        with self._logging_errors():
+            self.append(img, event, meta)
             if self.stream.frames_written == self._num_frames:
                 self.stream.close()
-        except Exception as error:
-            self._give_up(error)
 
     def sequenceFinished(self, seq: useq.MDASequence) -> None:
         """Close the stream."""
@@ -148,33 +215,51 @@ class MDAHandler:
     def _create_stream(
         self, seq: useq.MDASequence, meta: Mapping[str, Any]
     ) -> ScratchStream:
-        info = meta["image_infos"][0]
+        if not (infos := meta.get("image_infos")):
+            raise ValueError(
+                "The engine's summary metadata have no image_infos: MDAHandler needs the "
+                "size and the dtype of a frame before the first one."
+            )
+        info = infos[0]
         height, width = info["height"], info["width"]
-        pixel_size_um = info.get("pixel_size_um")
+        if len(plane_shape := info.get("plane_shape", ())) > 2:
+            raise NotImplementedError(
+                f"The camera gives colour frames of shape {tuple(plane_shape)}, and a "
+                "frame has two dimensions: set its PixelType to '8bit' or '16bit'."
+            )
         self._cameras = info.get("num_camera_adapter_channels", 1)
+        settings = None
         try:
             asked = useq_to_acquisition_settings(
-                seq, width, height, pixel_size_um=pixel_size_um
+                seq, width, height, pixel_size_um=info.get("pixel_size_um")
             )
-            dims, plate = asked["dimensions"], asked["plate"]
-            if self._cameras > 1:
-                dims.insert(-2, Dimension(name="cam", count=self._cameras, type="other"))
-            check_dimensions(tuple(dims))
-            self._number = EventNumbers(seq) if len(dims) > 2 else None
+            if len(asked["dimensions"]) > 2:
+                if self._cameras > 1:
+                    cameras = Dimension(name="cam", count=self._cameras, type="other")
+                    asked["dimensions"].insert(-2, cameras)
+                settings = self._settings_with(info["dtype"], **asked)
         except (NotImplementedError, ValueError) as error:
             _log.warning("Frames are stored one after the other: %s", error)
-            dims, plate, self._number = [], None, None
-        if self._number is None:
+        self._number = None if settings is None else EventNumbers(seq)
+        if settings is None:
             dims = _one_after_the_other(width, height)
-        stream = create_stream(
-            AcquisitionSettings.model_validate(
-                dict(self._settings)
-                | {"dimensions": dims, "plate": plate, "dtype": info["dtype"]}
-            )
-        )
-        self._num_frames = stream.settings.num_frames
-        stream.set_global_metadata(_NAMESPACE, {"summary_metadata": _plain(meta)})
+            settings = self._settings_with(info["dtype"], dimensions=dims, plate=None)
+        stream = create_stream(settings)
+        self._num_frames = settings.num_frames
+        self._set_summary(stream, meta)
         return stream
+
+    def _settings_with(self, dtype: str, **asked: Any) -> AcquisitionSettings:
+        return AcquisitionSettings.model_validate(
+            dict(self._settings) | asked | {"dtype": dtype}
+        )
+
+    def _set_summary(self, stream: ScratchStream, meta: Mapping[str, Any]) -> None:
+        summary = self._plain(meta, _MOST_SUMMARY_ITEMS, "summary_metadata")
+        try:
+            stream.set_global_metadata(_NAMESPACE, {"summary_metadata": summary})
+        except ValueError as error:  # more than a manifest holds
+            self._leave_out("summary_metadata", str(error))
 
     def _place(self, event: useq.MDAEvent) -> int:
         """Return the number of the next frame of an event."""
@@ -185,9 +270,65 @@ class MDAHandler:
         camera: int = index.get("cam", 0)
         return self._number(index) * self._cameras + camera
 
-    def _give_up(self, error: Exception) -> None:
-        self.error = error
-        _log.error("No more frames of this sequence are stored: %s", error, exc_info=error)
+    def _refuse(self, event: useq.MDAEvent) -> None:
+        self.num_refused += 1
+        _log.error("A frame came twice or too late, not stored: %s", dict(event.index))
+
+    def _frame_metadata(
+        self, event: useq.MDAEvent, meta: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the metadata of a frame, under names that ome-writers knows if it has one.
+
+        The event is without its sequence, which the summary has once.
+        """
+        position = meta.get("position") or {}
+        found = {
+            "delta_t": _seconds(meta.get("runner_time_ms")),
+            "exposure_time": _seconds(meta.get("exposure_ms")),
+            **{f"position_{axis}": v for axis, v in position.items() if axis in "xyz"},
+            **{k: v for k, v in meta.items() if k not in ("mda_event", "position")},
+            "mda_event": {
+                name: value
+                for name, value in event
+                if name != "sequence"
+                and value is not None
+                and name in event.model_fields_set
+            },
+        }
+        for key in RESERVED_KEYS:
+            if key in found:
+                self._leave_out(key, "the name is reserved")
+                del found[key]
+        found = {key: value for key, value in found.items() if value is not None}
+        return self._plain(found, _MOST_FRAME_ITEMS, "")  # type: ignore[no-any-return]
+
+    def _plain(self, value: Any, most_items: int, name: str) -> Any:
+        return plain_metadata(value, most_items, self._leave_out, name)
+
+    def _leave_out(self, name: str, why: str) -> None:
+        if name not in self._left_out:
+            self._left_out.add(name)
+            warn_in_thread(
+                f"Metadata {name[:_MOST_SHOWN]!r} are left out: {why[:_MOST_SHOWN]}. The "
+                "frames and all other metadata are stored."
+            )
+
+    @contextmanager
+    def _keeping_the_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+    @contextmanager
+    def _logging_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            _log.error(
+                "No more frames of this sequence are stored: %s", error, exc_info=error
+            )
 
 
 def _one_after_the_other(width: int, height: int) -> list[Dimension]:
@@ -198,29 +339,9 @@ def _one_after_the_other(width: int, height: int) -> list[Dimension]:
     ]
 
 
-def _frame_metadata(event: useq.MDAEvent, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of a frame, under names that ome-writers knows if it has one."""
-    position = meta.get("position") or {}
-    return {
-        "delta_t": meta["runner_time_ms"] / 1e3,
-        "exposure_time": meta["exposure_ms"] / 1e3,
-        **{f"position_{axis}": v for axis, v in position.items() if axis in "xyz"},
-        **_plain({k: v for k, v in meta.items() if k not in ("mda_event", "position")}),
-        "mda_event": _plain(event),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Return metadata as JSON has it."""
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, str | int | float | None) else str(value)
+def _seconds(milliseconds: Any) -> float | None:
+    """Return a time in seconds; None if it is not known."""
+    return milliseconds / 1e3 if isinstance(milliseconds, int | float) else None
 
 
 # ------------------------------------------------------------------ sequence acquisition

@@ -6,9 +6,15 @@ array per position, with each frame at its index, is refused.
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+import numpy as np
 
 from scratchwriter.dimensions import Channel, Dimension, Plate, Position
 
@@ -37,7 +43,11 @@ def useq_to_acquisition_settings(
 ) -> AcquisitionSettingsDict:
     """Return the settings that an MDA sequence determines.
 
-    Positions and the points of a grid become one position dimension.
+    Positions and the points of a grid become one position dimension. Only what is visited
+    counts: a plan whose axis is not in `axis_order` is none.
+
+    Times and heights that are evenly spaced have a scale, which is negative downwards;
+    others are listed in `coords`. Heights of a relative plan are relative to the position.
 
     Parameters
     ----------
@@ -65,28 +75,19 @@ def useq_to_acquisition_settings(
     NotImplementedError
         If the frames do not come in the order of an array: channels that leave out times
         or z-stacks, positions with a sequence of their own that is more than a grid, grids
-        apart from the positions in `axis_order`, or grids that differ between positions
-        while other axes are visited within them.
+        apart from the positions in `axis_order`, grids that differ between positions while
+        other axes are visited within them, or an endless time plan within another axis.
     """
     _need_sequence(seq)
-    _need_regular(seq)
-    if pixel_size_um is not None and pixel_size_um < 0:
-        warnings.warn(
-            f"pixel_size_um={pixel_size_um} is not a pixel size and is left out.",
-            stacklevel=2,
-        )
+    if pixel_size_um is not None and pixel_size_um <= 0:
+        if pixel_size_um < 0:  # 0 is how Micro-Manager says that it is not known
+            warnings.warn(
+                f"pixel_size_um={pixel_size_um} is not a pixel size and is left out.",
+                stacklevel=2,
+            )
         pixel_size_um = None
-    dims: list[Dimension] = []
-    positions = [position for _, _, position in _positions(seq)]
-    for axis in map(str, seq.axis_order):
-        if axis in "pg":
-            if positions and all(dim.type != "position" for dim in dims):
-                dims.append(Dimension(name="p", type="position", coords=positions))
-        elif (found := _dimension(seq, axis)) is not None:
-            scale, unit = (units or {}).get(axis) or (found["scale"], found["unit"])
-            dims.append(Dimension(**(found | {"scale": scale, "unit": unit})))
-    if positions and all(dim.type != "position" for dim in dims):
-        dims.insert(0, Dimension(name="p", type="position", coords=positions))
+    visits = _visits(seq)
+    dims = [_dimension(seq, visits, name, (units or {}).get(name)) for name in visits.names]
     dims += [
         Dimension(name=name, count=n, type="space", unit="micrometer", scale=pixel_size_um)
         for name, n in (("y", image_height), ("x", image_width))
@@ -96,7 +97,7 @@ def useq_to_acquisition_settings(
         for field, by_name in sizes.items():
             if dim.type != "position" and dim.name in by_name:
                 setattr(dim, field, by_name[dim.name])
-    return {"dimensions": dims, "plate": _plate(seq)}
+    return {"dimensions": dims, "plate": _plate(seq, visits)}
 
 
 def dims_from_useq(
@@ -136,15 +137,7 @@ class EventNumbers:
     """
 
     def __init__(self, seq: useq.MDASequence) -> None:
-        self._positions = {(p, g): i for i, (p, g, _) in enumerate(_positions(seq))}
-        self._counts: list[tuple[str, int]] = []  # per axis; an endless one is first
-        for axis in map(str, seq.axis_order):
-            name = "p" if axis in "pg" else axis
-            count = len(self._positions) if name == "p" else _count(seq, axis)
-            if count != 0 and name not in dict(self._counts):
-                self._counts.append((name, count or 0))
-        if self._positions and "p" not in dict(self._counts):
-            self._counts.insert(0, ("p", len(self._positions)))
+        self._visits = _visits(seq)
 
     def __call__(self, index: Mapping[str, int]) -> int:
         """Return the number of an event, in acquisition order, by its index.
@@ -154,14 +147,171 @@ class EventNumbers:
         KeyError
             If it is not an event of this sequence.
         """
+        return self._visits.number(index)
+
+
+def why_misplaced(seq: useq.MDASequence, dims: Sequence[Any]) -> str | None:
+    """Return why an array of other dimensions has frames of a sequence at wrong places.
+
+    Parameters
+    ----------
+    seq : useq.MDASequence
+        The sequence.
+    dims : sequence of dimensions
+        With `name` and `count`, those of a frame last; as ome-writers makes them.
+
+    Returns
+    -------
+    str or None
+        None if each frame is at the index of its event.
+    """
+    try:
+        visited = _visits(seq).counts
+    except NotImplementedError as error:
+        return str(error)
+    given = {dim.name: dim.count for dim in dims[:-2]}
+    # Where an axis of one element is makes no difference.
+    if [at for at in given.items() if at[1] != 1] == [
+        at for at in visited.items() if at[1] != 1
+    ]:
+        return None
+    return f"Its dimensions are {given}, and the frames come as {visited}."
+
+
+# ------------------------------------------------------------ what is visited, and when
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where frames are taken: indices of useq, a stage position, a point of a grid."""
+
+    p: int | None
+    g: int | None
+    stage: Any  # useq.Position; None: a grid around no position
+    point: Any  # of a grid, or None
+
+
+class _Visits:
+    """In which order a sequence visits its frames.
+
+    Positions and the points of grids are one axis, "p". `counts` has the length of each
+    axis by its name, the fastest last; None is endless.
+    """
+
+    def __init__(self, counts: dict[str, int | None], places: list[_Place]) -> None:
+        self.counts, self.places = counts, places
+        self._places = {(at.p, at.g): i for i, at in enumerate(places)}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.counts)
+
+    def number(self, index: Mapping[str, int]) -> int:
+        """Return the number of the frame with an index of useq."""
         number = 0
-        for name, count in self._counts:
-            if name == "p":
-                i = self._positions[index.get("p"), index.get("g")]
-            else:
-                i = index[name]
-            number = number * count + i
+        for name, count in self.counts.items():
+            at_place = index.get("p"), index.get("g")
+            i = self._places[at_place] if name == "p" else index[name]
+            number = number * (count or 0) + i
         return number
+
+
+def _visits(seq: useq.MDASequence) -> _Visits:
+    """Return how a sequence visits its frames, if an array has them in that order."""
+    found = {axis: _count(seq, axis) for axis in map(str, seq.axis_order)}
+    found = {axis: count for axis, count in found.items() if count != 0}
+    _need_all_frames(seq, found)
+    order = list(found)
+    at = [i for i, axis in enumerate(order) if axis in "pg"]
+    if at and any(found[axis] != 1 for axis in order[at[0] + 1 : at[-1]]):
+        raise NotImplementedError(
+            f"axis_order {''.join(order)!r} has other axes between positions (p) and grid "
+            "(g), which are one dimension here: put them side by side."
+        )
+    places = _places(seq, order)
+    counts = {"p" if axis in "pg" else axis: count for axis, count in found.items()}
+    counts |= {"p": len(places)} if places else {}
+    if None in list(counts.values())[1:]:
+        raise NotImplementedError(
+            "A time plan without an end can only be the outermost axis: put 't' first in "
+            "axis_order."
+        )
+    visits = _Visits(counts, places)
+    if any(at.stage is not None and at.stage.sequence is not None for at in places):
+        _need_order_of_array(seq, visits)
+    return visits
+
+
+def _count(seq: useq.MDASequence, axis: str) -> int | None:
+    """Return how long an axis is: 0 without a plan, None without an end."""
+    if axis == "t":
+        return _num_times(seq.time_plan) if seq.time_plan else 0
+    if axis == "c":
+        return len(seq.channels)
+    if axis == "p":
+        return len(seq.stage_positions)
+    plan: Any = seq.z_plan if axis == "z" else seq.grid_plan
+    return 0 if plan is None else sum(1 for _ in plan)
+
+
+def _num_times(plan: Any) -> int | None:
+    if _is_endless(plan):
+        return None
+    if hasattr(plan, "phases"):
+        # Counted, because num_timepoints() of phases is one too few or too many.
+        return sum(1 for _ in plan)
+    return int(plan.loops)
+
+
+def _is_endless(plan: Any) -> bool:
+    if hasattr(plan, "phases"):
+        return any(map(_is_endless, plan.phases))
+    # With a duration, useq computes `loops` and would divide by an interval of zero.
+    return "loops" not in type(plan).model_fields and (
+        plan.duration is None or not plan.interval
+    )
+
+
+def _places(seq: useq.MDASequence, order: Sequence[str]) -> list[_Place]:
+    """Return where frames are taken, in the order of the visits."""
+    grid: list[Any] = list(seq.grid_plan or ()) if "g" in order else []
+    if "p" not in order:
+        return [_Place(None, g, None, point) for g, point in enumerate(grid)]
+    places = [
+        _Place(p, None if point is None else g, stage, point)
+        for p, stage in enumerate(_stages(seq))
+        for g, point in enumerate(_own_grid(stage) or grid or [None])
+    ]
+    if "g" in order and order.index("g") < order.index("p"):
+        places.sort(key=lambda at: at.g or 0)
+    return places
+
+
+def _stages(seq: useq.MDASequence) -> list[Any]:
+    """Return the positions; those of a plate with their place in the grid of a well."""
+    stages: Any = seq.stage_positions
+    if not _is_plate(seq):
+        return list(stages)
+    points = itertools.cycle(stages.well_points_plan)
+    return [
+        stage.model_copy(
+            update={
+                "name": None,
+                "z": None,
+                "grid_row": point.grid_row,
+                "grid_col": point.grid_col,
+            }
+        )
+        for stage, point in zip(stages, points, strict=False)
+    ]
+
+
+def _own_grid(stage: Any) -> list[Any]:
+    return list((stage.sequence and stage.sequence.grid_plan) or ())
+
+
+def _is_plate(seq: useq.MDASequence) -> bool:
+    return hasattr(seq.stage_positions, "selected_well_positions")
 
 
 # ------------------------------------------------------------------- what can be stored
@@ -174,21 +324,24 @@ def _need_sequence(seq: object) -> None:
         raise ValueError(f"seq must be a useq.MDASequence, got {type(seq).__name__}.")
 
 
-def _need_regular(seq: useq.MDASequence) -> None:
-    """Check that the frames come in the order of an array."""
-    channels = seq.channels
-    if any(channel.acquire_every > 1 for channel in channels):
+def _need_all_frames(seq: useq.MDASequence, counts: Mapping[str, int | None]) -> None:
+    """Check that no channel, and no position, leaves out what others have."""
+    every = [channel.acquire_every for channel in seq.channels]
+    if counts.get("t", 1) != 1 and "c" in counts and max(every) > 1:
         raise NotImplementedError(
             "A channel with acquire_every > 1 leaves out times that other channels have: "
             "record it in a sequence of its own."
         )
-    if seq.z_plan and any(not channel.do_stack for channel in channels):
+    has_stack = [channel.do_stack for channel in seq.channels]
+    if counts.get("z", 1) != 1 and "c" in counts and not all(has_stack):
         raise NotImplementedError(
             "A channel with do_stack=False has no z-stack, but an array has one for all "
             "channels: record it in a sequence of its own."
         )
+    if "p" not in counts:
+        return
     if _is_plate(seq):
-        if seq.grid_plan:
+        if "g" in counts:
             raise NotImplementedError(
                 "A WellPlatePlan cannot be used together with a grid_plan: put the grid "
                 "into its well_points_plan."
@@ -202,182 +355,197 @@ def _need_regular(seq: useq.MDASequence) -> None:
             "A position's own sequence may have a grid_plan only: times, channels and "
             "z-stacks must be those of all positions."
         )
-    order = [str(axis) for axis in seq.axis_order]
-    visited = [axis for axis in order if _is_visited(seq, axis)]
-    has_own_grid = any(sub.grid_plan for sub in subs)
-    if {"p", "g"} <= set(visited) and abs(visited.index("p") - visited.index("g")) != 1:
+
+
+def _need_order_of_array(seq: useq.MDASequence, visits: _Visits) -> None:
+    """Check the events themselves: a sequence of a position has rules of its own.
+
+    Of times, channels and planes two each are enough to see in which order they come.
+    """
+    import useq
+
+    counts = {
+        name: count if name == "p" or count == 1 else 2
+        for name, count in visits.counts.items()
+    }
+    shorter: dict[str, Any] = {"channels": seq.channels[:2]}
+    if "t" in counts:
+        times = {"interval": 0, "loops": counts["t"]}
+        shorter["time_plan"] = useq.TIntervalLoops.model_validate(times)
+    if "z" in counts:
+        shorter["z_plan"] = useq.ZRelativePositions(relative=[0.0, 1.0][: counts["z"]])
+    number = _Visits(counts, visits.places).number
+    events = seq.model_copy(update=shorter)
+    try:
+        numbers = [number(e.index) for e in events if e.action.type == "acquire_image"]
+    except KeyError:
+        numbers = []
+    if numbers != list(range(math.prod(n or 0 for n in counts.values()))):
+        inside = "".join(name for name in visits.counts if name != "p")
         raise NotImplementedError(
-            f"axis_order {''.join(order)!r} has other axes between positions (p) and grid "
-            "(g), which are one dimension here: put them side by side."
+            "Positions have sequences of their own, and useq visits their frames in an "
+            f"order that no array has, or leaves out some (their grids are within {inside} "
+            "here, where they are last of all). Put 'p' last in axis_order, give a "
+            "grid_plan for all positions, or leave out a sequence that has no plan."
         )
-    if not has_own_grid or "p" not in visited:
-        return
-    # useq visits such a grid innermost, within channels and z-stacks.
-    inside = visited[visited.index("p") + 1 :]
-    within = [axis for axis in inside if axis != "g" and _count(seq, axis) != 1]
-    if within or visited.index("p") > min(map(visited.index, {"p", "g"} & set(visited))):
-        raise NotImplementedError(
-            f"Positions have grids of their own, which are visited within "
-            f"{', '.join(within) or 'the grid of all'}: no array has its frames in this "
-            "order. Put 'p' last in axis_order, or give a grid_plan for all positions."
-        )
-
-
-def _is_visited(seq: useq.MDASequence, axis: str) -> bool:
-    if axis == "p":
-        return bool(seq.stage_positions)
-    return (axis == "g" and bool(seq.grid_plan)) or _count(seq, axis) != 0
-
-
-def _count(seq: useq.MDASequence, axis: str) -> int | None:
-    """Return how long an axis of times, channels or z is; 0: it is not visited."""
-    if axis == "t" and seq.time_plan:
-        # Counted, because num_timepoints() of phases is one too few or too many.
-        return None if _is_endless(seq.time_plan) else sum(1 for _ in seq.time_plan)
-    if axis == "c":
-        return len(seq.channels)
-    if axis == "z" and seq.z_plan:
-        return len(list(seq.z_plan))
-    return 0
-
-
-def _is_endless(plan: Any) -> bool:
-    if hasattr(plan, "phases"):
-        return any(map(_is_endless, plan.phases))
-    # With a duration, useq computes `loops` and would divide by an interval of zero.
-    return "loops" not in type(plan).model_fields and (
-        plan.duration is None or not plan.interval
-    )
 
 
 # -------------------------------------------------------------------------- dimensions
 
 
-def _dimension(seq: useq.MDASequence, axis: str) -> dict[str, Any] | None:
-    """Return the fields of the dimension of times, channels or z, if it is visited."""
-    count = _count(seq, axis)
-    if count == 0:
-        return None
-    if axis == "t":
-        plan: Any = seq.time_plan
-        first = plan.phases[0] if hasattr(plan, "phases") else plan
-        interval_s = first.interval.total_seconds()
-        return _fields("t", "time", "second", interval_s) | {"count": count}
-    if axis == "c":
-        names = [Channel(name=channel.config) for channel in seq.channels]
-        return _fields("c", "channel", None, 1.0) | {"coords": names}
-    step = getattr(seq.z_plan, "step", None)
-    scale = 1.0 if step is None else float(step)
-    return _fields("z", "space", "micrometer", scale) | {"count": count}
+def _dimension(
+    seq: useq.MDASequence, visits: _Visits, name: str, unit: UnitTuple | None
+) -> Dimension:
+    count = visits.counts[name]
+    if name == "p":
+        return Dimension(name="p", type="position", coords=_positions(seq, visits))
+    if name == "c":
+        scale, unit_name = unit or (1.0, None)
+        return Dimension(
+            name="c", type="channel", coords=_channels(seq), scale=scale, unit=unit_name
+        )
+    fields: dict[str, Any]
+    if name == "t":
+        fields = {"name": "t", "type": "time", "unit": "second"} | _times(seq, count)
+    else:
+        heights: Any = seq.z_plan
+        fields = {"name": "z", "type": "space", "unit": "micrometer"}
+        fields |= _spacing(list(heights), getattr(heights, "step", None))
+    if unit is not None:
+        fields = {k: v for k, v in fields.items() if k not in ("coords", "translation")}
+        fields |= {"scale": unit[0], "unit": unit[1]}
+    return Dimension(count=count, **fields)
 
 
-def _fields(name: str, kind: str, unit: str | None, scale: float) -> dict[str, Any]:
-    return {"name": name, "type": kind, "unit": unit, "scale": scale}
+def _channels(seq: useq.MDASequence) -> list[Channel]:
+    """Return the channels; equal ones of two groups, say, are numbered."""
+    names: list[str] = []
+    for number, channel in enumerate(seq.channels):
+        name = channel.config
+        while name in names:
+            name += f"_{number}"
+        names.append(name)
+    return [Channel(name=name) for name in names]
+
+
+def _times(seq: useq.MDASequence, count: int | None) -> dict[str, Any]:
+    """Return when frames are due, in seconds: evenly, or as a list."""
+    plan: Any = seq.time_plan
+    phases = plan.phases if hasattr(plan, "phases") else [plan]
+    # One time has no interval, and useq would divide by zero.
+    intervals = {
+        phase.interval.total_seconds()
+        for phase in phases
+        if _is_endless(phase) or phase.loops > 1 or "interval" in type(phase).model_fields
+    }
+    if len(intervals) <= 1:
+        return {"scale": next(iter(intervals), None) or None}
+    return {} if count is None else _spacing(list(plan), None)
+
+
+def _spacing(places: list[float], step: float | None) -> dict[str, Any]:
+    """Return scale and translation of places that are evenly spaced, else coords."""
+    first = places[0]
+    if len(places) == 1:
+        return {"scale": step or None, "translation": first or None}
+    steps = np.diff(places)
+    mean = float(np.mean(steps))
+    if mean and np.allclose(steps, mean, rtol=1e-6, atol=0):
+        even = step and math.copysign(step, mean)
+        is_step = even and math.isclose(even, mean, rel_tol=1e-6)
+        return {"scale": even if is_step else mean, "translation": first or None}
+    return {"coords": [float(place) for place in places]}
 
 
 # --------------------------------------------------------------------------- positions
 
 
-def _positions(
-    seq: useq.MDASequence,
-) -> Iterator[tuple[int | None, int | None, Position]]:
-    """Yield the positions as they are visited, each with its index of "p" and of "g"."""
-    if _is_plate(seq):
-        for p, position in enumerate(_wells(seq.stage_positions)):
-            yield p, None, position
-        return
-    order = [str(axis) for axis in seq.axis_order]
-    stage = list(seq.stage_positions)
-    grid = list(seq.grid_plan or ()) if "g" in order else []
-    if not stage:
-        z = 0.0 if seq.grid_plan is not None and seq.grid_plan.is_relative else None
-        for g, point in enumerate(grid):
-            yield None, g, _at_point(f"{g:04d}", 0, 0, z, point)
-    elif "p" not in order:  # positions are not visited: the grid is around the first
-        for g, point in enumerate(grid):
-            yield None, g, _at(stage[0], "0", g, point)
-    else:
-        several = len(stage) > 1
-        places = [
-            (p, g, point)
-            for p, pos in enumerate(stage)
-            for g, point in enumerate(_own_grid(pos) or grid or [None])
-        ]
-        if grid and order.index("g") < order.index("p"):
-            places.sort(key=lambda place: place[1])
-        for p, g, point in places:
-            suffix = f"_p{p:04d}" if several and point is not None else ""
-            at = _at(stage[p], str(p), g, point, suffix)
-            yield p, None if point is None else g, at
+def _positions(seq: useq.MDASequence, visits: _Visits) -> list[Position]:
+    """Return the positions, each with a name that no other has in its well and grid cell.
+
+    A position without a name is named by its number in its well ("fov0"), or by its number
+    in the sequence.
+    """
+    several = len(seq.stage_positions) > 1
+    # The stage's height counts where none of an absolute plan does.
+    is_relative = "z" not in visits.counts or bool(seq.z_plan and seq.z_plan.is_relative)
+    in_wells: Counter[tuple[str, ...]] = Counter()
+    seen: set[tuple[Any, ...]] = set()
+    positions: list[Position] = []
+    for at in visits.places:
+        point, stage = at.point, at.stage
+        well = {} if stage is None else _well_of(stage)
+        key = tuple(well.values())
+        if stage is None:
+            name = f"{at.g:04d}"
+        else:
+            name = stage.name or (f"fov{in_wells[key]}" if well else str(at.p))
+            if point is not None and point.grid_row is None and (stage.name or not well):
+                # Only the name distinguishes the points.
+                name += f"_p{at.p:04d}_g{at.g:04d}" if several else f"_g{at.g:04d}"
+        in_wells[key] += 1
+        cell = stage if point is None else point
+        where = (*key, cell.grid_row, cell.grid_col)
+        while (*where, name) in seen:
+            name += f"_{len(positions)}"
+        seen.add((*where, name))
+        x, y, z = _coords(stage, point)
+        positions.append(
+            Position(
+                name=name,
+                x_coord=x,
+                y_coord=y,
+                z_coord=z if is_relative else None,
+                grid_row=cell.grid_row,
+                grid_column=cell.grid_col,
+                **well,
+            )
+        )
+    return positions
 
 
-def _own_grid(pos: Any) -> list[Any]:
-    return list((pos.sequence and pos.sequence.grid_plan) or ())
+def _coords(stage: Any, point: Any) -> tuple[float | None, float | None, float | None]:
+    """Return where the stage is at a position, at a point of a grid, or both."""
+    if point is None:
+        return stage.x, stage.y, stage.z
+    if stage is None:
+        return point.x, point.y, 0.0 if point.is_relative else None
+    if point.is_relative:
+        return (stage.x or 0) + point.x, (stage.y or 0) + point.y, stage.z
+    return point.x, point.y, stage.z
 
 
-def _at(pos: Any, number: str, g: int, point: Any, suffix: str = "") -> Position:
-    """Return a stage position, at a point of a grid if there is one."""
-    name, well = pos.name or number, {}
-    if pos.plate_row is not None and pos.plate_col is not None:
-        well = _well(pos.plate_row, pos.plate_col)
-    elif (pos.plate_row, pos.plate_col) != (None, None):
+def _well_of(stage: Any) -> dict[str, str]:
+    row, column = stage.plate_row, stage.plate_col
+    if row is not None and column is not None:
+        return {"plate_row": _letters(row), "plate_column": str(int(column) + 1)}
+    if (row, column) != (None, None):
         warnings.warn(
-            f"Position {name!r} has one of plate_row={pos.plate_row} and "
-            f"plate_col={pos.plate_col} only: it is taken to be on no plate.",
+            f"Position {stage.name!r} has one of plate_row={row} and plate_col={column} "
+            "only: it is taken to be on no plate.",
             stacklevel=2,
         )
-    if point is None:
-        grid = {"grid_row": pos.grid_row, "grid_column": pos.grid_col}
-        return Position(
-            name=name, x_coord=pos.x, y_coord=pos.y, z_coord=pos.z, **grid, **well
-        )
-    if point.grid_row is None:  # only the name distinguishes the points
-        name = f"{name}{suffix}_g{g:04d}"
-    return _at_point(name, pos.x, pos.y, pos.z, point, **well)
+    return {}
 
 
-def _at_point(
-    name: str, x: float | None, y: float | None, z: float | None, point: Any, **well: str
-) -> Position:
-    is_relative = point.is_relative
-    return Position(
-        name=name,
-        x_coord=(x or 0) + point.x if is_relative else point.x,
-        y_coord=(y or 0) + point.y if is_relative else point.y,
-        z_coord=z,
-        grid_row=point.grid_row,
-        grid_column=point.grid_col,
-        **well,
-    )
-
-
-def _is_plate(seq: useq.MDASequence) -> bool:
-    return hasattr(seq.stage_positions, "selected_well_positions")
-
-
-def _wells(plan: Any) -> Iterator[Position]:
-    """Yield the positions in the wells of a plate, named by their number in the well."""
-    points = list(plan.well_points_plan)
-    wells = zip(plan.selected_well_indices, plan.selected_well_positions, strict=True)
-    for (row, column), center in wells:
-        for i, point in enumerate(points):
-            well = _well(row, column)
-            yield _at_point(f"fov{i}", center.x, center.y, None, point, **well)
-
-
-def _well(row: int, column: int) -> dict[str, str]:
-    return {"plate_row": _letters(row), "plate_column": str(int(column) + 1)}
-
-
-def _plate(seq: useq.MDASequence) -> Plate | None:
+def _plate(seq: useq.MDASequence, visits: _Visits) -> Plate | None:
     """Return the plate, or one that is large enough for the wells of the positions."""
-    stage: Any = seq.stage_positions
+    stages = [at.stage for at in visits.places if at.stage is not None]
+    if not stages:
+        return None
+    plan: Any = seq.stage_positions
     if _is_plate(seq):
-        name, rows, columns = stage.plate.name, stage.plate.rows, stage.plate.columns
+        name, rows, columns = plan.plate.name, plan.plate.rows, plan.plate.columns
     else:
-        wells = [(pos.plate_row, pos.plate_col) for pos in stage]
+        wells = [(pos.plate_row, pos.plate_col) for pos in stages]
         wells = [well for well in wells if None not in well]
         if not wells:
+            return None
+        if len(wells) < len(stages):
+            warnings.warn(
+                "Only some of the positions are in wells: their plate is left out.",
+                stacklevel=2,
+            )
             return None
         name, (rows, columns) = None, (max(n) + 1 for n in zip(*wells, strict=True))
     return Plate(

@@ -15,6 +15,7 @@ import ome_writers
 from ome_writers._stream import AVAILABLE_BACKENDS
 
 from scratchwriter.bridges.export import parts, whole
+from scratchwriter.bridges.export.counted import need_all
 from scratchwriter.bridges.export.job import Flag, Job, Progress, Run, open_again
 from scratchwriter.bridges.export.streams import open_stream
 from scratchwriter.bridges.export.unfinished import (
@@ -55,6 +56,8 @@ def export(
     goal, name = out, "data.ome.zarr"
     if theirs.name == "ome-tiff":  # it chooses its own name
         goal = Path(theirs.get_output_path(str(out), num_positions=positions))
+        if goal.resolve() == dataset.path.resolve():  # a folder, without the suffix
+            goal = out
         name = out.name
     need_apart(goal, dataset.path)
     goal.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,9 @@ def export(
         except DatasetError:
             with open_again(job):  # if it was replaced, that error says more
                 raise
+        need_all(
+            run, made / job.name if (made / job.name).exists() else next(made.iterdir())
+        )
         with open_again(job):
             appear(made, goal, overwrite)
         clear(folder)

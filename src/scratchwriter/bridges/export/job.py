@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from scratchwriter._files.metadata import where
+from scratchwriter.bridges.export.names import group_path, need_names, unique_names
+from scratchwriter.dimensions import Position
 from scratchwriter.errors import ExportCancelledError
 from scratchwriter.plan import make_plan, skip_of
 from scratchwriter.reader import ScratchDataset, need_recording, open_scratch
@@ -53,6 +54,8 @@ class Job:
         File name of the output while it is made.
     settings : dict
         Those of `ome_writers.AcquisitionSettings` as JSON, without the path.
+    groups : list of str
+        Of an OME-Zarr: the path of each position's group in it.
     first : int
         Number of the first frame that is kept.
     """
@@ -61,6 +64,7 @@ class Job:
     recording_id: str
     name: str
     settings: dict[str, Any]
+    groups: list[str]
     first: int
 
     @classmethod
@@ -80,9 +84,12 @@ class Job:
         # OME has no other orders.
         settings["storage_order"] = order if isinstance(order, str) else "ome"
         settings["format"] = theirs.model_dump(mode="json")
+        _give_scales(settings, positive=theirs.name == "ome-tiff")
+        groups: list[str] = []
         if theirs.name == "ome-zarr":
             settings["format"]["suffix"] = ".ome.zarr"
-            _need_names(ours.positions)
+            need_names(ours.positions)
+            groups = _give_unique_names(settings, ours.positions)
         where_xml_is = settings["format"].get("multi_file_metadata", "redundant")
         if where_xml_is != "redundant" and len(ours.positions) > 1:
             warnings.warn(
@@ -104,7 +111,7 @@ class Job:
             if dim["type"] == "channel" and np.dtype(ours.dtype).kind not in "iu":
                 dim["coords"] = None
         identity = str(dataset.path), dataset.recording_id
-        return cls(*identity, name, settings, dataset.first_frame)
+        return cls(*identity, name, settings, groups, dataset.first_frame)
 
     @property
     def chunks(self) -> list[int]:
@@ -122,21 +129,39 @@ class Job:
         return bool(self.settings["format"]["name"] == "ome-tiff")
 
 
-def _need_names(positions: Any) -> None:
-    for position in positions:
-        for name in (position.name, position.plate_row, position.plate_column):
-            if name is not None and not _is_inside(name):
-                raise ValueError(
-                    f"In an OME-Zarr a position is a folder, and {name!r} cannot be its "
-                    "name: export to .ome.tiff, or each position as .npy"
-                )
+def _give_scales(settings: dict[str, Any], *, positive: bool) -> None:
+    """Leave out what would make up a scale: zero, and the unit of an axis without one."""
+    for dim in settings["dimensions"]:
+        if dim["scale"] is not None:
+            dim["scale"] = (abs(dim["scale"]) if positive else dim["scale"]) or None
+        if dim["scale"] is None and dim["type"] in ("time", "space"):
+            dim["unit"] = None
 
 
-def _is_inside(name: str) -> bool:
-    """Return whether a name leads into a store, and not to the store's own metadata."""
-    parts = re.split(r"[/\\]", name)
-    leads_out = any(part in ("", ".", "..", "zarr.json") for part in parts)
-    return not leads_out and parts[0] != "OME" and not Path(name).drive
+def _give_unique_names(
+    settings: dict[str, Any], positions: Sequence[Position]
+) -> list[str]:
+    """Rename positions whose folders meet in an OME-Zarr; return the path of each."""
+    on_plate = settings["plate"] is not None
+    if len(positions) == 1 and not on_plate:
+        return ["."]
+    names = unique_names(positions, on_plate=on_plate)
+    dim = next(dim for dim in settings["dimensions"] if dim["type"] == "position")
+    for at, name in zip(dim["coords"], names, strict=True):
+        at["name"] = name
+    renamed = [name for at, name in zip(positions, names, strict=True) if name != at.name]
+    if renamed:
+        more = ", ..." if len(renamed) > 5 else ""
+        warnings.warn(
+            f"In an OME-Zarr a position is a folder, and several would be the same or in "
+            f"another: {len(renamed)} have another name there "
+            f"({', '.join(renamed[:5])}{more}).",
+            stacklevel=6,
+        )
+    return [
+        group_path(at, name, on_plate=on_plate)
+        for at, name in zip(positions, names, strict=True)
+    ]
 
 
 class Run:
@@ -154,6 +179,11 @@ class Run:
         self._progress, self._cancel, self._done = progress, cancel, 0
         self.plan = make_plan(dataset.settings)
         self.poll()
+
+    @property
+    def num_done(self) -> int:
+        """Number of frames that are written, skipped ones included."""
+        return self._done
 
     def poll(self) -> None:
         """Find out how many frames have come, and whether more can come."""
@@ -264,7 +294,8 @@ def copy_global_metadata(run: Run, stream: ome_writers.OMEStream) -> None:
     lost = {
         dim.name: dim.model_dump(mode="json")["coords"]
         for dim in dims
-        if dim.coords and not kept[dim.name]
+        # Of others than channels and positions, ome-writers writes none.
+        if dim.coords and (not kept[dim.name] or dim.type not in ("channel", "position"))
     }
     if lost:
         stream.set_global_metadata("scratchwriter", {"coords": lost})

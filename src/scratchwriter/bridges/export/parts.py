@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scratchwriter.bridges.export.geometry import place_images
 from scratchwriter.bridges.export.job import (
     Job,
     Run,
@@ -240,6 +241,7 @@ def _join(run: Run) -> Path:
             copy_global_metadata(run, stream)
         for path in (begun / name).rglob("zarr.json"):
             _join_metadata(path, [p / name / path.relative_to(begun / name) for p in parts])
+        place_images(begun / name, run.job, run.dataset.settings)
         begun.rename(made)
     for part in parts:
         _move_chunks(part / name, made / name)

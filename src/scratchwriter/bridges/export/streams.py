@@ -17,6 +17,9 @@ from typing import Any
 
 import ome_writers
 
+from scratchwriter.bridges.export.geometry import place_planes
+from scratchwriter.settings import AcquisitionSettings
+
 _PAUSE_S = 0.002
 _JOIN_S = 0.2
 
@@ -137,18 +140,27 @@ def _drop_backlog(stream: ome_writers.OMEStream) -> None:
         manager.thread.join()
 
 
-def correct_files(stream: ome_writers.OMEStream, steps: int | None, frames: int) -> None:
-    """Correct the lengths, and the references to each other, in all files of a closed TIFF.
+def correct_files(
+    stream: ome_writers.OMEStream,
+    steps: int | None,
+    frames: int,
+    ours: AcquisitionSettings,
+) -> None:
+    """Correct lengths, places, and the references to each other, in files of a closed TIFF.
 
-    ome-writers corrects only the first image, and refers to files by the paths where they
-    were made.
+    ome-writers corrects only the first image, refers to files by the paths where they were
+    made, and does not say where an image was taken.
 
     Parameters
     ----------
+    stream : ome_writers.OMEStream
+        The stream that wrote them.
     steps : int or None
         Length of the unbounded dimension, if the settings have one.
     frames : int
         Number of frames in each file.
+    ours : AcquisitionSettings
+        Of the dataset.
     """
     backend: Any = stream._backend
     metadata = stream.get_metadata()
@@ -161,4 +173,6 @@ def correct_files(stream: ome_writers.OMEStream, steps: int | None, frames: int)
                 setattr(image.pixels, f"size_{name}", steps)
             for block in image.pixels.tiff_data_blocks:
                 block.plane_count = frames
+        if model.binary_only is None:
+            place_planes(model, ours)
     stream.update_metadata(metadata)

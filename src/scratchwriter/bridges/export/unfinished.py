@@ -119,7 +119,8 @@ def _may_be_replaced(path: Path) -> bool:
     """Return whether a path is a file, or a folder that holds only an export."""
     if not path.is_dir() or path.is_symlink():
         return True
-    tiff = re.compile(rf"{re.escape(path.name)}_p\d+\..*|.*\.ome")
+    stem = re.sub(r"(\.ome)?\.tiff?$", "", path.name, flags=re.IGNORECASE)
+    tiff = re.compile(rf"{re.escape(stem)}_p\d+\..*|.*\.ome")
     is_zarr = any((path / name).is_file() for name in _OF_ZARR)
 
     def is_of_it(child: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scratchwriter.bridges.export.geometry import place_images
 from scratchwriter.bridges.export.job import Run, copy_frames, copy_global_metadata
 from scratchwriter.bridges.export.streams import (
     correct_files,
@@ -54,5 +55,8 @@ def _write(run: Run, made: Path) -> None:
         copy_global_metadata(run, stream)
         per_file = frames // files
         wait_until_written(stream, per_file, run.check)
-    if job.is_tiff and frames != per_file:  # there are several
-        correct_files(stream, None if run.plan.num_frames else steps, per_file)
+    if job.is_tiff:
+        length = None if run.plan.num_frames else steps
+        correct_files(stream, length, per_file, run.dataset.settings)
+    else:
+        place_images(made / job.name, job, run.dataset.settings)
