@@ -41,13 +41,17 @@ _SEQUENCE = {
                 "mode": r.choice(["row_wise", "row_wise_snake", "column_wise", "spiral"]),
                 **_FIELD,
             },
-            {"num_points": r.randint(1, 3), **_AT_RANDOM},
+            {"num_points": r.randint(1, 3), "random_seed": _seed(r), **_AT_RANDOM},
             {"top": 0, "left": 0, "bottom": r.choice([0.5, 2]), "right": 2, **_FIELD},
         ]
     ),
 }
 _FIELD = {"fov_width": 1.5, "fov_height": 1.5}
-_AT_RANDOM = {"max_width": 5, "max_height": 5, "random_seed": 1, **_FIELD}
+_AT_RANDOM = {"max_width": 5, "max_height": 5, **_FIELD}
+
+
+def _seed(r):
+    return r.choice([1, 1, 1, None])
 
 
 def _numbers(r):
@@ -85,7 +89,11 @@ def _position(r, number):
 
 def _wells(r):
     points = r.choice(
-        [{}, {"rows": 1, "columns": 2, **_FIELD}, {"num_points": 2, **_AT_RANDOM}]
+        [
+            {},
+            {"rows": 1, "columns": 2, **_FIELD},
+            {"num_points": 2, "random_seed": _seed(r), **_AT_RANDOM},
+        ]
     )
     return useq.WellPlatePlan(
         plate="96-well",
@@ -93,6 +101,11 @@ def _wells(r):
         selected_wells=([0, 1], [0, 1]),
         **({"well_points_plan": points} if points else {}),
     )
+
+
+def is_drawn_again(seq):
+    """Return whether a sequence has random points that useq draws each time it is asked."""
+    return '"random_seed":null' in seq.model_dump_json()
 
 
 def random_sequence(seed):

@@ -207,6 +207,16 @@ class Lazy(Mapping):
         return 1
 
 
+class NamesRaise(Lazy):
+    def __iter__(self):
+        raise OSError("the file is closed")
+
+
+def test_a_mapping_that_cannot_give_its_names_is_left_out_with_a_warning():
+    with pytest.warns(UserWarning, match=r"names cannot be read \(OSError: the file is"):
+        assert encode_frame_metadata(NamesRaise()) == b"{}"
+
+
 def test_of_a_mapping_that_cannot_give_a_value_the_others_are_stored():
     with pytest.warns(UserWarning, match=r"'gone' is not stored.*the file is closed"):
         assert json.loads(encode_frame_metadata(Lazy())) == {"there": 1}
@@ -391,7 +401,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text(), JSON))
 def test_what_is_json_stays_as_it_is(value):
-    assert plain(value) == (value, {})
+    assert plain(value, 10_000) == (value, {})
 
 
 class Model(pydantic.BaseModel):
@@ -406,13 +416,50 @@ class Endless(dict):
         super().__init__(a=self)
 
 
+class Deeper(Mapping):
+    """A mapping without an end, in which nothing comes twice."""
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        return iter("a")
+
+    def __getitem__(self, key):
+        return Deeper()
+
+
+class ItemsRaise(list):
+    def __iter__(self):
+        raise OSError("the file is closed")
+
+
+class NameRaises:
+    def __str__(self):
+        raise OSError("the file is closed")
+
+
+class SizeRaises(np.ndarray):
+    def __new__(cls):
+        return np.zeros(2).view(cls)
+
+    @property
+    def size(self):
+        raise OSError("the file is closed")
+
+
 @pytest.mark.parametrize(
     ("value", "expected", "left_out"),
     [
         ({"a": {"b": object(), "c": 1}}, {"a": {"c": 1}}, ["a.b"]),
         ({"a": np.arange(3)}, {"a": [0, 1, 2]}, []),
         ({"a": np.zeros(11), "b": np.float32(2)}, {"b": 2.0}, ["a"]),
-        ({"a": [1, object()], "b": 2}, {"b": 2}, ["a"]),
+        ({"a": [1, object()], "b": 2}, {"a": [1, None], "b": 2}, ["a"]),
+        ({"a": [1, [2, {"c": object(), "d": 3}]]}, {"a": [1, [2, {"d": 3}]]}, ["a.c"]),
+        ({"a": list(range(11)), "b": 2}, {"b": 2}, ["a"]),
+        ({"a": [[[0] * 4] * 3]}, {}, ["a"]),
+        ({"a": [0] * 10, "b": [[1]] * 10}, {"a": [0] * 10, "b": [[1]] * 10}, []),
+        ({"a": np.zeros((2, 5))}, {"a": [[0.0] * 5] * 2}, []),
         ({"a": Model(data=np.arange(2))}, {"a": {"data": [0, 1]}}, []),
         (
             {"a": Model(data={"x": object(), "y": 1})},
@@ -421,7 +468,14 @@ class Endless(dict):
         ),
         ({"a": Model(name="b")}, {"a": {"name": "b"}}, []),
         ({1: 2, None: 3}, {"1": 2, "None": 3}, []),
-        ([object()], None, [""]),
+        ([object()], [None], [""]),
+        (object(), None, [""]),
+        ({"a": Lazy(), "b": 1}, {"a": {"there": 1}, "b": 1}, ["a.gone"]),
+        ({"a": NamesRaise(), "b": 1}, {"b": 1}, ["a"]),
+        ({"a": ItemsRaise([1]), "b": 1}, {"b": 1}, ["a"]),
+        ({"a": {NameRaises(): 1, "b": 1}}, {"a": {"b": 1}}, ["NameRaises"]),
+        ({"a": SizeRaises(), "b": 1}, {"b": 1}, ["a"]),
+        (NamesRaise(), None, [""]),
     ],
 )
 def test_only_what_json_cannot_hold_is_left_out(value, expected, left_out):
@@ -430,11 +484,26 @@ def test_only_what_json_cannot_hold_is_left_out(value, expected, left_out):
     assert list(left) == left_out
 
 
+def test_what_contains_itself_is_left_out_there():
+    circle = [1]
+    circle.append(circle)
+    found, left_out = plain({"a": 1, "b": Endless(), "c": circle})
+    assert found == {"a": 1, "b": {}, "c": [1, None]}
+    assert left_out == {"b.a": "it contains itself", "c": "it contains itself"}
+
+
 def test_a_mapping_without_an_end_is_cut_where_it_is_too_deep():
-    found, left_out = plain({"a": 1, "b": Endless()})
+    found, left_out = plain({"a": 1, "b": Deeper()})
     assert found["a"] == 1
     (why,) = left_out.values()
     assert "levels deep" in why
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_of_models_that_are_not_finite_stay(value):
+    found, left_out = plain({"a": Model(data={"gain": value}), "b": value})
+    np.testing.assert_equal(found, {"a": {"data": {"gain": value}}, "b": value})
+    assert not left_out
 
 
 def test_what_nobody_knows_is_named_by_its_type():
@@ -445,7 +514,7 @@ def test_what_nobody_knows_is_named_by_its_type():
 
 
 def test_what_is_cut_is_shallow_enough_to_be_stored():
-    found, _ = plain({"event": {"metadata": Endless()}})
+    found, _ = plain({"event": {"metadata": Deeper()}})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode_frame_metadata(found)

@@ -166,10 +166,10 @@ def is_mixed_up(events, dims):
         place = index.pop("p", None)
         if any(event.index.get(name, 0) != i for name, i in index.items()):
             return True
-        if place is not None and "p" in event.index:
-            # ome-writers adds the first point of a grid that is not visited.
-            grid = 1e-6 if "g" in event.index else 8
-            if abs(positions[place].x_coord - event.x_pos) > grid:
+        if place is not None:
+            at = positions[place]
+            pairs = (at.x_coord, event.x_pos), (at.y_coord, event.y_pos)
+            if any(None not in pair and abs(pair[0] - pair[1]) > 1e-6 for pair in pairs):
                 return True
     return False
 

@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -140,8 +141,7 @@ def test_a_sequence_whose_end_is_never_reported_is_closed_with_its_last_frame(tm
     assert handler.stream.closed
     with open_scratch(tmp_path / "run") as dataset:
         assert (dataset.state, dataset.frames_written) == ("closed", 4)
-    handler.frameReady(np.zeros((4, 4), "uint16"), event, META)
-    assert (handler.num_refused, handler.error) == (1, None)
+    assert handler.error is None
 
 
 def test_frames_that_never_came_leave_zeros_at_their_place(core):
@@ -163,8 +163,73 @@ def test_frames_go_to_the_camera_that_their_event_names_and_none_twice(caplog):
         handler.frameReady(np.full((4, 4), 10 * t + cam + 1, "uint16"), event, META)
     handler.sequenceFinished(seq)
     assert np.asarray(handler.view())[..., 0, 0].tolist() == [[1, 2], [0, 12], [21, 22]]
-    assert (handler.num_refused, handler.error) == (1, None)
+    assert "came twice or too late" in str(handler.error)
     assert "came twice or too late" in caplog.text
+
+
+NOT_OF_THE_SEQUENCE = {
+    "axis that an engine adds": ({"t": 0, "q": 1}, r"\{'t': 0, 'q': 1\} is not of this"),
+    "before the first": ({"t": -1}, "is not of this sequence"),
+    "behind the last": ({"t": 3}, "is not of this sequence"),
+    "no axis": ({}, "is not of this sequence"),
+    "camera that is none": ({"t": 0, "cam": 1}, "is not of this sequence"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OF_THE_SEQUENCE)
+def test_a_frame_at_an_index_that_is_not_of_the_sequence_is_an_error(name):
+    index, message = NOT_OF_THE_SEQUENCE[name]
+    handler = MDAHandler()
+    handler.setup(useq.MDASequence(time_plan=TIMES), {"image_infos": [INFO]})
+    with pytest.raises(ValueError, match=message):
+        handler.append(np.ones((4, 4), "uint16"), useq.MDAEvent(index=index), META)
+    assert handler.stream.frames_written == 0
+    handler.append(np.ones((4, 4), "uint16"), useq.MDAEvent(index={"t": 0}), META)
+    assert handler.stream.frames_written == 1
+    handler.close()
+
+
+def test_a_frame_that_comes_again_is_an_error():
+    handler, event = MDAHandler(), useq.MDAEvent(index={"t": 0})
+    handler.setup(useq.MDASequence(time_plan=TIMES), {"image_infos": [INFO]})
+    handler.append(np.ones((4, 4), "uint16"), event, META)
+    with pytest.raises(ValueError, match=r"\{'t': 0\} came twice.*1 frames are stored"):
+        handler.append(np.ones((4, 4), "uint16"), event, META)
+    handler.close()
+
+
+def test_a_run_of_an_engine_that_adds_an_axis_ends_at_its_first_frame(core, tmp_path):
+    class Twice(pymmcore_plus.mda.MDAEngine):
+        def exec_event(self, event):
+            for payload in super().exec_event(event):
+                image, ran, meta = payload
+                for q in range(2):
+                    index = {**ran.index, "q": q}
+                    yield image, ran.model_copy(update={"index": index}), meta
+
+    core.register_mda_engine(Twice(core))
+    handler = MDAHandler(tmp_path / "run")
+    with pytest.raises(ValueError, match="'q': 0} is not of this sequence"):
+        core.mda.run(useq.MDASequence(time_plan=TIMES), output=handler)
+    assert handler.stream.closed
+    assert handler.stream.frames_written == 0
+
+
+@pytest.mark.filterwarnings("ignore:Unable to generate")
+@pytest.mark.parametrize("overlap", [True, False])
+def test_points_that_are_drawn_when_they_are_visited_are_all_stored(core, caplog, overlap):
+    points = {"num_points": 9, "max_width": 5, "max_height": 5, "allow_overlap": overlap}
+    points |= {"fov_width": 1, "fov_height": 1}
+    seq = {"stage_positions": [(0, 0)], "grid_plan": points, "channels": ["DAPI"]}
+    handler = MDAHandler()
+    with caplog.at_level(logging.WARNING):
+        frames = run(core, seq, handler)
+    assert handler.error is None
+    assert handler.stream.frames_written == len(frames)
+    assert ("give the plan a random_seed" in caplog.text) == (not overlap)
+    if overlap:
+        (places,) = (d.coords for d in handler.stream.settings.dimensions if d.name == "p")
+        assert {(at.x_coord, at.y_coord) for at in places} == {(None, None)}
 
 
 def test_a_sequence_that_no_array_has_room_for_is_stored_frame_by_frame(core, caplog):
@@ -272,7 +337,7 @@ def test_a_handler_that_listens_logs_what_goes_wrong(core, tmp_path, caplog):
     with pymmcore_plus.mda.mda_listeners_connected(handler, mda_events=core.mda.events):
         core.mda.run(useq.MDASequence(time_plan=TIMES))
     assert isinstance(handler.error, OSError)
-    assert "No more frames of this sequence are stored" in caplog.text
+    assert "Frames are not stored: [Errno 17]" in caplog.text
 
 
 def test_what_never_came_at_the_end_is_skipped(core):
@@ -440,7 +505,12 @@ def test_a_summary_that_no_manifest_holds_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     "meta",
-    [{}, {"runner_time_ms": None, "exposure_ms": "?"}, {"position": None, "_pos": 9}],
+    [
+        {},
+        {"runner_time_ms": None, "exposure_ms": "?"},
+        {"position": None, "_pos": 9},
+        {"position": "unknown"},
+    ],
 )
 def test_frames_without_the_usual_metadata_are_stored(tmp_path, meta):
     handler = MDAHandler(tmp_path / "run")
@@ -458,6 +528,34 @@ def test_frames_without_the_usual_metadata_are_stored(tmp_path, meta):
     assert "delta_t" not in line
     assert "exposure_time" not in line
     assert line["mda_event"]["index"] == {"t": 0}
+
+
+class NamesRaise(Mapping):
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        raise OSError("the file is closed")
+
+    def __getitem__(self, key):
+        return 1
+
+
+def test_a_frame_whose_metadata_cannot_be_read_is_stored():
+    handler, event = MDAHandler(), useq.MDAEvent(index={"t": 0})
+    handler.setup(useq.MDASequence(time_plan=TIMES), {"image_infos": [INFO]})
+    with pytest.warns(UserWarning, match=r"'of the frame' are left out: OSError: the file"):
+        handler.append(np.ones((4, 4), "uint16"), event, NamesRaise())
+    handler.close()
+    assert handler.stream.frames_written == 1
+
+
+def test_what_a_summary_does_not_say_is_one_camera_without_colours():
+    info = INFO | {"plane_shape": None, "num_camera_adapter_channels": None}
+    handler = MDAHandler()
+    handler.setup(useq.MDASequence(time_plan=TIMES), {"image_infos": [info]})
+    handler.close()
+    assert handler.stream.settings.shape == (3, 4, 4)
 
 
 def test_a_line_of_metadata_does_not_grow_with_the_sequence(core, tmp_path):

@@ -11,7 +11,7 @@ ome_writers = pytest.importorskip("ome_writers")
 useq = pytest.importorskip("useq")
 
 import scratchwriter
-from random_sequences import random_sequence
+from random_sequences import is_drawn_again, random_sequence
 from scratchwriter import AcquisitionSettings, useq_to_acquisition_settings
 from scratchwriter.bridges.useq import EventNumbers
 
@@ -293,12 +293,12 @@ def where_frames_are(dims, number):
     return index, positions[place or 0]
 
 
-def is_where_it_says(event, dims, number):
+def is_where_it_says(event, dims, number, *, is_drawn):
     index, position = where_frames_are(dims, number)
     if any(event.index[name] != i for name, i in index.items()):
         return False
     at = (event.x_pos, event.y_pos)
-    if position is None or None in at:
+    if position is None or None in at or (is_drawn and position.x_coord is None):
         return True
     return (position.x_coord, position.y_coord) == pytest.approx(at)
 
@@ -322,7 +322,7 @@ def test_each_event_of_random_sequences_is_found_where_its_index_says():
         assert len(events) == math.prod(dim.count for dim in dims[:-2]), seed
         for n, event in enumerate(events):
             assert number(event.index) == n, seed
-            assert is_where_it_says(event, dims, n), seed
+            assert is_where_it_says(event, dims, n, is_drawn=is_drawn_again(seq)), seed
         if len(dims) > 2:
             AcquisitionSettings(dtype="uint16", **asked).validate_stream_ready()
         stored += 1
@@ -404,6 +404,58 @@ def test_a_grid_around_no_position_is_where_useq_goes():
     assert [(pos.x_coord, pos.y_coord) for pos in p.coords] == [
         (event.x_pos, event.y_pos) for event in seq
     ]
+
+
+RANDOM = {"num_points": 3, "max_width": 5, "max_height": 5}
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        {"grid_plan": RANDOM},
+        {"stage_positions": AB[:1], "grid_plan": RANDOM},
+        {"stage_positions": [{"x": 1, "y": 1, "sequence": {"grid_plan": RANDOM}}]},
+    ],
+)
+def test_points_that_are_drawn_when_they_are_visited_have_no_place(plans):
+    seq = useq.MDASequence(**plans)
+    (p, *_) = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert [(pos.x_coord, pos.y_coord) for pos in p.coords] == [(None, None)] * 3
+    assert len({pos.name for pos in p.coords}) == 3
+    number = EventNumbers(seq)
+    assert [number(event.index) for event in seq] == [0, 1, 2]
+
+
+def test_points_of_which_nobody_knows_the_number_are_refused():
+    field = {"allow_overlap": False, "fov_width": 1, "fov_height": 1}
+    seq = useq.MDASequence(stage_positions=AB, grid_plan=RANDOM | field)
+    with pytest.raises(NotImplementedError, match="give the plan a random_seed"):
+        useq_to_acquisition_settings(seq, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "index", [{"t": 0, "q": 0}, {"t": -1}, {"t": 3}, {}, {"t": 0, "p": 0}]
+)
+def test_an_index_that_is_not_visited_is_an_error(index):
+    number = EventNumbers(useq.MDASequence(time_plan=TIMES))
+    with pytest.raises(ValueError, match=r"not of this sequence, which visits \{'t': 3\}"):
+        number(index)
+
+
+def test_more_uneven_times_than_a_manifest_holds_are_left_out_with_a_warning():
+    plan = [{"interval": 1, "loops": 10**9}, {"interval": 2, "loops": 10**9}]
+    seq = useq.MDASequence(time_plan=plan)
+    with pytest.warns(UserWarning, match="1,999,999,999 times that are not evenly spaced"):
+        (t, *_) = useq_to_acquisition_settings(seq, 8, 8)["dimensions"]
+    assert (t.count, t.scale, t.coords) == (2 * 10**9 - 1, None, None)
+
+
+@pytest.mark.parametrize("size", [math.nan, math.inf, -1.0])
+def test_what_is_no_pixel_size_is_left_out_with_a_warning(size):
+    seq = useq.MDASequence(time_plan=TIMES)
+    with pytest.warns(UserWarning, match="is not a pixel size"):
+        (*_, x) = useq_to_acquisition_settings(seq, 8, 8, pixel_size_um=size)["dimensions"]
+    assert x.scale is None
 
 
 def test_positions_that_useq_leaves_channels_out_of_are_refused():

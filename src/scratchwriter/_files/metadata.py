@@ -66,11 +66,11 @@ def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
             f"frame_metadata must be a dict, got {type(metadata).__name__}: "
             "{'name': value, ...}."
         )
-    if not metadata:
-        return b""
-    if all(type(key) is str and key not in RESERVED_KEYS for key in metadata):
-        with suppress(_NotJsonError):
-            return _to_json(metadata)
+    with suppress(_NotJsonError):
+        with _errors_of_others():
+            keys = list(metadata)
+        if all(type(key) is str and key not in RESERVED_KEYS for key in keys):
+            return _to_json(metadata) if keys else b""
     return _to_json(dict(_writable_items(metadata)))  # without what cannot be written
 
 
@@ -105,65 +105,92 @@ def plain_metadata(
     """Return metadata of another library as plain values, without what JSON cannot hold.
 
     Where `encode_frame_metadata` leaves out a key of the frame, this leaves out only the
-    key that holds the value, however deep it is.
+    key that holds the value, however deep it is; an item of a list becomes None.
 
     Parameters
     ----------
     value : object
         Mappings, lists, models of pydantic, arrays, numbers, texts, and so on.
     most_items : int
-        An array of more is left out.
+        An array or a list of more is left out.
     leave_out : callable(name, why)
         Called with the name of each value that is left out, as "event.metadata.mask".
     name : str
         Of `value` itself.
     """
     try:
-        return _plain(value, most_items, leave_out, name, 0)
+        return _PlainValues(most_items, leave_out).of(value, name, ())
     except _NotJsonError as error:
         leave_out(name, str(error))
         return None
 
 
-def _plain(
-    value: Any,
-    most_items: int,
-    leave_out: Callable[[str, str], object],
-    name: str,
-    depth: int,
-) -> Any:
-    if type(value) in (str, int, float, bool, type(None)):
-        return value
-    if depth > _MOST_PLAIN_DEPTH:
-        raise _NotJsonError(f"it is nested more than {_MOST_PLAIN_DEPTH} levels deep")
-    if isinstance(value, np.ndarray) and value.size > most_items:
-        raise _NotJsonError(
-            f"it is an array of {value.size:,} items, more than {most_items:,}"
-        )
-    if isinstance(value, BaseModel):
-        with suppress(Exception):  # of any kind, as below
-            return value.model_dump(mode="json", exclude_defaults=True, warnings=False)
-        # One of its values cannot be written.
-        value = {name: getattr(value, name) for name in sorted(value.model_fields_set)}
-    if isinstance(value, Mapping):
+class _PlainValues:
+    def __init__(self, most_items: int, leave_out: Callable[[str, str], object]) -> None:
+        self._most_items, self._leave_out = most_items, leave_out
+        self._num_listed = 0  # items of the outermost list, and of lists within it
+
+    def of(self, value: Any, name: str, within: tuple[Any, ...]) -> Any:
+        """Return a plain value; `within` are those that hold it, the outermost first."""
+        if type(value) in (str, int, float, bool, type(None)):
+            return value
+        if any(value is outer for outer in within):
+            raise _NotJsonError("it contains itself")
+        if len(within) > _MOST_PLAIN_DEPTH:
+            raise _NotJsonError(f"it is nested more than {_MOST_PLAIN_DEPTH} levels deep")
+        with _errors_of_others():
+            if isinstance(value, np.ndarray) and value.size > self._most_items:
+                raise _TooLongError(value.size, self._most_items)
+            if isinstance(value, BaseModel):
+                value = _fields_of(value)
+            if not isinstance(value, Mapping | list | tuple):
+                return self.of(_natural(value), name, (*within, value))
+            parts = list(value)
+        part_of = self._mapping if isinstance(value, Mapping) else self._list
+        return part_of(value, parts, name, (*within, value))
+
+    def _mapping(
+        self, value: Any, keys: list[Any], name: str, within: tuple[Any, ...]
+    ) -> dict[str, Any]:
         found = {}
-        for key in value:
-            path = f"{name}.{key}" if name else str(key)
+        for key in keys:
+            path = type(key).__name__
             try:
-                item = _value_of(value, key)
-                found[str(key)] = _plain(item, most_items, leave_out, path, depth + 1)
+                with _errors_of_others():
+                    text = str(key)
+                    path = f"{name}.{text}" if name else text
+                    item = value[key]
+                found[text] = self.of(item, path, within)
             except _NotJsonError as error:
-                leave_out(path, str(error))
+                self._leave_out(path, str(error))
         return found
-    if isinstance(value, list | tuple):
-        return [_plain(item, most_items, leave_out, name, depth + 1) for item in value]
+
+    def _list(
+        self, value: Any, items: list[Any], name: str, within: tuple[Any, ...]
+    ) -> list[Any]:
+        if not any(isinstance(outer, list | tuple) for outer in within[:-1]):
+            self._num_listed = 0
+        self._num_listed += sum(not isinstance(item, list | tuple) for item in items)
+        if self._num_listed > self._most_items:
+            raise _TooLongError(self._num_listed, self._most_items)
+        found = []
+        for item in items:
+            try:
+                found.append(self.of(item, name, within))
+            except _TooLongError:
+                raise
+            except _NotJsonError as error:
+                self._leave_out(name, str(error))
+                found.append(None)
+        return found
+
+
+def _fields_of(model: BaseModel) -> Mapping[str, Any]:
     try:
-        natural = _natural(value)
-    except MemoryError:
-        raise
-    except Exception as error:  # of any kind: what a value does is its library's
-        raise _NotJsonError(f"{type(error).__name__}: {error}") from error
-    return _plain(natural, most_items, leave_out, name, depth + 1)
+        # As Python values: in JSON, NaN would be null.
+        return model.model_dump(exclude_defaults=True, warnings=False)
+    except Exception:  # of any kind: what a field does is its library's
+        return {name: getattr(model, name) for name in sorted(model.model_fields_set)}
 
 
 _NOT_JSON = (TypeError, ValueError, RecursionError)  # of text that is read
@@ -174,14 +201,26 @@ class _NotJsonError(Exception):
     """A value cannot be written as JSON."""
 
 
-def _to_json(value: Mapping[Any, Any]) -> bytes:
+class _TooLongError(_NotJsonError):
+    def __init__(self, count: int, most_items: int) -> None:
+        super().__init__(f"it has {count:,} items, more than {most_items:,}")
+
+
+@contextmanager
+def _errors_of_others() -> Iterator[None]:
+    """Turn what the methods of a value raise, whatever it is, into `_NotJsonError`."""
     try:
+        yield
+    except (_NotJsonError, MemoryError):
+        raise
+    except Exception as error:
+        raise _NotJsonError(f"{type(error).__name__}: {error}") from error
+
+
+def _to_json(value: Mapping[Any, Any]) -> bytes:
+    with _errors_of_others():
         # NaN and infinity are kept, as Python's own json reads them.
         text = json.dumps(value, default=_natural).encode("ascii")
-    except MemoryError:
-        raise
-    except Exception as error:  # of any kind: what a value does is its library's
-        raise _NotJsonError(f"{type(error).__name__}: {error}") from error
     if text.count(b"[") + text.count(b"{") > _MOST_DEPTH and _depth(text) > _MOST_DEPTH:
         raise _NotJsonError(f"it is nested more than {_MOST_DEPTH} levels deep")
     return text
@@ -242,25 +281,28 @@ def _map_items(to_text: Callable[[Any], str], array: Any) -> Any:
     return to_text(array) if array.ndim == 0 else [_map_items(to_text, a) for a in array]
 
 
-def _value_of(metadata: Mapping[Any, Any], key: Any) -> Any:
-    try:
-        return metadata[key]
-    except MemoryError:
-        raise
-    except Exception as error:  # of a mapping that finds its values when it is asked
-        raise _NotJsonError(f"{type(error).__name__}: {error}") from error
-
-
 def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
-    items = []
-    for key in metadata:
+    items: list[tuple[str, Any]] = []
+    try:
+        with _errors_of_others():
+            keys = list(metadata)
+    except _NotJsonError as error:
+        warnings.warn(
+            f"frame_metadata is not stored: its names cannot be read ({error}). The frame "
+            "is stored.",
+            stacklevel=4,
+        )
+        return items
+    for key in keys:
         name = key.value if isinstance(key, Enum) else key
         if not isinstance(name, str | int | float | None):
             _warn(key, f"{type(key).__name__} is not a name")
             continue
         try:
+            with _errors_of_others():
+                value = metadata[key]
             # Encoded once only: reading a value may use it up, as an iterator.
-            text = _to_json({name: _value_of(metadata, key)})
+            text = _to_json({name: value})
             (name, value), *_ = json.loads(text).items()
         except _NotJsonError as error:
             _warn(key, f"its value cannot be written as JSON ({error}). {_REMEDY}")

@@ -66,9 +66,7 @@ class MDAHandler:
     stream : ScratchStream or None
         The stream of the newest run, closed after it.
     error : Exception or None
-        Why storing ended early, if it did.
-    num_refused : int
-        How many of its frames came twice or too late, and were not stored.
+        Why a frame of that run, or all of them, could not be stored.
 
     Raises
     ------
@@ -94,7 +92,6 @@ class MDAHandler:
         self._cameras = 1
         self._num_frames: int | None = None  # of the sequence, all cameras
         self._left_out: set[str] = set()  # names of metadata
-        self.num_refused = 0
         self.stream: ScratchStream | None = None
         self.error: Exception | None = None
 
@@ -136,7 +133,7 @@ class MDAHandler:
         OSError, MemoryError
             As `create_stream`.
         """
-        self.stream, self.error, self.num_refused = None, None, 0
+        self.stream, self.error = None, None
         self._left_out.clear()
         with self._keeping_the_error():
             self.stream = self._create_stream(sequence, meta or {})
@@ -148,6 +145,9 @@ class MDAHandler:
 
         Raises
         ------
+        ValueError
+            If the index of the event is not of the sequence, or its frame, or a later one,
+            is stored already.
         ValueError, TypeError, IndexError, OSError, MemoryError
             As `ScratchStream.append`.
         """
@@ -156,8 +156,12 @@ class MDAHandler:
                 raise RuntimeError("No sequence has begun: the runner calls setup first.")
             missing = self._place(event) - self.stream.frames_written
             if missing < 0:
-                self._refuse(event)
-                return
+                raise ValueError(
+                    f"The frame at {_text(event.index)} came twice or too late: "
+                    f"{self.stream.frames_written} frames are stored, in the order of the "
+                    "sequence. If an engine gives several frames for an event, run the "
+                    "events without a sequence: run_mda(iter(sequence), ...)."
+                )
             if missing > 0:
                 self.stream.skip(frames=missing)
             self.stream.append(img, frame_metadata=self._frame_metadata(event, meta))
@@ -195,12 +199,13 @@ class MDAHandler:
     def frameReady(
         self, img: npt.NDArray[Any], event: useq.MDAEvent, meta: Mapping[str, Any]
     ) -> None:
-        """As `append`; the last frame of a known number closes the stream.
+        """As `append`, but an error is logged, and later frames are stored.
 
-        pymmcore-plus (0.18) can leave out the report of the end to those that listen.
+        The last frame of a known number closes the stream: pymmcore-plus (0.18) can leave
+        out the report of the end to those that listen.
         """
-        if self.stream is None or self.error is not None:
-            return
+        if self.stream is None:
+            return  # the start was logged as an error
         with self._logging_errors():
             self.append(img, event, meta)
             if self.stream.frames_written == self._num_frames:
@@ -222,12 +227,12 @@ class MDAHandler:
             )
         info = infos[0]
         height, width = info["height"], info["width"]
-        if len(plane_shape := info.get("plane_shape", ())) > 2:
+        if len(plane_shape := info.get("plane_shape") or ()) > 2:
             raise NotImplementedError(
                 f"The camera gives colour frames of shape {tuple(plane_shape)}, and a "
                 "frame has two dimensions: set its PixelType to '8bit' or '16bit'."
             )
-        self._cameras = info.get("num_camera_adapter_channels", 1)
+        self._cameras = info.get("num_camera_adapter_channels") or 1
         settings = None
         try:
             asked = useq_to_acquisition_settings(
@@ -267,12 +272,13 @@ class MDAHandler:
         if self._number is None:
             return self.stream.frames_written
         index = {str(axis): i for axis, i in event.index.items()}
-        camera: int = index.get("cam", 0)
+        camera = index.pop("cam", 0) if self._cameras > 1 else 0
+        if not 0 <= camera < self._cameras:
+            raise ValueError(
+                f"The frame at {_text(event.index)} is of no camera: the summary metadata "
+                f"named {self._cameras}."
+            )
         return self._number(index) * self._cameras + camera
-
-    def _refuse(self, event: useq.MDAEvent) -> None:
-        self.num_refused += 1
-        _log.error("A frame came twice or too late, not stored: %s", dict(event.index))
 
     def _frame_metadata(
         self, event: useq.MDAEvent, meta: Mapping[str, Any]
@@ -281,12 +287,21 @@ class MDAHandler:
 
         The event is without its sequence, which the summary has once.
         """
-        position = meta.get("position") or {}
+        try:
+            more = dict(meta)
+        except Exception as error:  # of any kind: what a mapping does is its engine's
+            self._leave_out("of the frame", f"{type(error).__name__}: {error}")
+            more = {}
+        if isinstance(position := more.get("position"), dict):
+            del more["position"]
+        else:
+            position = {}
+        more.pop("mda_event", None)
         found = {
-            "delta_t": _seconds(meta.get("runner_time_ms")),
-            "exposure_time": _seconds(meta.get("exposure_ms")),
-            **{f"position_{axis}": v for axis, v in position.items() if axis in "xyz"},
-            **{k: v for k, v in meta.items() if k not in ("mda_event", "position")},
+            "delta_t": _seconds(more.get("runner_time_ms")),
+            "exposure_time": _seconds(more.get("exposure_ms")),
+            **{f"position_{axis}": position[axis] for axis in "xyz" if axis in position},
+            **more,
             "mda_event": {
                 name: value
                 for name, value in event
@@ -326,9 +341,7 @@ class MDAHandler:
         try:
             yield
         except Exception as error:
-            _log.error(
-                "No more frames of this sequence are stored: %s", error, exc_info=error
-            )
+            _log.error("Frames are not stored: %s", error, exc_info=error)
 
 
 def _one_after_the_other(width: int, height: int) -> list[Dimension]:
@@ -337,6 +350,10 @@ def _one_after_the_other(width: int, height: int) -> list[Dimension]:
         Dimension(name="y", count=height, type="space"),
         Dimension(name="x", count=width, type="space"),
     ]
+
+
+def _text(index: Mapping[Any, int]) -> str:
+    return str({str(axis): i for axis, i in index.items()})
 
 
 def _seconds(milliseconds: Any) -> float | None:

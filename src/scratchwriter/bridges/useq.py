@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import useq
 
 UnitTuple: TypeAlias = tuple[float, str]
+_MOST_COORDS = 65536  # of times; more would make the manifest slow to read
 
 
 class AcquisitionSettingsDict(TypedDict):
@@ -47,7 +48,9 @@ def useq_to_acquisition_settings(
     counts: a plan whose axis is not in `axis_order` is none.
 
     Times and heights that are evenly spaced have a scale, which is negative downwards;
-    others are listed in `coords`. Heights of a relative plan are relative to the position.
+    others are listed in `coords`, up to 65,536 of them. Heights of a relative plan are
+    relative to the position. Random points without a seed have no coordinates, because
+    useq draws others each time that it is asked.
 
     Parameters
     ----------
@@ -76,11 +79,12 @@ def useq_to_acquisition_settings(
         If the frames do not come in the order of an array: channels that leave out times
         or z-stacks, positions with a sequence of their own that is more than a grid, grids
         apart from the positions in `axis_order`, grids that differ between positions while
-        other axes are visited within them, or an endless time plan within another axis.
+        other axes are visited within them, random points whose number is not known before
+        they are drawn, or an endless time plan within another axis.
     """
     _need_sequence(seq)
-    if pixel_size_um is not None and pixel_size_um <= 0:
-        if pixel_size_um < 0:  # 0 is how Micro-Manager says that it is not known
+    if pixel_size_um is not None and not 0 < pixel_size_um < math.inf:
+        if pixel_size_um != 0:  # 0 is how Micro-Manager says that it is not known
             warnings.warn(
                 f"pixel_size_um={pixel_size_um} is not a pixel size and is left out.",
                 stacklevel=2,
@@ -144,7 +148,7 @@ class EventNumbers:
 
         Raises
         ------
-        KeyError
+        ValueError
             If it is not an event of this sequence.
         """
         return self._visits.number(index)
@@ -158,24 +162,38 @@ def why_misplaced(seq: useq.MDASequence, dims: Sequence[Any]) -> str | None:
     seq : useq.MDASequence
         The sequence.
     dims : sequence of dimensions
-        With `name` and `count`, those of a frame last; as ome-writers makes them.
+        With `name`, `count` and `coords`, those of a frame last; as ome-writers makes them.
 
     Returns
     -------
     str or None
-        None if each frame is at the index of its event.
+        None if each frame is at the index of its event, and each position where the stage
+        goes.
     """
     try:
-        visited = _visits(seq).counts
+        visits = _visits(seq)
     except NotImplementedError as error:
         return str(error)
     given = {dim.name: dim.count for dim in dims[:-2]}
     # Where an axis of one element is makes no difference.
-    if [at for at in given.items() if at[1] != 1] == [
-        at for at in visited.items() if at[1] != 1
+    if [at for at in given.items() if at[1] != 1] != [
+        at for at in visits.counts.items() if at[1] != 1
     ]:
-        return None
-    return f"Its dimensions are {given}, and the frames come as {visited}."
+        return f"Its dimensions are {given}, and the frames come as {visits.counts}."
+    theirs = next((dim.coords for dim in dims if dim.name == "p"), None)
+    return _why_elsewhere(theirs or (), _positions(seq, visits) if theirs else ())
+
+
+def _why_elsewhere(theirs: Sequence[Any], ours: Sequence[Position]) -> str | None:
+    for number, (given, right) in enumerate(zip(theirs, ours, strict=False)):
+        for axis in ("x_coord", "y_coord"):
+            found, expected = getattr(given, axis, None), getattr(right, axis)
+            if found is not None and (
+                expected is None or not math.isclose(found, expected, abs_tol=1e-6)
+            ):
+                where = "not known before" if expected is None else f"{expected:g}"
+                return f"Its position {number} has {axis}={found:g}, which is {where}."
+    return None
 
 
 # ------------------------------------------------------------ what is visited, and when
@@ -207,13 +225,30 @@ class _Visits:
         return list(self.counts)
 
     def number(self, index: Mapping[str, int]) -> int:
-        """Return the number of the frame with an index of useq."""
-        number = 0
+        """Return the number of the frame with an index of useq.
+
+        Raises
+        ------
+        ValueError
+            If the sequence does not visit it.
+        """
+        number, left = 0, dict(index)
         for name, count in self.counts.items():
-            at_place = index.get("p"), index.get("g")
-            i = self._places[at_place] if name == "p" else index[name]
+            if name == "p":
+                i = self._places.get((left.pop("p", None), left.pop("g", None)))
+            else:
+                i = left.pop(name, None)
+            if i is None or i < 0 or (count is not None and i >= count):
+                raise self._is_no_event(index)
             number = number * (count or 0) + i
+        if left:
+            raise self._is_no_event(index)
         return number
+
+    def _is_no_event(self, index: Mapping[str, int]) -> ValueError:
+        return ValueError(
+            f"The index {dict(index)} is not of this sequence, which visits {self.counts}"
+        )
 
 
 def _visits(seq: useq.MDASequence) -> _Visits:
@@ -250,16 +285,18 @@ def _count(seq: useq.MDASequence, axis: str) -> int | None:
         return len(seq.channels)
     if axis == "p":
         return len(seq.stage_positions)
-    plan: Any = seq.z_plan if axis == "z" else seq.grid_plan
-    return 0 if plan is None else sum(1 for _ in plan)
+    if axis == "g":
+        return len(_points(seq.grid_plan))
+    return 0 if seq.z_plan is None else sum(1 for _ in seq.z_plan)
 
 
 def _num_times(plan: Any) -> int | None:
     if _is_endless(plan):
         return None
     if hasattr(plan, "phases"):
-        # Counted, because num_timepoints() of phases is one too few or too many.
-        return sum(1 for _ in plan)
+        # num_timepoints() of phases is one too few or too many: the first of all times is
+        # there in any case, and the first one of each phase is the last one before it.
+        return 1 + sum(max(int(phase.loops) - 1, 0) for phase in plan.phases)
     return int(plan.loops)
 
 
@@ -274,7 +311,7 @@ def _is_endless(plan: Any) -> bool:
 
 def _places(seq: useq.MDASequence, order: Sequence[str]) -> list[_Place]:
     """Return where frames are taken, in the order of the visits."""
-    grid: list[Any] = list(seq.grid_plan or ()) if "g" in order else []
+    grid = _points(seq.grid_plan) if "g" in order else []
     if "p" not in order:
         return [_Place(None, g, None, point) for g, point in enumerate(grid)]
     places = [
@@ -292,7 +329,9 @@ def _stages(seq: useq.MDASequence) -> list[Any]:
     stages: Any = seq.stage_positions
     if not _is_plate(seq):
         return list(stages)
-    points = itertools.cycle(stages.well_points_plan)
+    plan = stages.well_points_plan
+    # Random points are drawn once for a plate, and the positions have them already.
+    points = itertools.cycle([_Drawn()] if _is_drawn_again(plan) else plan)
     return [
         stage.model_copy(
             update={
@@ -307,7 +346,39 @@ def _stages(seq: useq.MDASequence) -> list[Any]:
 
 
 def _own_grid(stage: Any) -> list[Any]:
-    return list((stage.sequence and stage.sequence.grid_plan) or ())
+    return _points(stage.sequence and stage.sequence.grid_plan)
+
+
+def _points(plan: Any) -> list[Any]:
+    """Return the points of a grid, in their order.
+
+    A random plan without a seed draws others each time: these have no place.
+    """
+    if plan is None:
+        return []
+    if not _is_drawn_again(plan):
+        return list(plan)
+    if not plan.allow_overlap and None not in (plan.fov_width, plan.fov_height):
+        raise NotImplementedError(
+            "How many random points without an overlap there are is known when they are "
+            "drawn, and useq draws others each time: give the plan a random_seed."
+        )
+    return [_Drawn()] * plan.num_points
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A point that is drawn when it is visited, as useq's points look."""
+
+    x: None = None
+    y: None = None
+    grid_row: None = None
+    grid_col: None = None
+    is_relative: bool = True
+
+
+def _is_drawn_again(plan: Any) -> bool:
+    return getattr(plan, "random_seed", 0) is None
 
 
 def _is_plate(seq: useq.MDASequence) -> bool:
@@ -378,7 +449,7 @@ def _need_order_of_array(seq: useq.MDASequence, visits: _Visits) -> None:
     events = seq.model_copy(update=shorter)
     try:
         numbers = [number(e.index) for e in events if e.action.type == "acquire_image"]
-    except KeyError:
+    except ValueError:
         numbers = []
     if numbers != list(range(math.prod(n or 0 for n in counts.values()))):
         inside = "".join(name for name in visits.counts if name != "p")
@@ -440,6 +511,13 @@ def _times(seq: useq.MDASequence, count: int | None) -> dict[str, Any]:
     }
     if len(intervals) <= 1:
         return {"scale": next(iter(intervals), None) or None}
+    if count is not None and count > _MOST_COORDS:
+        warnings.warn(
+            f"{count:,} times that are not evenly spaced are too many for a manifest and "
+            "are left out: give append(timestamp_ns=...), which is stored with each frame.",
+            stacklevel=4,
+        )
+        return {}
     return {} if count is None else _spacing(list(plan), None)
 
 
@@ -508,6 +586,8 @@ def _coords(stage: Any, point: Any) -> tuple[float | None, float | None, float |
     """Return where the stage is at a position, at a point of a grid, or both."""
     if point is None:
         return stage.x, stage.y, stage.z
+    if point.x is None:
+        return None, None, None if stage is None else stage.z
     if stage is None:
         return point.x, point.y, 0.0 if point.is_relative else None
     if point.is_relative:
