@@ -309,7 +309,7 @@ def test_frame_metadata_in_columns_is_what_a_table_takes(dataset):
 
 
 GAPS = [
-    {"int": 1, "float": 0.5, "text": "a", "on": True, "large": 2**70, "mixed": 1},
+    {"int": 1, "float": 0.5, "text": "a\ud800", "on": True, "large": 2**70, "mixed": 1},
     {"text": None, "list": [1], "dict": {"a": None}, "mixed": "b", "int": None},
 ]
 
@@ -334,7 +334,7 @@ def test_a_value_that_some_frames_lack_is_nan_or_none_in_its_column(
         "large": [2.0**70, nan],
         "timestamp_ns": [1000.0, nan],
         "frame_id": [7, 9],
-        "text": ["a", None],
+        "text": ["a?", None],
         "list": [None, "[1]"],
         "dict": [None, '{"a": null}'],
         "mixed": ["1", '"b"'],
@@ -344,6 +344,47 @@ def test_a_value_that_some_frames_lack_is_nan_or_none_in_its_column(
     assert columns["frame_id"].dtype == np.int64
     assert columns["int"].dtype == columns["on"].dtype == np.float64
     assert columns.keys() == {*expected, "_pos", "_idx_t", "_idx_c"}
+
+
+def test_where_a_frame_is_and_when_it_came_goes_before_names_in_its_metadata(
+    make_settings, folder, frames
+):
+    with create_stream(make_settings(SIZES, root_path=str(folder))) as stream:
+        for number in range(2):
+            own = {"_idx_t": "mine", "timestamp_ns": "noon", "frame_id": 5.5}
+            stream.append(frames[number], frame_metadata=own, timestamp_ns=number)
+    with open_scratch(folder) as dataset:
+        columns = dataset.frame_metadata.columns()
+    assert columns["_idx_t"].tolist() == [0, 0]
+    assert columns["timestamp_ns"].tolist() == [0, 1]
+    assert columns["frame_id"].tolist() == [5.5, 5.5]
+
+
+@pytest.mark.parametrize("other", [None, 1, 10**400])
+def test_numbers_that_no_array_holds_are_text_in_their_column(
+    make_settings, folder, frames, other
+):
+    with create_stream(make_settings(SIZES, root_path=str(folder))) as stream:
+        for value in (10**400, other):
+            stream.append(frames[0], frame_metadata={"large": value, "b": 1})
+    with open_scratch(folder) as dataset:
+        column = dataset.frame_metadata.columns()["large"]
+    assert column.tolist() == [str(10**400), None if other is None else str(other)]
+
+
+def test_a_line_at_no_index_is_a_damaged_dataset(make_settings, folder, frames):
+    with create_stream(make_settings(SIZES, root_path=str(folder))) as stream:
+        for number in range(3):
+            stream.append(frames[number], frame_metadata={"a": 1}, timestamp_ns=number)
+    path = folder / "frame_metadata.jsonl"
+    lines = path.read_text().splitlines()
+    for where in ({"_pos": 9, "_idx": [0, 0]}, {"_pos": 0, "_idx": [0]}):
+        path.write_text("\n".join([lines[0], json.dumps(where), lines[2], ""]))
+        with (
+            open_scratch(folder) as dataset,
+            pytest.raises(DatasetError, match=r"frame_metadata\.jsonl: no slot"),
+        ):
+            dataset.frame_metadata.columns()
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])

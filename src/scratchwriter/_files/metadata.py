@@ -420,20 +420,22 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         """Return an array per key with one item per frame, as `pandas.DataFrame` takes it.
 
         Numbers are bool, int64 or float64; where a frame has none, the column is float64
-        and has NaN there. Text is str, and None where a frame has none. Anything else
-        (lists, dicts, values of several kinds) is JSON text. `_pos` and `_idx_NAME`, of
-        each axis, say where the frame is; `timestamp_ns` and `frame_id` are those that came
-        with the frames.
+        and has NaN there: integers are exact to 2**53 then, and times and ids always in
+        `ScratchDataset.timestamps` and `frame_ids`. Text is str, and None where a frame has
+        none. Anything else (lists, dicts, values of several kinds) is JSON text. `_pos` and
+        `_idx_NAME`, of each axis, say where the frame is; `timestamp_ns` and `frame_id` are
+        those that came with the frames. They come before what frame metadata has under
+        these names.
         """
         rows = list(self)
         with self._faults():
             places = [where(row) for row in rows]
-        known = [{} for _ in places] if self._known is None else self._known(places)
+            known = self._known(places)
         for row, (position, index), more in zip(rows, places, known, strict=True):
             del row["_pos"], row["_idx"]
             names = self._index_names or [str(axis) for axis in range(len(index))]
             at = {f"_idx_{name}": i for name, i in zip(names, index, strict=False)}
-            row |= {"_pos": position} | at | (more | row)
+            row |= more | {"_pos": position} | at
         names = sorted(
             dict.fromkeys(name for row in rows for name in row),
             key=lambda name: not name.startswith(RESERVED_KEYS),
@@ -487,7 +489,7 @@ class FrameMetadata(Sequence[dict[str, Any]]):
             yield
         except DatasetError:
             raise
-        except (OSError, *_NOT_JSON) as error:
+        except (OSError, IndexError, *_NOT_JSON) as error:
             raise DatasetError(f"{self._path}: {str(error)[:200]}") from None
 
 
@@ -512,14 +514,16 @@ def _need_line_nbytes(nbytes: int) -> None:
 
 def _column(values: list[Any]) -> npt.NDArray[Any]:
     kinds = {type(value) for value in values}
-    for types, dtype in (({bool}, np.bool_), ({int}, np.int64)):
-        if kinds <= types:
-            with suppress(OverflowError):
-                return np.array(values, dtype)
-    if kinds <= {bool, int, float, type(None)}:
-        return np.array([np.nan if value is None else value for value in values], float)
+    with suppress(OverflowError):  # a number of hundreds of digits is text
+        for types, dtype in (({bool}, np.bool_), ({int}, np.int64)):
+            if kinds <= types:
+                with suppress(OverflowError):
+                    return np.array(values, dtype)
+        if kinds <= {bool, int, float, type(None)}:
+            return np.array([np.nan if v is None else v for v in values], float)
     if not kinds <= {str, type(None)}:
         values = [None if value is None else json.dumps(value) for value in values]
     column = np.empty(len(values), object)
-    column[:] = values
+    # Tables of others refuse lone surrogates.
+    column[:] = [v and v.encode("utf-8", "replace").decode() for v in values]
     return column
