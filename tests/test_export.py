@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -288,6 +289,11 @@ MEETING = {
         ["A/1/a", "A/1/b", "B/1/fov0", "B/1/fov1"],
     ),
     "one position on a plate": ([in_well("a")], WELLS, ["A/1/a"]),
+    "names that no well has": (
+        [in_well("Pos 1"), in_well("Pos é", row="B"), in_well("../x", row="B")],
+        WELLS,
+        ["A/1/fov0", "B/1/fov0", "B/1/fov1"],
+    ),
     "wells alone": ([in_well("0"), in_well("0", row="B")], WELLS, ["A/1/0", "B/1/0"]),
 }
 
@@ -401,6 +407,152 @@ def test_an_export_that_lacks_something_does_not_appear(tmp_path, monkeypatch):
     assert not (tmp_path / "out.ome.zarr").exists()
 
 
+def lose_a_chunk(run, made):
+    (found,) = made.iterdir()
+    (found / "B" / "0" / "c" / "3" / "0" / "0").unlink()
+
+
+def empty_a_chunk(run, made):
+    (found,) = made.iterdir()
+    os.truncate(found / "A" / "0" / "c" / "0" / "0" / "0", 0)
+
+
+def lose_all_chunks(run, made):
+    (found,) = made.iterdir()
+    shutil.rmtree(found / "B" / "0" / "c")
+
+
+@pytest.mark.parametrize(
+    ("lose", "message"),
+    [
+        (lose_a_chunk, "1 chunks in B too few"),
+        (empty_a_chunk, "1 chunks in A too few"),
+        (lose_all_chunks, "5 chunks in B too few"),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_export_that_lacks_a_chunk_does_not_appear(
+    tmp_path, monkeypatch, lose, message, backend
+):
+    dataset = record(tmp_path / "data", {"t": 5, "p": ["A", "B"], **FRAME}, 10)
+    write = exporting.parts.write
+
+    def lose_it(run, client):
+        made = write(run, client)
+        lose(run, made)
+        return made
+
+    monkeypatch.setattr(exporting.parts, "write", lose_it)
+    with pytest.raises(OSError, match=message):
+        dataset.export(
+            tmp_path / "out.ome.zarr", format=ome_writers.OmeZarrFormat(backend=backend)
+        )
+    assert not (tmp_path / "out.ome.zarr").exists()
+
+
+def test_a_chunk_that_goes_while_an_export_is_interrupted_is_noticed(tmp_path):
+    dataset = record(tmp_path / "data", {"t": 40, **FRAME}, 40)
+    cancel = threading.Event()
+
+    def stop(done, total):
+        if done >= 25:
+            cancel.set()
+
+    with pytest.raises(ExportCancelledError):
+        dataset.export(tmp_path / "out.ome.zarr", progress=stop, cancel=cancel)
+    (chunk, *_) = sorted((tmp_path / ".out.ome.zarr.partial" / "parts").rglob("c/3/0/0"))
+    chunk.unlink()
+    with pytest.raises(OSError, match=r"1 chunks in \. too few"):
+        dataset.export(tmp_path / "out.ome.zarr")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("sizes", "layout"),
+    [
+        ({"t": 12, "p": ["A", "B"], "c": 2, **FRAME}, {}),
+        ({"p": ["A", "B"], "t": 12, "c": 2, **FRAME}, {}),
+        ({"t": None, "c": 4, **FRAME}, {"chunk_shapes": CHUNKED}),
+    ],
+)
+def test_chunks_of_zeros_need_not_be_there(tmp_path, sizes, layout, backend):
+    settings = AcquisitionSettings(
+        root_path=str(tmp_path / "data"),
+        dimensions=dims_from_standard_axes(sizes, **layout),
+        dtype="uint16",
+    )
+    zeros = np.zeros((SIZE, SIZE), "uint16")
+    with create_stream(settings) as stream:
+        for number in range(48):
+            stream.append(frame(number) if number % 5 == 4 else zeros)
+    dataset = open_scratch(tmp_path / "data")
+    made = dataset.export(
+        tmp_path / "out.ome.zarr", format=ome_writers.OmeZarrFormat(backend=backend)
+    )
+    paths = ["A/0", "B/0"] if "p" in sizes else ["0"]
+    for array, path in zip(dataset.arrays, paths, strict=True):
+        np.testing.assert_array_equal(zarr.open_array(made / path)[...], array)
+
+
+def test_a_stack_in_front_of_the_channels_comes_out_in_the_order_of_ome(tmp_path):
+    sizes = {"t": 2, "z": 3, "c": ["a", "b"], **FRAME}
+    dataset = record(tmp_path / "data", sizes, 12, storage_order="acquisition")
+    made = dataset.export(tmp_path / "out.ome.zarr")
+    expected = np.asarray(dataset.view()).swapaxes(1, 2)
+    np.testing.assert_array_equal(zarr.open(made)["0"][...], expected)
+    yaozarrs.validate_zarr_store(made)
+    tiff = dataset.export(tmp_path / "out.ome.tiff")
+    with tifffile.TiffFile(tiff) as file:
+        axes, pixels = file.series[0].axes, file.series[0].asarray()
+    order = [axes.index(axis) for axis in "TZCYX"]
+    np.testing.assert_array_equal(pixels.transpose(order), np.asarray(dataset.view()))
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_numbers_that_are_not_finite_are_in_no_json_of_a_zarr(tmp_path):
+    nan = float("nan")
+    places = [position("A", x_coord=nan, y_coord=1.0), position("B", y_coord=float("inf"))]
+    settings = settings_at(tmp_path / "data", places)
+    settings.dimensions[0].scale = settings.dimensions[-1].scale = nan
+    settings.dimensions[2].translation = nan
+    given = {"gain": nan, "range": [-float("inf"), {"to": float("inf")}], "delta_t": nan}
+    with create_stream(settings) as stream:
+        for i in range(12):
+            stream.append(frame(i), frame_metadata=given)
+        stream.set_global_metadata("lab", {"offset": nan})
+    dataset = open_scratch(tmp_path / "data")
+    made = dataset.export(tmp_path / "out.ome.zarr")
+    for path in made.rglob("zarr.json"):
+        json.loads(path.read_text(), parse_constant=refuse)
+    attributes = zarr.open_group(made / "A", mode="r").attrs
+    lab = zarr.open_group(made, mode="r").attrs["lab"]
+    assert lab == {"offset": "NaN"}
+    (line, *_) = attributes["ome_writers"]["frame_metadata"]
+    assert line["gain"] == "NaN"
+    assert line["range"] == ["-Infinity", {"to": "Infinity"}]
+    transforms = attributes["ome"]["multiscales"][0]["datasets"][0]
+    scale, moved = transforms["coordinateTransformations"]
+    assert scale["scale"] == [1, -2, 0.25, 1]
+    assert moved["translation"] == [0, 0, 1, 0]
+    yaozarrs.validate_zarr_store(made)
+    dataset.export(tmp_path / "out.ome.tiff")
+    for path in (tmp_path / "out").iterdir():
+        with tifffile.TiffFile(path) as tiff:
+            assert 'PositionX="nan"' not in tiff.ome_metadata
+            assert "inf" not in tiff.ome_metadata.replace("Infinity", "")
+
+
+@pytest.mark.parametrize("name", ["out.ome.zarr", "out.ome.tiff"])
+def test_a_dataset_without_frames_is_not_exported_as_one(tmp_path, name):
+    dataset = record(tmp_path / "data", {"t": None, **FRAME}, 0)
+    with pytest.raises(ValueError, match="has no frames, and an export needs one"):
+        dataset.export(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 @pytest.mark.parametrize("name", ["out", "my.data", "U.OME.ZARR", "out.zarr"])
 def test_a_zarr_has_the_name_that_was_asked_for(tmp_path, name):
     dataset = record(tmp_path / "data", {"t": 3, **FRAME}, 3)
@@ -436,7 +588,7 @@ def test_what_ome_writers_cannot_write_is_refused_before_the_first_frame(tmp_pat
         stream.append(np.zeros((SIZE, SIZE)))
         with (
             open_scratch(tmp_path / "data") as dataset,
-            pytest.raises(ValueError, match="ome-writers cannot write this"),
+            pytest.raises(ValueError, match=r"cannot write this as ome-tiff: .*as \.npy"),
         ):
             dataset.export(tmp_path / "out.ome.tiff")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

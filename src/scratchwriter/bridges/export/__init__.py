@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ome_writers
 from ome_writers._stream import AVAILABLE_BACKENDS
+from pydantic import ValidationError
 
 from scratchwriter.bridges.export import parts, whole
 from scratchwriter.bridges.export.counted import need_all
@@ -72,8 +73,8 @@ def export(
                 f"{job.settings['format']['backend']}: leave out client, or export to "
                 ".ome.zarr by tensorstore or zarr-python"
             )
-        keep_work_of(job, folder)
         run = Run(dataset, job, folder, progress or (lambda done, total: None), cancel)
+        keep_work_of(job, folder)
         try:
             made = parts.write(run, client) if has_parts else whole.write(run)
         except DatasetError:
@@ -129,4 +130,13 @@ def _choose(dataset: ScratchDataset, name: str, theirs: Any, folder: Path) -> Jo
             refused.append(error)
         finally:
             clear(trial)
-    raise ValueError(f"ome-writers cannot write this: {refused[0]}") from refused[0]
+    raise ValueError(
+        f"ome-writers cannot write this as {theirs.name}: {_reason(refused[0])}. Export to "
+        "another format, or each position as .npy"
+    ) from refused[0]
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error).rstrip(".")
+    return "; ".join(found["msg"].removeprefix("Value error, ") for found in error.errors())

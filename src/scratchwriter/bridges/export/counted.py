@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from scratchwriter.bridges.export.job import Run
 
 
 def need_all(run: Run, made: Path) -> None:
     """Check that an export has each position once, as long as it is, and all frames.
+
+    A chunk of an OME-Zarr whose pixels are zeros may be missing, because zeros are its fill
+    value. What is within a file is not read: an OME-TIFF is counted by its pages, an
+    OME-Zarr by its chunks, or shards.
 
     Parameters
     ----------
@@ -41,11 +48,43 @@ def need_all(run: Run, made: Path) -> None:
     if job.is_tiff:
         _need_pages(made, counts)
         return
-    for group in job.groups:
+    for position, group in enumerate(job.groups):
         image = _metadata(made / group)["attributes"]["ome"]["multiscales"][0]
         names = [axis["name"] for axis in image["axes"]]
-        shape = _metadata(made / group / image["datasets"][0]["path"])["shape"]
+        array = made / group / image["datasets"][0]["path"]
+        shape = _metadata(array)["shape"]
         _need(f"elements in {group}", dict(zip(names, shape, strict=True)), counts)
+        lost = sum(_has_pixels(run, position, names, at) for at in _missing_chunks(array))
+        _need(f"chunks in {group} too few", lost, 0)
+
+
+def _missing_chunks(array: Path) -> Iterator[list[slice]]:
+    """Yield where chunks (shards, if it has some) are missing: ranges of elements.
+
+    Their names follow from the array's metadata:
+    https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html#chunk-key-encoding
+    """
+    document = _metadata(array)
+    chunk = document["chunk_grid"]["configuration"]["chunk_shape"]
+    grid = [math.ceil(n / size) for n, size in zip(document["shape"], chunk, strict=True)]
+    encoding = document["chunk_key_encoding"].get("configuration", {})
+    separator = encoding.get("separator", "/")
+    found = {
+        path.relative_to(array).as_posix()
+        for path in array.rglob("*")
+        if path.is_file() and path.stat().st_size
+    }
+    for index in np.ndindex(*grid):
+        if separator.join(["c", *map(str, index)]) not in found:
+            starts = [i * size for i, size in zip(index, chunk, strict=True)]
+            yield [slice(n, n + size) for n, size in zip(starts, chunk, strict=True)]
+
+
+def _has_pixels(run: Run, position: int, names: list[str], chunk: list[slice]) -> bool:
+    """Return whether the dataset has pixels in a chunk that are not zero."""
+    at: dict[str, Any] = dict(zip(names, chunk, strict=True))
+    index = tuple(at.get(dim.name, position) for dim in run.dataset.settings.dimensions)
+    return bool(np.any(run.dataset.view()[index]))
 
 
 def _need_pages(made: Path, counts: dict[str, int]) -> None:

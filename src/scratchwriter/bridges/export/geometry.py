@@ -9,6 +9,7 @@ positions of the planes of the first time and channel.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +50,21 @@ def place_planes(model: Any, settings: AcquisitionSettings) -> None:
     time, height = dims.get("t"), dims.get("z")
     has_places = settings.position_dimension_index is not None
     for image, position in zip(model.images, settings.positions, strict=True):
-        if time is not None and time.scale and time.unit:
+        if time is not None and _finite(time.scale) and time.unit:
             image.pixels.time_increment = time.scale
             image.pixels.time_increment_unit = _unit(UnitsTime, time)
         units = {
             f"{axis}_unit": _unit(UnitsLength, dims[axis]) for axis in _AXES if axis in dims
         }
-        stage = {axis: getattr(position, f"{axis}_coord") for axis in _AXES}
-        stage = {axis: value for axis, value in stage.items() if value is not None}
+        found = {axis: _finite(getattr(position, f"{axis}_coord")) for axis in _AXES}
+        stage = {axis: value for axis, value in found.items() if value is not None}
         if has_places and stage:
             image.stage_label = StageLabel(
                 name=position.name,
                 **stage,
                 **{k: v for k, v in units.items() if k[0] in stage and v is not None},
             )
-        heights = [None] if height is None else _places(height, position.z_coord)
+        heights = [None] if height is None else _places(height, _finite(position.z_coord))
         for number, z in enumerate(heights):
             at = {**stage, **({} if z is None else {"z": z})}
             if at:
@@ -91,10 +92,9 @@ def _origin(settings: AcquisitionSettings, position: Position) -> dict[str, floa
     for dim in settings.array_dimensions:
         is_axis = dim.type == "space" and dim.name.lower() in _AXES
         stage = getattr(position, f"{dim.name.lower()}_coord") if is_axis else None
-        places = _numbers(dim) or [dim.translation or 0.0]
-        origin[dim.name] = (stage or 0.0) + (
-            places[0] if is_axis else dim.translation or 0.0
-        )
+        first = _finite(dim.translation) or 0.0
+        places = _numbers(dim) or [first]
+        origin[dim.name] = (_finite(stage) or 0.0) + (places[0] if is_axis else first)
     return origin
 
 
@@ -102,16 +102,22 @@ def _places(dim: Dimension, origin: float | None) -> list[float | None]:
     """Return the place of each element; None if it is not known."""
     if (numbers := _numbers(dim)) is not None:
         return [number + (origin or 0.0) for number in numbers]
-    if not dim.scale or dim.count is None:
+    if not _finite(dim.scale) or dim.count is None:
         return [origin]
-    first = (origin or 0.0) + (dim.translation or 0.0)
-    return [first + i * dim.scale for i in range(dim.count)]
+    first = (origin or 0.0) + (_finite(dim.translation) or 0.0)
+    return [first + i * (dim.scale or 0.0) for i in range(dim.count)]
 
 
 def _numbers(dim: Dimension) -> list[float] | None:
     """Return the coords of a dimension, if they are numbers."""
-    numbers = [c for c in dim.coords or () if isinstance(c, int | float)]
-    return numbers if numbers and len(numbers) == len(dim.coords or ()) else None
+    coords = dim.coords or ()
+    numbers = [c for c in coords if isinstance(c, int | float) and math.isfinite(c)]
+    return numbers if numbers and len(numbers) == len(coords) else None
+
+
+def _finite(number: float | None) -> float | None:
+    """Return a number that JSON and OME-XML have, or None."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _unit(kind: Any, dim: Dimension) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -80,15 +81,15 @@ class Job:
         settings = ours.model_dump(
             mode="json", include={"dimensions", "dtype", "plate", "compression"}
         )
-        order = ours.storage_order
-        # OME has no other orders.
-        settings["storage_order"] = order if isinstance(order, str) else "ome"
+        # OME-NGFF has no other order, and ome-writers no list of names.
+        is_tiff = theirs.name == "ome-tiff" and ours.storage_order == "acquisition"
+        settings["storage_order"] = "acquisition" if is_tiff else "ome"
         settings["format"] = theirs.model_dump(mode="json")
         _give_scales(settings, positive=theirs.name == "ome-tiff")
         groups: list[str] = []
         if theirs.name == "ome-zarr":
             settings["format"]["suffix"] = ".ome.zarr"
-            need_names(ours.positions)
+            need_names(ours.positions, on_plate=settings["plate"] is not None)
             groups = _give_unique_names(settings, ours.positions)
         where_xml_is = settings["format"].get("multi_file_metadata", "redundant")
         if where_xml_is != "redundant" and len(ours.positions) > 1:
@@ -130,10 +131,13 @@ class Job:
 
 
 def _give_scales(settings: dict[str, Any], *, positive: bool) -> None:
-    """Leave out what would make up a scale: zero, and the unit of an axis without one."""
+    """Leave out what is no number or scale, and the unit of an axis without a scale."""
     for dim in settings["dimensions"]:
+        if dim["translation"] is not None and not math.isfinite(dim["translation"]):
+            dim["translation"] = None
         if dim["scale"] is not None:
-            dim["scale"] = (abs(dim["scale"]) if positive else dim["scale"]) or None
+            scale = dim["scale"] if math.isfinite(dim["scale"]) else 0
+            dim["scale"] = (abs(scale) if positive else scale) or None
         if dim["scale"] is None and dim["type"] in ("time", "space"):
             dim["unit"] = None
 
@@ -153,8 +157,8 @@ def _give_unique_names(
     if renamed:
         more = ", ..." if len(renamed) > 5 else ""
         warnings.warn(
-            f"In an OME-Zarr a position is a folder, and several would be the same or in "
-            f"another: {len(renamed)} have another name there "
+            f"In an OME-Zarr a position is a folder, and some names cannot be those of "
+            f"folders beside each other: {len(renamed)} have another name there "
             f"({', '.join(renamed[:5])}{more}).",
             stacklevel=6,
         )
@@ -186,11 +190,19 @@ class Run:
         return self._done
 
     def poll(self) -> None:
-        """Find out how many frames have come, and whether more can come."""
+        """Find out how many frames have come, and whether more can come.
+
+        Raises
+        ------
+        ValueError
+            If there will be no element along the first dimension, which no format has.
+        """
         self.is_over = self.dataset.state != "recording"  # first: more may come after
         self.stop = self.dataset.frames_written
         total = self.stop - self.job.first
         self._total = total if self.is_over else self.plan.num_frames
+        if self.is_over and total == 0 and self.plan.num_frames is None:
+            raise ValueError(f"{self.job.source} has no frames, and an export needs one")
 
     def steps_until(self, stop: int) -> int:
         """Return how many steps of the first dimension the frames before `stop` reach."""
@@ -253,6 +265,8 @@ def copy_frames(
                 line = next(lines, None)
             if job.is_tiff:
                 metadata = dict(map(_as_xml_has_it, metadata.items()))
+            else:
+                metadata = _as_json_has_it(metadata)
             stream.append(view.frame(number), frame_metadata=metadata or None)
         number += count
         yield count
@@ -280,15 +294,28 @@ def _as_xml_has_it(item: tuple[str, Any]) -> tuple[str, Any]:
     """Return metadata as OME-XML has it: numbers, and text, which may be JSON."""
     key, value = item
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = is_number and math.isfinite(value)
     if key in _PLANE_KEYS and not is_number:
         key = f"{key}_as_given"
     return key, value if is_number or isinstance(value, str) else json.dumps(value)
 
 
+def _as_json_has_it(value: Any) -> Any:
+    """Return metadata without numbers that JSON lacks, which become text as in Zarr.
+
+    https://zarr-specs.readthedocs.io/en/latest/v3/data-types/index.html#permitted-fill-values
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {name: _as_json_has_it(item) for name, item in value.items()}
+    return [_as_json_has_it(item) for item in value] if isinstance(value, list) else value
+
+
 def copy_global_metadata(run: Run, stream: ome_writers.OMEStream) -> None:
     """Copy the metadata of the acquisition, and coordinates that the format lacks."""
     for namespace, metadata in run.dataset.global_metadata.items():
-        stream.set_global_metadata(namespace, metadata)
+        stream.set_global_metadata(namespace, _as_json_has_it(metadata))
     dims = run.dataset.settings.dimensions
     kept = {dim["name"]: dim["coords"] for dim in run.job.settings["dimensions"]}
     lost = {
@@ -298,4 +325,4 @@ def copy_global_metadata(run: Run, stream: ome_writers.OMEStream) -> None:
         if dim.coords and (not kept[dim.name] or dim.type not in ("channel", "position"))
     }
     if lost:
-        stream.set_global_metadata("scratchwriter", {"coords": lost})
+        stream.set_global_metadata("scratchwriter", {"coords": _as_json_has_it(lost)})

@@ -10,24 +10,33 @@ from pathlib import Path
 from scratchwriter.dimensions import Position
 
 
-def need_names(positions: Sequence[Position]) -> None:
+def need_names(positions: Sequence[Position], *, on_plate: bool) -> None:
     """Check that no position would lie outside of the store, or in its own metadata.
+
+    On a plate `unique_names` gives names where it must, so only the wells' are checked.
 
     Raises
     ------
     ValueError
-        If one would.
+        If one would, or if the name of a well is not of letters and digits.
     """
     for position in positions:
-        for name in (position.name, position.plate_row, position.plate_column):
-            is_well = name is not position.name
-            if name is not None and not (
-                _is_inside(name) and not (is_well and "/" in name)
-            ):
-                raise ValueError(
-                    f"In an OME-Zarr a position is a folder, and {name!r} cannot be its "
-                    "name: export to .ome.tiff, or each position as .npy"
-                )
+        if not on_plate and not _is_inside(position.name):
+            raise ValueError(
+                f"In an OME-Zarr a position is a folder, and {position.name!r} cannot be "
+                "its name: export to .ome.tiff, or each position as .npy"
+            )
+        well = position.plate_row, position.plate_column
+        if on_plate and not all(map(_is_of_ngff, well)):
+            raise ValueError(
+                "In an OME-Zarr rows and columns of a plate are of letters and digits, and "
+                f"{well} are not: export to .ome.tiff, or each position as .npy"
+            )
+
+
+def _is_of_ngff(name: str | None) -> bool:
+    """Return whether a name is one for a plate (https://ngff.openmicroscopy.org/0.5/)."""
+    return re.fullmatch("[A-Za-z0-9]+", name or "") is not None
 
 
 def _is_inside(name: str) -> bool:
@@ -40,8 +49,8 @@ def _is_inside(name: str) -> bool:
 def unique_names(positions: Sequence[Position], *, on_plate: bool) -> list[str]:
     """Return names of positions whose folders do not meet.
 
-    In a well where some do, all are "fov0", "fov1", and so on, because NGFF wants letters
-    and digits there. Elsewhere the second has its number appended, and no slash.
+    In a well where some do, or have other than letters and digits, all are "fov0", "fov1",
+    and so on. Elsewhere the second has its number appended, and no slash.
     """
     folders, names = _Folders(), []
     if not on_plate:
@@ -55,7 +64,8 @@ def unique_names(positions: Sequence[Position], *, on_plate: bool) -> list[str]:
     meeting = {
         well
         for well, position in zip(wells, positions, strict=True)
-        if not folders.take(group_path(position, position.name, on_plate=True))
+        if not _is_of_ngff(position.name)
+        or not folders.take(group_path(position, position.name, on_plate=True))
     }
     numbers: Counter[tuple[str | None, str | None]] = Counter()
     for well, position in zip(wells, positions, strict=True):
