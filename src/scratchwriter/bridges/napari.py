@@ -39,14 +39,16 @@ class ChannelView:
         self.dtype, self.ndim = view.dtype, len(self.shape)
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
-        key = key if isinstance(key, tuple) else (key,)
-        if ... in key:
-            at = key.index(...)
-            key = (*key[:at], *[slice(None)] * (self.ndim - len(key) + 1), *key[at + 1 :])
-        key += (slice(None),) * (self.ndim - len(key))
-        array: npt.NDArray[Any] = self._view[
-            (*key[: self._axis], self._channel, *key[self._axis :])
-        ]
+        keys = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(k, int | np.integer | slice) or k is ... for k in keys):
+            # An index array changes the order of axes, depending on where others are.
+            array: npt.NDArray[Any] = self[...][key]
+            return array
+        if (at := next((i for i, k in enumerate(keys) if k is ...), None)) is not None:
+            left = self.ndim - len(keys) + 1
+            keys = (*keys[:at], *[slice(None)] * left, *keys[at + 1 :])
+        keys += (slice(None),) * (self.ndim - len(keys))
+        array = self._view[(*keys[: self._axis], self._channel, *keys[self._axis :])]
         return array
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
