@@ -1,8 +1,10 @@
 """What callbacks are told of frames."""
 
+import asyncio
 import copy
 import functools
 import gc
+import inspect
 import logging
 import os
 import pickle
@@ -513,3 +515,55 @@ def test_a_coroutine_as_a_callback_is_refused(make_settings, tmp_path, name):
         for view in (stream.view(), dataset.view()):
             with pytest.raises(TypeError, match="callback must be a plain function"):
                 view.coords_changed.connect(COROUTINES[name])
+
+
+RETURN_A_COROUTINE = {
+    "lambda": lambda update: coroutine(update),
+    "partial of an object": functools.partial(AsyncCallable()),
+    "lambda, of a generator": lambda update: generator(update),
+}
+
+
+@pytest.mark.parametrize("name", RETURN_A_COROUTINE)
+def test_a_callback_that_returns_a_coroutine_is_reported(stream, caplog, name):
+    stream.on("coords_changed", RETURN_A_COROUTINE[name])
+    updates = told(stream, "coords_changed", lambda: append(stream, 3))
+    assert len(updates) == 3
+    (failure,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert "failed at frame 0" in failure.message
+    assert "loop.call_soon_threadsafe" in str(failure.exc_info[1])
+
+
+def test_a_coroutine_that_a_callback_returns_is_closed(stream, caplog):
+    made = []
+
+    def give():
+        made.append(coroutine(None))
+        return made[-1]
+
+    stream.view().coords_changed.connect(give)
+    append(stream, 1)
+    stream.close()
+    (given,) = made
+    assert inspect.getcoroutinestate(given) == inspect.CORO_CLOSED
+    (failure,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert "nobody would await <coroutine object coroutine" in str(failure.exc_info[1])
+
+
+def test_what_runs_by_itself_may_be_returned(stream, caplog):
+    async def main():
+        loop, updates = asyncio.get_running_loop(), []
+
+        async def note(update):
+            updates.append(update)
+
+        stream.on(
+            "coords_changed",
+            lambda update: asyncio.run_coroutine_threadsafe(note(update), loop),
+        )
+        append(stream, 3)
+        while len(updates) < 3:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert not caplog.records

@@ -22,7 +22,7 @@ LAYERS = [
     {"_files"},  # what the files of a dataset say
     {"_writing"},  # how a dataset is made
     {"_integrations"},
-    {"events", "views", "stream", "reader"},  # what users hold
+    {"events", "views", "stream", "following", "reader"},  # what users hold
     {"_showing"},
     {"bridges"},
     {"cli", "__main__", "__init__", "_pyinstaller"},

@@ -85,3 +85,12 @@ with open_scratch(Path("run1")) as dataset:
     for image in dataset.follow():
         print(image.mean())
     print(dataset.arrays[0][0, 0].mean(), dataset.view().dims, dataset.state)
+
+
+async def watch() -> int:
+    with open_scratch("run1") as dataset:
+        async for image in dataset.follow(latest=True):
+            print(image.mean(), image.shape)
+        first: npt.NDArray[np.generic] = await anext(dataset.follow())
+        again: npt.NDArray[np.generic] = next(dataset.follow(start=1))
+        return first.size + again.size

@@ -12,7 +12,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Literal, Protocol, Self, get_args
 
 from scratchwriter.coords import CoordSystem, CoordUpdate
@@ -167,7 +167,7 @@ class Listener:
 
     def _call(self, update: CoordUpdate) -> None:
         try:
-            self._callback(update)
+            _need_done(self._callback(update))
         except BaseException:
             self._num_failures += 1
             if time.monotonic() - self._complained_s > _COMPLAIN_S:
@@ -203,11 +203,23 @@ def need_callback(callback: object) -> None:
         raise TypeError(f"callback must be callable, got {callback!r}")
     for function in (callback, type(callback).__call__):
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(
-                "callback must be a plain function, because nobody would await "
-                f"{callback!r}. Give a function that calls, for example, "
-                "loop.call_soon_threadsafe(queue.put_nowait, update)."
-            )
+            raise _not_awaited(callback)
+
+
+def _need_done(returned: object) -> None:
+    """Check that a callback has done its work, as far as what it returned tells."""
+    if isinstance(returned, Coroutine | AsyncGenerator):
+        if isinstance(returned, Coroutine):
+            returned.close()  # else Python warns, much later, that it was never awaited
+        raise _not_awaited(returned)
+
+
+def _not_awaited(what: object) -> TypeError:
+    return TypeError(
+        f"callback must be a plain function, because nobody would await {what!r}. Give a "
+        "function that calls, for example, "
+        "loop.call_soon_threadsafe(queue.put_nowait, update)."
+    )
 
 
 class Events:

@@ -24,6 +24,7 @@ from scratchwriter._integrations import load_integration, register_loaded_integr
 from scratchwriter.coords import CoordSystem, newest_steps
 from scratchwriter.errors import DatasetError
 from scratchwriter.events import Callback, EventName, Events, Listener
+from scratchwriter.following import Following, Frame
 from scratchwriter.plan import skip_of
 from scratchwriter.settings import AcquisitionSettings
 from scratchwriter.stats import AppendTimes, DiskStats
@@ -249,13 +250,12 @@ class ScratchDataset:
             if left_s == 0:
                 return False
 
-    def follow(
-        self, *, start: int = 0, latest: bool = False
-    ) -> Iterator[npt.NDArray[np.generic]]:
+    def follow(self, *, start: int = 0, latest: bool = False) -> Following:
         """Iterate over the frames, including those that are yet to come.
 
-        It ends after the last frame, once the dataset is closed or its writer has died (see
-        `state`). Skipped frames are left out.
+        By `for`, or in a coroutine by `async for`, which does not block the loop while it
+        waits. It ends after the last frame, once the dataset is closed or its writer has
+        died (see `state`). Skipped frames are left out.
 
         Parameters
         ----------
@@ -265,32 +265,14 @@ class ScratchDataset:
             Whether to go to the newest frame each time, and leave out those that came in
             between, as a display needs it.
 
-        Yields
-        ------
-        numpy.ndarray of shape (y, x)
-            A read-only view of the stored frame. With `keep_last` a copy, and a reader that
+        Returns
+        -------
+        iterator and asynchronous iterator of numpy.ndarray of shape (y, x)
+            Read-only views of the stored frames. With `keep_last` copies, and a reader that
             is slower than the camera gets only the newer frames.
         """
-        self._source.need_open()
-        seen, view = start, self.view()
-        keep_frames = (self._plan.keep_steps or 0) * self._plan.step_frames
-        while True:
-            is_over = self._source.frames.is_over()
-            stop = self._source.frames.wait(seen, 0 if is_over else _CHECK_S, _POLL_S)
-            if stop > seen:
-                skips = self._source.frames.skips(seen, stop)
-                if keep_frames:
-                    seen = max(seen, stop - keep_frames)
-                for number in _appended(seen, stop, skips, latest):
-                    with suppress(IndexError):  # a ring has overwritten it
-                        frame = view.frame(number)
-                        if keep_frames:
-                            frame = frame.copy()
-                            view.frame(number)  # raises if it was overwritten meanwhile
-                        yield frame
-                seen = stop
-            elif is_over:
-                return
+        wait = partial(self._source.frames.wait, timeout_s=_CHECK_S, poll_s=_POLL_S)
+        return Following(self._follow(start, latest), wait)
 
     def on(self, event: EventName, callback: Callback) -> Listener:
         """Call a callback for new frames; see `ScratchStream.on`."""
@@ -452,6 +434,31 @@ class ScratchDataset:
         return self._source.frame_number(position, index)
 
     # ------------------------------------------------------------------------ inside
+
+    def _follow(self, seen: int, latest: bool) -> Iterator[Frame | int]:
+        """Yield frames; and the number of the next one, as often as it has not come."""
+        self._source.need_open()
+        view = self.view()
+        keep_frames = (self._plan.keep_steps or 0) * self._plan.step_frames
+        while True:
+            is_over = self._source.frames.is_over()
+            stop = self._source.frames.wait(-1, 0, 0)
+            if stop > seen:
+                skips = self._source.frames.skips(seen, stop)
+                if keep_frames:
+                    seen = max(seen, stop - keep_frames)
+                for number in _appended(seen, stop, skips, latest):
+                    with suppress(IndexError):  # a ring has overwritten it
+                        frame = view.frame(number)
+                        if keep_frames:
+                            frame = frame.copy()
+                            view.frame(number)  # raises if it was overwritten meanwhile
+                        yield frame
+                seen = stop
+            elif is_over:
+                return
+            else:
+                yield seen
 
     def _frames_per_s(self) -> float:
         """Return the rate from the first append to the last that was timed."""
