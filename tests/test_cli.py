@@ -549,7 +549,7 @@ def test_recover_and_clean_as_json_tell_what_was_done(dataset, tmp_path, capsys)
 
 COMMANDS = [
     *("demo", "info", "watch", "monitor", "preview", "report"),
-    *("export", "verify", "recover", "disk", "clean"),
+    *("export", "copy", "verify", "recover", "disk", "clean"),
 ]
 
 

@@ -272,6 +272,14 @@ class Skips(Sequence[range]):
         start, stop = self._pairs[i].tolist()
         return range(start, stop)
 
+    def contain(self, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of these frames were skipped."""
+        if len(self._pairs) == 0:
+            return np.zeros(len(frames), np.bool_)
+        at = np.searchsorted(self._pairs[:, 0], frames, "right") - 1
+        is_before: npt.NDArray[np.bool_] = frames < self._pairs[at, 1]
+        return is_before & (at >= 0)
+
     def num_between(self, first: int, stop: int) -> int:
         """Return how many frames from `first` to before `stop` were skipped."""
         starts, stops = np.clip(self._pairs, first, stop).T
