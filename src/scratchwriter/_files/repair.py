@@ -179,7 +179,6 @@ def _bring_to_files(source: Source) -> list[str]:
 
 
 def _finish(source: Source) -> list[str]:
-    was_killed = source.state == "killed"
     done = _bring_to_files(source)
     folder = source.path
     for position in range(source.plan.num_positions):
@@ -204,7 +203,8 @@ def _finish(source: Source) -> list[str]:
         if is_draft_name(file.name):
             file.unlink()
             done.append(f"{file}: removed")
-    if mark_closed(folder):
+    was_killed = mark_closed(folder)
+    if was_killed:
         done.append(f"{folder}: marked as closed, with {source.frames_written} frames")
     with suppress(DatasetError):  # that skips.bin is damaged was told
         done += frames_in_holes(source)
