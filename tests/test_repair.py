@@ -25,6 +25,7 @@ from scratchwriter._files.folders import reclaim_spill_folders
 from scratchwriter._files.holes import zeros_at_end
 from scratchwriter._files.manifest import replace_shapes
 from scratchwriter._files.repair import find_faults, recover
+from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import holes
 from scratchwriter.cli import main
 
@@ -562,14 +563,19 @@ def make_holes(path, ranges):
             at = stop
 
 
+def has_holes(folder):
+    """Whether a file system tells where files have holes."""
+    path = folder / "sparse"
+    path.touch()
+    os.truncate(path, 1 << 20)
+    with Descriptor(path, os.O_RDONLY) as file:
+        return any(holes(file, 1 << 20))
+
+
 @pytest.fixture(autouse=True)
 def needs_holes(request, tmp_path):
-    if "holes" not in request.node.name:
-        return
-    with (tmp_path / "sparse").open("xb") as file:
-        file.truncate(1 << 20)
-        if not any(holes(file, 1 << 20)):
-            pytest.skip("this file system does not tell where files have holes")
+    if "holes" in request.node.name and not has_holes(tmp_path):
+        pytest.skip("this file system does not tell where files have holes")
 
 
 def faults_and_done(folder):
@@ -737,42 +743,63 @@ def test_a_long_skip_in_holes_is_no_fault_and_takes_no_time(make_settings, folde
     assert time.monotonic() - began_s < 5
 
 
-COPIES = {
-    "dense": lambda path, to: to.write_bytes(path.read_bytes()),
-    "sparse": lambda path, to: subprocess.run(["cp", path, to], check=True),
-}
+def copy_file_by_file(folder, out, meanwhile):
+    """Copy a dataset as other programs do: arrays first, then how many frames there are."""
+    out.mkdir()
+    shutil.copy(folder / "pos_0.dat", out)
+    meanwhile()
+    for name in ("manifest.json", "progress.bin", "skips.bin", "frame_metadata.jsonl"):
+        shutil.copy(folder / name, out)
 
 
 @needs_page_cache
 @pytest.mark.parametrize("length", [None, 200])
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("is_sparse", [False, True])
 def test_a_copy_made_file_by_file_is_noticed_also_after_recover(
-    make_settings, folder, tmp_path, capsys, how, length
+    make_settings, folder, tmp_path, capsys, is_sparse, length
 ):
-    """The array first, then how many frames there are."""
-    sparse = how == "sparse" and shutil.which("cp") is not None and not PORTABLE
-    stream = record_pages(make_settings, folder, {"t": length}, 50)
-    out = tmp_path / "copy"
-    out.mkdir()
-    COPIES[how](folder / "pos_0.dat", out / "pos_0.dat")
-    for i in range(50, 80):
-        stream.append(page(i + 1))
-    for name in ("manifest.json", "progress.bin", "skips.bin", "frame_metadata.jsonl"):
-        shutil.copy(folder / name, out)
+    stream, out = record_pages(make_settings, folder, {"t": length}, 50), tmp_path / "copy"
+    copy_file_by_file(folder, out, lambda: record_more(stream, 30))
     stream.close()
+    if is_sparse:  # as of a program that looks for holes
+        nbytes = (out / "pos_0.dat").stat().st_size
+        make_holes(out / "pos_0.dat", [(50 * 4096, nbytes)])
     assert main(["verify", str(out)]) == 1
     assert "died before closing" in capsys.readouterr().out
     assert main(["recover", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "its newest 30 frames, 50 to 79, are zeros" in told
+    zeros = "its newest 30 frames, 50 to 79, are zeros"
+    assert zeros in told
     assert "scratchwriter copy" in told
     status = main(["verify", str(out)])
     told = capsys.readouterr().out
-    assert "its newest 30 frames, 50 to 79, are zeros" in told
-    if sparse and "holes" in told:  # the blocks that are ready for frames are zeros
+    assert zeros in told
+    if is_sparse and has_holes(tmp_path):
+        assert "holes where 30 frames should be, 50 to 79:" in told
         assert status == 1
+    else:
+        assert told.endswith("whole, if the camera gave these zeros\n")
     assert main(["verify", str(folder)]) == 0
-    assert "zeros" not in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("whole\n")
+
+
+@needs_page_cache
+def test_a_copy_made_file_by_file_may_be_too_short_to_open(make_settings, folder, tmp_path):
+    stream, out = record_pages(make_settings, folder, {"t": None}, 50), tmp_path / "copy"
+
+    def outgrow():
+        record_more(stream, (out / "pos_0.dat").stat().st_size // 4096)
+
+    copy_file_by_file(folder, out, outgrow)
+    stream.close()
+    for read in (open_scratch, recover):
+        with pytest.raises(DatasetError, match="Only `scratchwriter copy` copies"):
+            read(out)
+
+
+def record_more(stream, count):
+    for _ in range(count):
+        stream.append(page(stream.frames_written + 1))
 
 
 def test_a_copy_whose_file_is_too_short_is_an_error_that_names_the_way(

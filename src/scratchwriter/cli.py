@@ -27,6 +27,7 @@ from scratchwriter.reader import ScratchDataset, open_scratch
 from scratchwriter.settings import ScratchFormat
 
 _REDRAW_S = 0.2
+_ZEROS = "zeros: "  # begins a line about frames that may be missing
 _STATES = {
     "closed": "closed",
     "recording": "being recorded",
@@ -536,7 +537,7 @@ def _missing(dataset: ScratchDataset) -> Iterator[str]:
             yield f"dropped: {dropped} frame numbers never came"
         if dataset.state != "recording":
             for text in zeros_at_end(dataset.source):
-                yield f"zeros: {text}"
+                yield f"{_ZEROS}{text}"
     expected = dataset.settings.num_frames
     if expected is not None and dataset.frames_written < expected:
         yield (
@@ -562,7 +563,9 @@ def _verify(args: argparse.Namespace) -> int:
         _print(f"{dataset.path}: {_state(dataset)}, {frames}")
     for text in [*missing, *(f"fault: {fault}" for fault in faults)]:
         _print(text)
-    print("not whole" if faults else "whole")
+    has_zeros = any(text.startswith(_ZEROS) for text in missing)
+    verdict = "whole, if the camera gave these zeros" if has_zeros else "whole"
+    print("not whole" if faults else verdict)
     return 1 if faults else 0
 
 
