@@ -189,7 +189,7 @@ class _Copy:
                 with errors_name(path):
                     write_all_at(to, start, data)
 
-            for start, stop in _not_skipped(first, cursor, skips):
+            for start, stop in skips.others(first, cursor):
                 for low, high in _places(self._plan, position, start, stop):
                     array.copy(low, high, put)
 
@@ -277,16 +277,6 @@ class _Copy:
             path = self._folder / name
             with Descriptor(path, _NEW_FILE) as file, errors_name(path):
                 write_all(file, data)
-
-
-def _not_skipped(first: int, stop: int, skips: Skips) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of frames between the skips, which are in order."""
-    for skip in skips:
-        if first < min(skip.start, stop):
-            yield first, min(skip.start, stop)
-        first = max(first, skip.stop)
-    if first < stop:
-        yield first, stop
 
 
 def _places(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,14 @@ _MOST_READ_NBYTES = 64 << 20  # of all files
 _PAGE_NBYTES = 4096  # read first, in which most frames have something
 
 
+class _Missing(NamedTuple):
+    """Frames that came and are not in a file: how many, the first, and the last."""
+
+    frames: int
+    first: int
+    last: int
+
+
 def frames_in_holes(source: Source) -> Iterator[str]:
     """Yield, a line for each file, which frames are nothing but a hole in it.
 
@@ -43,11 +52,10 @@ def frames_in_holes(source: Source) -> Iterator[str]:
     cursor = source.frames_in_files
     skips = read_skips_between(source.path, -(1 << 63), cursor)
     for position in range(source.plan.num_positions):
-        count, first, last = 0, cursor, -1
-        for frames in _in_holes(source, position, cursor, skips):
-            count += len(frames)
-            first, last = min(first, int(frames.min())), max(last, int(frames.max()))
-        if count:
+        missing = list(_in_holes(source, position, cursor, skips))
+        if missing:
+            count = sum(part.frames for part in missing)
+            first, last = min(m.first for m in missing), max(m.last for m in missing)
             yield (
                 f"{source.path / array_name(position)}: it has holes where {count} frames "
                 f"should be, {first} to {last}: they read as zeros. It was copied while it "
@@ -83,10 +91,11 @@ def zeros_at_end(source: Source) -> Iterator[str]:
                 left_nbytes -= source.plan.frame_nbytes
                 count, first, last = count + 1, frame, max(last, frame)
         if count:
+            more = " or more" if left_nbytes <= 0 else ""
             yield (
-                f"{path}: its newest {count} frames, {first} to {last}, are zeros. A copy "
-                "that was made while it was recorded, not by `scratchwriter copy`, lacks "
-                "frames in this way"
+                f"{path}: its newest {count}{more} frames, {first} to {last}, are zeros. A "
+                "copy that was made while it was recorded, not by `scratchwriter copy`, "
+                "lacks frames in this way"
             )
 
 
@@ -97,8 +106,7 @@ def _newest_first(
     oldest = plan.first_step(position, cursor) * plan.step_frames
     left = plan.filled_nbytes(position, cursor) // plan.frame_nbytes
     while left > 0:
-        visit, within = divmod(left - 1, plan.visit_frames)
-        frame = (visit * plan.num_positions + position) * plan.visit_frames + within
+        frame = _nth_of(plan, position, left - 1)
         if frame < oldest:
             return
         skip = skip_of(frame, skips)
@@ -107,6 +115,12 @@ def _newest_first(
             left -= 1
         else:
             left = plan.filled_nbytes(position, skip.start) // plan.frame_nbytes
+
+
+def _nth_of(plan: FramePlan, position: int, n: int) -> int:
+    """Return the number of the n-th frame of a position, from 0 on."""
+    visit, within = divmod(n, plan.visit_frames)
+    return (visit * plan.num_positions + position) * plan.visit_frames + within
 
 
 def _start_of(plan: FramePlan, frame: int) -> int:
@@ -118,35 +132,54 @@ def _start_of(plan: FramePlan, frame: int) -> int:
 
 def _is_zero(file: Descriptor, start: int, stop: int) -> bool:
     for first, stop_of_part in ((start, min(start + _PAGE_NBYTES, stop)), (start, stop)):
-        if any(any(data) for _, data in read_pieces(file, first, stop_of_part)):
+        pieces = read_pieces(file, first, stop_of_part)
+        if any(data.count(0) < len(data) for _, data in pieces):
             return False
     return True
 
 
 def _in_holes(
     source: Source, position: int, cursor: int, skips: Skips
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the frames of a position that are holes in its file."""
+) -> Iterator[_Missing]:
+    """Yield which frames of a position are holes in its file."""
     plan, path = source.plan, source.path / array_name(position)
-    nbytes = plan.file_nbytes(position, cursor)
-    if plan.is_in_order and not plan.ring_steps:
-        nbytes = plan.filled_nbytes(position, cursor)
+    is_in_order = plan.is_in_order and not plan.ring_steps
+    size = plan.filled_nbytes if is_in_order else plan.file_nbytes
+    find = _missing_in_order if is_in_order else _missing_anywhere
     with faults_of(path), descriptor_of_regular(path) as file:
-        for start, stop in islice(holes(file, nbytes), _MOST_HOLES):
+        for start, stop in islice(holes(file, size(position, cursor)), _MOST_HOLES):
             first, end = -(-start // plan.frame_nbytes), stop // plan.frame_nbytes
-            if plan.is_in_order and not plan.ring_steps and first < end:
-                # At once, because there may be any number of them.
-                ends = np.array([first, end - 1])
-                low, high = _frames_at(plan, position, ends, cursor).tolist()
-                if skips.num_between(low, high + 1) == high + 1 - low:
-                    continue
-            for at in range(first, end, _CHUNK_FRAMES):
-                slots = np.arange(at, min(at + _CHUNK_FRAMES, end))
-                frames = _frames_at(plan, position, slots, cursor)
-                frames = frames[(frames >= 0) & (frames < cursor)]
-                frames = frames[~skips.contain(frames)]
-                if frames.size:
-                    yield frames
+            if first < end:
+                yield from find(plan, position, first, end, cursor, skips)
+
+
+def _missing_in_order(
+    plan: FramePlan, position: int, first: int, end: int, cursor: int, skips: Skips
+) -> Iterator[_Missing]:
+    """Yield which frames of a range of slots came, where they come in the order of bytes.
+
+    Without a look at each of them: there may be any number.
+    """
+    begin, last = (_nth_of(plan, position, n) for n in (first, end - 1))
+    for low, high in skips.others(begin, last + 1):
+        start = plan.filled_nbytes(position, low) // plan.frame_nbytes
+        stop = plan.filled_nbytes(position, high) // plan.frame_nbytes
+        if start < stop:  # not only frames of other positions
+            ends = (_nth_of(plan, position, n) for n in (start, stop - 1))
+            yield _Missing(stop - start, *ends)
+
+
+def _missing_anywhere(
+    plan: FramePlan, position: int, first: int, end: int, cursor: int, skips: Skips
+) -> Iterator[_Missing]:
+    """Yield which frames of a range of slots came, in any order."""
+    for at in range(first, end, _CHUNK_FRAMES):
+        slots = np.arange(at, min(at + _CHUNK_FRAMES, end))
+        frames = _frames_at(plan, position, slots, cursor)
+        frames = frames[(frames >= 0) & (frames < cursor)]
+        frames = frames[~skips.contain(frames)]
+        if frames.size:
+            yield _Missing(len(frames), int(frames.min()), int(frames.max()))
 
 
 def _frames_at(
