@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -62,11 +63,18 @@ def recover_it(folder):
 
 def run_commands(folder):
     """Run what only reads; it answers with a line, and no traceback."""
-    for command in ("info", "verify"):
+    copy = folder.with_name("copy")
+    for command in ("info", "verify", "copy"):
         out, err = io.StringIO(), io.StringIO()
+        args = [str(copy)] if command == "copy" else []
         with redirect_stdout(out), redirect_stderr(err):
-            assert main([command, str(folder)]) in (0, 1)
+            assert main([command, str(folder), *args]) in (0, 1)
         assert err.getvalue().count("\n") <= 1
+    if copy.exists():
+        with open_scratch(copy) as dataset:
+            assert dataset.state == "closed"
+        shutil.rmtree(copy)
+    assert not copy.with_name(".copy.partial").exists()
 
 
 def make_datasets(folder):

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from marks import PORTABLE, needs_direct_writes
+from marks import PORTABLE, needs_direct_writes, takes_a_shim
 from reference import Model, read_lines, read_plain
 from scratchwriter import DatasetError, ScratchFormat, create_stream, open_scratch
 from scratchwriter._files import copying
@@ -540,6 +540,85 @@ def test_a_dataset_that_is_replaced_meanwhile_is_not_copied(
     with pytest.raises(DatasetError, match="replaced"):
         copy(folder, out)
     assert left_over(out) == []
+
+
+FAULTS = """
+import ctypes, shutil, sys
+from pathlib import Path
+from scratchwriter import DatasetError, open_scratch
+from scratchwriter._files.repair import find_faults
+faults = ctypes.CDLL(None)
+faults.faults_what.restype = ctypes.c_char_p
+faults.faults_arm.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3]
+folder, out, stays = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+
+def copy():
+    with open_scratch(folder) as dataset:
+        dataset.copy(out)
+
+def check():
+    with open_scratch(out) as found:
+        assert found.frames_written == 41
+        assert find_faults(found.source) == []
+        for position, array in enumerate(found.arrays):
+            values = [*range(position + 1, 41, 2), 41][: len(array)]
+            assert (array[:, 0, 0] == values).all()
+
+struck = []
+for n in range(1, 10_000):
+    faults.faults_arm(str(folder.parent).encode(), n, 28, stays)
+    try:
+        copy()
+        has_failed = False
+    except (OSError, MemoryError, DatasetError) as error:
+        assert str(error)
+        has_failed = True
+    what = faults.faults_what().decode()
+    faults.faults_heal()
+    if has_failed and not out.exists():
+        copy()
+    check()
+    assert [path.name for path in out.parent.iterdir()] == ["copy"]
+    shutil.rmtree(out)
+    if not what:
+        break
+    struck.append(what)
+print(*sorted(set(struck)), len(struck))
+"""
+
+
+@takes_a_shim
+@pytest.mark.parametrize("stays", [0, 1, 2], ids=["once", "from then on", "half written"])
+@pytest.mark.parametrize("disk_io", DISK_IO)
+def test_a_call_that_fails_leaves_no_copy_or_a_whole_one(shim, folder, out, disk_io, stays):
+    program = f"""
+    import os, sys, numpy as np
+    from scratchwriter import *
+    dims = dims_from_standard_axes({{"t": None, "p": 2, "y": 16, "x": 16}})
+    stream = create_stream(AcquisitionSettings(
+        root_path=sys.argv[1], dimensions=dims, dtype="uint16",
+        format=ScratchFormat(disk_io={disk_io!r}),
+    ))
+    for i in range(1, 42):
+        frame = np.full((16, 16), i, "uint16")
+        stream.append(frame, frame_metadata={{"i": i}}, timestamp_ns=i)
+    os._exit(9)
+    """
+    program = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), folder]
+    assert subprocess.run(program, timeout=60).returncode == 9
+    before = content(folder)
+    ended = subprocess.run(
+        [sys.executable, "-c", FAULTS, folder, out, str(stays)],
+        env={**os.environ, "LD_PRELOAD": str(shim)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    *kinds, count = ended.stdout.split()
+    assert {"open64", "write", "fsync", "mkdir", "rename"} <= set(kinds)
+    assert int(count) > 30
+    assert content(folder) == before
 
 
 # ------------------------------------------------------------------------ what is refused

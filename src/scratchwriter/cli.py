@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from scratchwriter._files.choose_source import open_source
 from scratchwriter._files.folders import reclaim_spill_folders, spill_parent
 from scratchwriter._files.holes import zeros_at_end
 from scratchwriter._files.ome_writers_source import NOT_COUNTED
@@ -501,8 +502,7 @@ def _export(args: argparse.Namespace) -> None:
 def _copy(args: argparse.Namespace) -> None:
     with open_scratch(args.path) as dataset:
         made = dataset.copy(args.out)
-    with open_scratch(made) as dataset:
-        frames = dataset.frames_written
+    frames = open_source(made).frames_written  # without what was told of its source
     if args.json:
         _print_json({"copied": str(made), "frames_written": frames})
         return
