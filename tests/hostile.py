@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -62,13 +63,20 @@ def recover_it(folder):
 
 def run_commands(folder):
     """Run what only reads; it answers with a line, besides warnings, and no traceback."""
-    for command in ("info", "verify"):
+    copy = folder.with_name("copy")
+    for command in ("info", "verify", "copy"):
         out, err = io.StringIO(), io.StringIO()
+        args = [str(copy)] if command == "copy" else []
         with redirect_stdout(out), redirect_stderr(err):
-            assert main([command, str(folder)]) in (0, 1)
+            assert main([command, str(folder), *args]) in (0, 1)
         said = err.getvalue().splitlines()
         assert all(line.startswith("scratchwriter: ") for line in said)
         assert sum(not line.startswith("scratchwriter: warning: ") for line in said) <= 1
+    if copy.exists():
+        with open_scratch(copy) as dataset:
+            assert dataset.state == "closed"
+        shutil.rmtree(copy)
+    assert not copy.with_name(".copy.partial").exists()
 
 
 def make_datasets(folder):

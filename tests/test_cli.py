@@ -542,6 +542,22 @@ def test_verify_as_json_has_faults_and_the_exit_status(dataset, capsys):
     assert "frame_metadata.jsonl" in told["faults"][0]
 
 
+def test_copy_as_json_tells_what_was_made(dataset, tmp_path, capsys):
+    made = tmp_path / "copy"
+    status, told = as_json(capsys, "copy", dataset, made)
+    assert (status, told) == (0, {"copied": str(made), "frames_written": 7})
+    assert as_json(capsys, "verify", made) == (
+        0,
+        {
+            "path": str(made),
+            "state": "closed",
+            "frames_written": 7,
+            "missing": [],
+            "faults": [],
+        },
+    )
+
+
 def test_recover_and_clean_as_json_tell_what_was_done(dataset, tmp_path, capsys):
     assert as_json(capsys, "recover", dataset) == (0, {"path": str(dataset), "done": []})
     assert as_json(capsys, "clean", tmp_path) == (0, {"removed": []})
@@ -549,7 +565,7 @@ def test_recover_and_clean_as_json_tell_what_was_done(dataset, tmp_path, capsys)
 
 COMMANDS = [
     *("demo", "info", "watch", "monitor", "preview", "report"),
-    *("export", "verify", "recover", "disk", "clean"),
+    *("export", "copy", "verify", "recover", "disk", "clean"),
 ]
 
 

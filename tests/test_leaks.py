@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -71,6 +72,7 @@ def live(make_settings, folder, place):
             assert len(dataset.frame_metadata) == 40
             assert dataset.written(0).sum() == 40
             assert dataset.arrays[0][...].any()
+            shutil.rmtree(dataset.copy(folder.with_name("copy")))
 
 
 @pytest.mark.parametrize("place", ["memory", "disk", "durable", "spilling"])

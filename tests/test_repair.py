@@ -3,22 +3,30 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import ome_writers
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from marks import needs_page_cache
-from reference import read_plain
-from scratchwriter import DatasetError, create_stream, open_scratch
+from marks import PORTABLE, needs_page_cache
+from reference import Model, read_plain
+from scratchwriter import DatasetError, ScratchFormat, create_stream, open_scratch
 from scratchwriter._files.folders import reclaim_spill_folders
+from scratchwriter._files.holes import zeros_at_end
 from scratchwriter._files.manifest import replace_shapes
 from scratchwriter._files.repair import find_faults, recover
+from scratchwriter._region.descriptor import Descriptor
+from scratchwriter._region.system import holes
 from scratchwriter.cli import main
 
 FRAME = np.arange(20, dtype="uint16").reshape(4, 5)
@@ -531,6 +539,294 @@ def test_a_temporary_folder_that_was_recovered_stays(make_settings, tmp_path):
     create_stream(make_settings({"t": None, "y": 4, "x": 5}, format=fmt)).close()
     with open_scratch(folder) as dataset:
         assert (dataset.state, dataset.frames_written) == ("closed", 20)
+
+
+# ------------------------------------------------------ frames that nobody has stored
+
+PAGE = (32, 64)  # a frame of 4096 bytes
+
+
+def page(value):
+    return np.full(PAGE, value, "uint16")
+
+
+def make_holes(path, ranges):
+    """Leave ranges of a file out, so that they are holes in it."""
+    data = path.read_bytes()
+    path.unlink()
+    with path.open("xb") as file:
+        file.truncate(len(data))
+        at = 0
+        for start, stop in [*sorted(ranges), (len(data), None)]:
+            file.seek(at)
+            file.write(data[at:start])
+            at = stop
+
+
+def has_holes(folder):
+    """Whether a file system tells where files have holes."""
+    path = folder / "sparse"
+    path.touch()
+    os.truncate(path, 1 << 20)
+    with Descriptor(path, os.O_RDONLY) as file:
+        return any(holes(file, 1 << 20))
+
+
+@pytest.fixture(autouse=True)
+def needs_holes(request, tmp_path):
+    if "holes" in request.node.name and not has_holes(tmp_path):
+        pytest.skip("this file system does not tell where files have holes")
+
+
+def faults_and_done(folder):
+    """What verify and recover tell about a dataset."""
+    with open_scratch(folder) as dataset:
+        faults = find_faults(dataset.source)
+    return faults, recover(folder)
+
+
+def record_pages(make_settings, folder, sizes, count, **fields):
+    sizes = {**sizes, "y": PAGE[0], "x": PAGE[1]}
+    stream = create_stream(make_settings(sizes, root_path=str(folder), **fields))
+    for i in range(count):
+        stream.append(page(i + 1))
+    return stream
+
+
+def test_holes_where_frames_should_be_are_a_fault(make_settings, folder, capsys):
+    record_pages(make_settings, folder, {"t": None}, 20).close()
+    make_holes(folder / "pos_0.dat", [(4 * 4096, 7 * 4096), (19 * 4096, 20 * 4096)])
+    before = content(folder)
+    (fault,), (done,) = faults_and_done(folder)
+    assert fault == done
+    assert f"{folder / 'pos_0.dat'}: it has holes where 4 frames should be" in fault
+    assert "4 to 19: they read as zeros" in fault
+    assert content(folder) == before
+    assert main(["verify", str(folder)]) == 1
+    told = capsys.readouterr().out
+    assert "zeros: " in told
+    assert "its newest 1 frames, 19 to 19" in told
+    assert told.endswith("not whole\n")
+
+
+HOLES = st.sets(st.integers(0, 40), min_size=1, max_size=30)
+
+
+@hypothesis_settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    steps=st.lists(st.tuples(st.booleans(), st.integers(1, 9)), max_size=8),
+    count=st.sampled_from([None, 7]),
+    sizes=st.sampled_from([{}, {"p": 2}, {"c": 3}, {"p": 2, "c": 3}, {"c": 2, "p": 3}]),
+    reverse=st.booleans(),
+    keep=st.sampled_from([None, 1, 3]),
+    slots=HOLES,
+)
+def test_any_holes_are_the_frames_that_were_there(
+    make_settings, tmp_path_factory, steps, count, sizes, reverse, keep, slots
+):
+    folder = tmp_path_factory.mktemp("holes") / "data"
+    names = ["t", *sizes]
+    made = make_settings(
+        {"t": count, **sizes, "y": PAGE[0], "x": PAGE[1]},
+        root_path=str(folder),
+        storage_order=[*reversed(names), "y", "x"] if reverse else "acquisition",
+        format=ScratchFormat(keep_last=None if count else keep),
+    )
+    model = Model(made)
+    with create_stream(made) as stream:
+        for is_skip, n in steps:
+            n = n if model.left() is None else min(n, model.left())
+            if is_skip and n:
+                stream.skip(frames=n)
+                model.skip(n)
+            for _ in range(0 if is_skip else n):
+                stream.append(page(7))
+                model.append(page(7))
+    expected = []
+    for position in range(model.num_positions):
+        path = folder / f"pos_{position}.dat"
+        num_slots = path.stat().st_size // 4096
+        shape = model.array(position, order="file").shape[:-2]
+        ring_steps = num_slots // int(np.prod(shape[1:]))
+        here = {slot for slot in slots if slot < num_slots}
+        make_holes(path, [(slot * 4096, slot * 4096 + 4096) for slot in here])
+        missing = []
+        for number, (p, index) in enumerate(model.visited):
+            if p != position or (p, tuple(sorted(index.items()))) not in model.frames:
+                continue
+            at = [index[name] for name in model.file_names]
+            if keep and not count:
+                if at[0] < shape[0] - keep:
+                    continue
+                at[0] %= ring_steps
+            dims = (ring_steps, *shape[1:]) if keep and not count else shape
+            if int(np.ravel_multi_index(at, dims)) in here:
+                missing.append(number)
+        if missing:
+            text = f"{len(missing)} frames should be, {missing[0]} to {missing[-1]}:"
+            expected.append((position, text))
+    faults, done = faults_and_done(folder)
+    assert done == faults
+    assert len(faults) == len(expected)
+    for fault, (position, text) in zip(faults, expected, strict=True):
+        assert f"pos_{position}.dat" in fault
+        assert text in fault
+
+
+@pytest.mark.parametrize("ending", ["close", "kill"])
+@pytest.mark.parametrize("disk_io", ["page_cache", "direct"])
+@pytest.mark.parametrize("length", [None, 60])
+def test_frames_that_are_zeros_are_no_holes(folder, ending, disk_io, length, capsys):
+    if disk_io == "direct" and PORTABLE:
+        pytest.skip("a portable region is not staged")
+    program = f"""
+    import os, sys, numpy as np
+    from scratchwriter import *
+    dims = dims_from_standard_axes({{"t": {length}, "p": 2, "y": 64, "x": 64}})
+    stream = create_stream(AcquisitionSettings(
+        root_path=sys.argv[1], dimensions=dims, dtype="uint16",
+        format=ScratchFormat(disk_io={disk_io!r})))
+    stream.extend(np.zeros((30, 64, 64), "uint16"))
+    for i in range(5):
+        with stream.slot() as slot:
+            slot[...] = 0
+    stream.skip(frames=40)
+    for i in range(6):
+        stream.append(np.zeros((64, 64), "uint16"))
+    {"stream.close()" if ending == "close" else ""}
+    os._exit(9)
+    """
+    program = [sys.executable, "-c", textwrap.dedent(program), str(folder)]
+    assert subprocess.run(program, timeout=60).returncode == 9
+    with open_scratch(folder) as dataset:
+        faults = find_faults(dataset.source)
+    assert ["its writer died" in fault for fault in faults] == [True] * (ending == "kill")
+    assert not any("holes" in what for what in recover(folder))
+    assert main(["verify", str(folder)]) == 0
+    assert "its newest" in capsys.readouterr().out
+    os.sync()
+    assert main(["verify", str(folder)]) == 0
+
+
+def test_a_part_of_a_frame_may_be_holes(make_settings, folder):
+    """Programs that copy leave out blocks of zeros, which many frames have."""
+    sizes = {"t": None, "y": 64, "x": 64}
+    with create_stream(make_settings(sizes, root_path=str(folder))) as stream:
+        for _ in range(4):
+            stream.append(np.ones((64, 64), "uint16"))
+    make_holes(folder / "pos_0.dat", [(4096, 12288), (20480, 24576)])
+    assert faults_and_done(folder) == ([], [])
+    make_holes(folder / "pos_0.dat", [(4096, 16384)])
+    (fault,), _ = faults_and_done(folder)
+    assert "1 frames should be, 1 to 1:" in fault
+
+
+def test_small_frames_in_holes_are_judged_if_all_of_them_is(make_settings, folder):
+    with create_stream(
+        make_settings({"t": None, "y": 4, "x": 5}, root_path=str(folder))
+    ) as stream:
+        stream.extend(np.ones((1000, 4, 5), "uint16"))
+    make_holes(folder / "pos_0.dat", [(4096, 8192)])
+    (fault,), _ = faults_and_done(folder)
+    assert "101 frames should be, 103 to 203:" in fault  # of 40 bytes
+
+
+def test_a_long_skip_in_holes_is_no_fault_and_takes_no_time(make_settings, folder):
+    stream = record_pages(make_settings, folder, {"t": None, "p": 2}, 4)
+    with stream:
+        stream.skip(frames=100_000)
+        stream.append(page(1))
+    began_s = time.monotonic()
+    assert faults_and_done(folder) == ([], [])
+    assert time.monotonic() - began_s < 5
+
+
+def copy_file_by_file(folder, out, meanwhile):
+    """Copy a dataset as other programs do: arrays first, then how many frames there are."""
+    out.mkdir()
+    shutil.copy(folder / "pos_0.dat", out)
+    meanwhile()
+    for name in ("manifest.json", "progress.bin", "skips.bin", "frame_metadata.jsonl"):
+        shutil.copy(folder / name, out)
+
+
+@needs_page_cache
+@pytest.mark.parametrize("length", [None, 200])
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_copy_made_file_by_file_is_noticed_also_after_recover(
+    make_settings, folder, tmp_path, capsys, is_sparse, length
+):
+    stream, out = record_pages(make_settings, folder, {"t": length}, 50), tmp_path / "copy"
+    copy_file_by_file(folder, out, lambda: record_more(stream, 30))
+    stream.close()
+    if is_sparse:  # as of a program that looks for holes
+        nbytes = (out / "pos_0.dat").stat().st_size
+        make_holes(out / "pos_0.dat", [(50 * 4096, nbytes)])
+    assert main(["verify", str(out)]) == 1
+    assert "died before closing" in capsys.readouterr().out
+    assert main(["recover", str(out)]) == 0
+    told = capsys.readouterr().out
+    zeros = "its newest 30 frames, 50 to 79, are zeros"
+    assert zeros in told
+    assert "scratchwriter copy" in told
+    status = main(["verify", str(out)])
+    told = capsys.readouterr().out
+    assert zeros in told
+    if is_sparse and has_holes(tmp_path):
+        assert "holes where 30 frames should be, 50 to 79:" in told
+        assert status == 1
+    else:
+        assert told.endswith("whole, if the camera gave these zeros\n")
+    assert main(["verify", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("whole\n")
+
+
+@needs_page_cache
+def test_a_copy_made_file_by_file_may_be_too_short_to_open(make_settings, folder, tmp_path):
+    stream, out = record_pages(make_settings, folder, {"t": None}, 50), tmp_path / "copy"
+
+    def outgrow():
+        record_more(stream, (out / "pos_0.dat").stat().st_size // 4096)
+
+    copy_file_by_file(folder, out, outgrow)
+    stream.close()
+    for read in (open_scratch, recover):
+        with pytest.raises(DatasetError, match="Only `scratchwriter copy` copies"):
+            read(out)
+
+
+def record_more(stream, count):
+    for _ in range(count):
+        stream.append(page(stream.frames_written + 1))
+
+
+def test_a_copy_whose_file_is_too_short_is_an_error_that_names_the_way(
+    make_settings, folder, capsys
+):
+    record_pages(make_settings, folder, {"t": None}, 20).close()
+    os.truncate(folder / "pos_0.dat", 19 * 4096)
+    for command in ("verify", "recover"):
+        assert main([command, str(folder)]) == 1
+        told = capsys.readouterr().err
+        assert "it has 77824 bytes, 81920 are expected" in told
+        assert "scratchwriter copy" in told
+        assert told.count("\n") == 1
+
+
+def test_newest_frames_of_zeros_are_told_for_each_position(make_settings, folder):
+    stream = record_pages(make_settings, folder, {"t": None, "p": 3}, 9)
+    with stream:
+        stream.append(page(0))
+        stream.skip()
+        stream.append(page(1))
+        stream.append(page(0))
+        stream.skip(frames=500)
+    with open_scratch(folder) as dataset:
+        (told,) = zeros_at_end(dataset.source)
+        assert "pos_0.dat: its newest 2 frames, 9 to 12, are zeros" in told
+        assert find_faults(dataset.source) == []
 
 
 # ---------------------------------------------------------------------- the command line

@@ -17,7 +17,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from scratchwriter._files.choose_source import open_source
 from scratchwriter._files.folders import reclaim_spill_folders, spill_parent
+from scratchwriter._files.holes import zeros_at_end
 from scratchwriter._files.ome_writers_source import NOT_COUNTED
 from scratchwriter._files.repair import find_faults, recover
 from scratchwriter._version import __version__
@@ -26,6 +28,7 @@ from scratchwriter.reader import ScratchDataset, open_scratch
 from scratchwriter.settings import ScratchFormat
 
 _REDRAW_S = 0.2
+_ZEROS = "zeros: "  # begins a line about frames that may be missing
 _STATES = {
     "closed": "closed",
     "recording": "being recorded",
@@ -178,13 +181,27 @@ def _parser() -> argparse.ArgumentParser:
         "--position", type=int, metavar="N", help="for .npy: which position, of several"
     )
 
+    copy = _add(
+        commands,
+        _copy,
+        has_json=True,
+        help="copy a dataset, also while it is recorded",
+        description="Copy a scratch dataset as it is now, also while it is recorded. The "
+        "copy is finished: it has exactly the frames that have come so far. It appears "
+        "when it is complete. PATH is not changed.",
+        example="run1_copy",
+    )
+    copy.add_argument(
+        "out", type=_path, metavar="OUT", help="folder of the copy, which must not exist"
+    )
+
     _add(
         commands,
         _verify,
         has_json=True,
         help="report what is damaged in a dataset, and what is missing",
-        description="Check a scratch dataset: its manifest, the sizes of its files, its "
-        "frame metadata. Exit status 0 if it is whole, 1 if not.",
+        description="Check a scratch dataset: its manifest, the sizes of its files and "
+        "holes in them, its frame metadata. Exit status 0 if it is whole, 1 if not.",
     )
 
     _add(
@@ -482,6 +499,16 @@ def _export(args: argparse.Namespace) -> None:
     _print(f"exported  {made}")
 
 
+def _copy(args: argparse.Namespace) -> None:
+    with open_scratch(args.path) as dataset:
+        made = dataset.copy(args.out)
+    frames = open_source(made).frames_written  # without what was told of its source
+    if args.json:
+        _print_json({"copied": str(made), "frames_written": frames})
+        return
+    _print(f"copied  {made}, {frames} frames")
+
+
 def _state(dataset: ScratchDataset) -> str:
     if dataset.counts_frames:
         return _STATES[dataset.state]
@@ -508,6 +535,9 @@ def _missing(dataset: ScratchDataset) -> Iterator[str]:
             yield f"skipped: {len(skipped)} frames, {skipped[0]} to {skipped[-1]}"
         if dropped := dataset.dropped:
             yield f"dropped: {dropped} frame numbers never came"
+        if dataset.state != "recording":
+            for text in zeros_at_end(dataset.source):
+                yield f"{_ZEROS}{text}"
     expected = dataset.settings.num_frames
     if expected is not None and dataset.frames_written < expected:
         yield (
@@ -533,7 +563,9 @@ def _verify(args: argparse.Namespace) -> int:
         _print(f"{dataset.path}: {_state(dataset)}, {frames}")
     for text in [*missing, *(f"fault: {fault}" for fault in faults)]:
         _print(text)
-    print("not whole" if faults else "whole")
+    has_zeros = any(text.startswith(_ZEROS) for text in missing)
+    verdict = "whole, if the camera gave these zeros" if has_zeros else "whole"
+    print("not whole" if faults else verdict)
     return 1 if faults else 0
 
 

@@ -272,6 +272,25 @@ class Skips(Sequence[range]):
         start, stop = self._pairs[i].tolist()
         return range(start, stop)
 
+    def others(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges from `first` to before `stop` that were not skipped."""
+        at = int(np.searchsorted(self._pairs[:, 1], first, "right"))
+        while first < stop and at < len(self._pairs):
+            low, high = self._pairs[at].tolist()
+            if first < low:
+                yield first, min(low, stop)
+            first, at = max(first, high), at + 1
+        if first < stop:
+            yield first, stop
+
+    def contain(self, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which of these frames were skipped."""
+        if len(self._pairs) == 0:
+            return np.zeros(len(frames), np.bool_)
+        at = np.searchsorted(self._pairs[:, 0], frames, "right") - 1
+        is_before: npt.NDArray[np.bool_] = frames < self._pairs[at, 1]
+        return is_before & (at >= 0)
+
     def num_between(self, first: int, stop: int) -> int:
         """Return how many frames from `first` to before `stop` were skipped."""
         starts, stops = np.clip(self._pairs, first, stop).T

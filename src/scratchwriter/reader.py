@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scratchwriter._files.choose_source import open_source
+from scratchwriter._files.copying import copy_dataset
 from scratchwriter._files.metadata import FrameMetadata
 from scratchwriter._files.records import known
 from scratchwriter._files.source import Source, State
@@ -349,6 +350,44 @@ class ScratchDataset:
         exporter = load_integration("export", "export", "ome_writers")
         made: Path = exporter.export(self, out, format=format, client=client, **common)
         return made
+
+    def copy(self, out: str | os.PathLike[str]) -> Path:
+        """Copy the dataset as it is now, also while it is recorded.
+
+        The copy is a finished dataset: it has exactly the frames that had come when the
+        call began, their metadata, times and skips. (With `keep_last`, while it is
+        recorded: when the call ended.) It is made in a folder beside `out`,
+        `.NAME.partial`, and appears when all of it is on the device. The dataset itself is
+        not changed.
+
+        Parameters
+        ----------
+        out : path-like
+            The folder of the copy, which must not exist.
+
+        Returns
+        -------
+        pathlib.Path
+            That folder.
+
+        Raises
+        ------
+        FileExistsError
+            If `out` exists.
+        ValueError
+            If `out` is inside of the dataset, or frames of a ring (`keep_last`) are
+            overwritten faster than they can be copied.
+        BlockingIOError
+            If another process makes the same copy.
+        DatasetError
+            If the dataset is damaged, was replaced by another meanwhile, or is one of
+            ome-writers, which does not record how many frames came.
+        OSError
+            If the disk is too small, or fails.
+        """
+        out = Path(out).expanduser().absolute()
+        copy_dataset(self._source, out)
+        return out
 
     def to_xarray(self) -> Any:
         """Return an `xarray.DataArray` of all positions; see `bridges.xarray`.

@@ -254,8 +254,14 @@ def _check_position_counts(dims: Any, most: int) -> None:
             raise ValueError("position_shapes does not match the dimensions")
 
 
-def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
-    """Replace the shapes in a manifest that no other process writes, atomically."""
+def manifest_with_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> bytes:
+    """Return the manifest in a folder with other shapes.
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read, or would be longer than a reader takes.
+    """
     path = folder / MANIFEST
     with faults_of(path), open_regular(path) as file:
         fields = json.loads(file.read())
@@ -265,6 +271,12 @@ def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
             raise ValueError(
                 f"it would have {len(text)} bytes, the limit is {MANIFEST_MAX_NBYTES}"
             )
+    return text
+
+
+def replace_shapes(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
+    """Replace the shapes in a manifest that no other process writes, atomically."""
+    path, text = folder / MANIFEST, manifest_with_shapes(folder, shapes)
     draft = draft_path(folder)
     try:
         write_draft(draft, text).close()

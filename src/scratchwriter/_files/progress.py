@@ -431,6 +431,27 @@ class ProgressView:
         """Process id of the writer."""
         return int(self._header["pid"][0])
 
+    def of_copy(self, cursor: int, *, may_lack_frames: bool) -> bytes:
+        """Return the progress.bin of a finished copy, all of which is on the device.
+
+        Parameters
+        ----------
+        cursor : int
+            How many frames the copy has.
+        may_lack_frames : bool
+            Whether only those are certain that were on the device here.
+        """
+        now, header = self._now(), np.zeros(1, PROGRESS_HEADER)
+        for name in PROGRESS_HEADER.names or ():  # without what may be between them
+            header[name] = now[name]
+        header["state"] = RESTARTED if may_lack_frames else CLOSED
+        header["cursor"] = cursor
+        certain = min(self.synced, cursor) if may_lack_frames else cursor
+        header["synced"] = header["confirmed"] = certain
+        if header["in_files"][0] >= 0:  # it stays known that some were staged
+            header["in_files"] = cursor
+        return header.tobytes()
+
     @property
     def may_lack_frames(self) -> bool:
         """Whether the machine was restarted before the dataset was closed."""

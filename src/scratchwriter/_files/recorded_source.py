@@ -39,10 +39,12 @@ from scratchwriter._files.source import (
     need_nbytes,
     shape_text,
 )
-from scratchwriter._files.staged import StagedArray, StagingReader, is_staged
+from scratchwriter._files.staged import ArrayBytes, StagedArray, StagingReader, is_staged
 from scratchwriter._region import view_file, view_ring
 from scratchwriter.errors import DatasetError
 from scratchwriter.plan import FramePlan, least_ring_steps
+
+_IF_COPIED = "Only `scratchwriter copy` copies a dataset that is being recorded"
 
 
 def state_of(progress: ProgressView) -> State:
@@ -72,6 +74,7 @@ class RecordedSource(Source):
     """
 
     counts_frames = True
+    _is_uncertain = False  # whether only the frames that are synced are certain
 
     def __init__(
         self,
@@ -88,11 +91,11 @@ class RecordedSource(Source):
         progress.num_frames = self.plan.num_frames
         self._check(is_exact=was_closed)
         self.frames = LiveProgress(path, progress)
-        self._read_metadata(lambda: progress.cursor)
+        self.frame_metadata = self._metadata(lambda: progress.cursor)
 
-    def _read_metadata(self, cursor: Callable[[], int]) -> None:
+    def _metadata(self, cursor: Callable[[], int]) -> FrameMetadata:
         # These functions do not refer to this source, so that it goes with its last user.
-        self.frame_metadata = FrameMetadata(
+        return FrameMetadata(
             self.path / FRAME_METADATA,
             partial(_is_counted, self.path, self.plan, cursor),
             need_same := partial(self._progress.need_in, self.path),
@@ -111,7 +114,8 @@ class RecordedSource(Source):
                         f"expected by {PROGRESS}"
                     )
             nbytes = plan.file_nbytes(position, cursor)
-            need_nbytes(self.path / array_name(position), nbytes, PROGRESS)
+            needed_by = f"{PROGRESS}. {_IF_COPIED}"
+            need_nbytes(self.path / array_name(position), nbytes, needed_by)
 
     @property
     def state(self) -> State:
@@ -153,6 +157,10 @@ class RecordedSource(Source):
                 f"{cursor - in_files} of {cursor} frames"
             )
         return found
+
+    @property
+    def frames_in_files(self) -> int:
+        return self._progress.in_files if self.is_staged else self.frames_written
 
     @property
     def skipped(self) -> list[range]:
@@ -221,10 +229,14 @@ class RecordedSource(Source):
     def storage_axes(self) -> tuple[int, ...]:
         return self.plan.storage_axes
 
+    @property
+    def _may_be_staged(self) -> bool:
+        return self.has_staged and self.state != "closed" and not self.may_lack_frames
+
     def _bytes(
         self, position: int, nbytes: int, cursor: int
     ) -> tuple[memoryview, MakeReady]:
-        if self.has_staged and self.state != "closed" and not self.may_lack_frames:
+        if self._may_be_staged:
             return self._staged_bytes(position, nbytes, cursor)
         if not self.plan.ring_steps:
             return super()._bytes(position, nbytes, cursor)
@@ -267,6 +279,27 @@ class RecordedSource(Source):
 
         return data, make_ready
 
+    # What a copy needs, which has the first `cursor` frames.
+
+    def array_bytes(self, position: int) -> ArrayBytes:
+        """Return what copies the bytes of a position from wherever they are."""
+        if not self._may_be_staged:
+            return ArrayBytes(self._staging, position)
+        progress, plan = self._progress, self.plan
+        return ArrayBytes(
+            self._staging,
+            position,
+            lambda: plan.filled_nbytes(position, progress.in_files),
+        )
+
+    def metadata_nbytes(self, cursor: int) -> int:
+        """Return the size of the lines of the first frames in frame_metadata.jsonl."""
+        return self._metadata(lambda: cursor).nbytes
+
+    def progress_of_copy(self, cursor: int) -> bytes:
+        """Return the progress.bin of a copy."""
+        return self._progress.of_copy(cursor, may_lack_frames=self._is_uncertain)
+
     def release(self) -> None:
         super().release()
         self._progress.release()
@@ -281,6 +314,8 @@ class RestartedSource(RecordedSource):
     array files. So only as many frames count as the files have space for.
     """
 
+    _is_uncertain = True
+
     def __init__(
         self, path: Path, description: Description, progress: ProgressView
     ) -> None:
@@ -293,11 +328,15 @@ class RestartedSource(RecordedSource):
         super().__init__(path, description, progress, was_closed=False)
         frames = self.frames_written
         self.frames = FixedProgress(frames, partial(read_skips_between, path))
-        self._read_metadata(lambda: frames)
+        self.frame_metadata = self._metadata(lambda: frames)
 
     @property
     def frames_written(self) -> int:
         return min(self._progress.cursor, self._most_frames)
+
+    @property
+    def frames_in_files(self) -> int:
+        return self.frames_synced
 
     @property
     def is_staged(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from scratchwriter._files.choose_source import open_source
 from scratchwriter._files.faults import faults_of
 from scratchwriter._files.folders import dataset_files, kept_spill_folder
+from scratchwriter._files.holes import frames_in_holes, zeros_at_end
 from scratchwriter._files.layout import (
     FRAME_METADATA,
     MANIFEST,
@@ -43,7 +45,7 @@ _RESTARTED = "the machine was restarted, the files may hold more frames than are
 def find_faults(source: Source) -> list[str]:
     """Return what is wrong with a dataset that can be opened, one line each.
 
-    Reads all frame metadata, but only the sizes of the arrays.
+    Reads all frame metadata, but of the arrays only the sizes, and where they have holes.
     """
     faults = []
     state = source.state
@@ -67,6 +69,8 @@ def find_faults(source: Source) -> list[str]:
             _check_staged(source, StagingReader(source.path))
         source.skipped  # noqa: B018
         source.dropped  # noqa: B018
+        if state != "recording":
+            faults += frames_in_holes(source)
     except DatasetError as error:
         faults.append(str(error))
     return faults
@@ -199,8 +203,12 @@ def _finish(source: Source) -> list[str]:
         if is_draft_name(file.name):
             file.unlink()
             done.append(f"{file}: removed")
-    if mark_closed(folder):
+    was_killed = mark_closed(folder)
+    if was_killed:
         done.append(f"{folder}: marked as closed, with {source.frames_written} frames")
+    with suppress(DatasetError):  # that skips.bin is damaged was told
+        done += frames_in_holes(source)
+        done += zeros_at_end(source) if was_killed else []
     return done
 
 

@@ -140,6 +140,11 @@ class Source(ABC):
         return False
 
     @property
+    def frames_in_files(self) -> int:
+        """How many of the first frames are in the files of the arrays for certain."""
+        return self.frames_written
+
+    @property
     @abstractmethod
     def skipped(self) -> list[range]:
         """Which frames, numbered in acquisition order, were skipped."""

@@ -13,7 +13,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +32,11 @@ from scratchwriter._files.layout import (
     array_name,
 )
 from scratchwriter._region import OverlaidFile, overlay_file, view_open_file
-from scratchwriter._region.system import descriptor_of_regular
+from scratchwriter._region.system import descriptor_of_regular, read_pieces
 from scratchwriter.errors import DatasetError
 
 # Addresses, which cost nothing: for frames that come while a dataset is open.
 _MORE_NBYTES = 1 << 32
-_READ_NBYTES = 16 << 20  # from a file at a time
 _MAP_NBYTES = 4 << 20  # of a file at a time, or more
 _MOST_SLOT_NBYTES = 1 << 26  # several times what any writer has
 
@@ -123,20 +122,21 @@ class StagingReader:
         """
         with faults_of(self.path):
             staging, found = self._held(position)
-            at, in_file = start, []
-            for held in found:
-                low, high = max(held.start, start), min(held.stop, stop)
-                if low >= high:
-                    continue
-                where = _slot_start(staging, held.number) - held.start
-                put(low, staging.data[where + low : where + high])
-                if int(staging.slots["generation"][held.number]) != held.generation:
+        at, in_file = start, []
+        for held in found:
+            low, high = max(held.start, start), min(held.stop, stop)
+            if low >= high:
+                continue
+            where = _slot_start(staging, held.number) - held.start
+            put(low, staging.data[where + low : where + high])
+            if int(staging.slots["generation"][held.number]) != held.generation:
+                with faults_of(self.path):
                     _need_in_file(staging, position, low, high)
-                    continue
-                in_file.append((at, low))
-                at = high
-            in_file.append((at, stop))
-            return [(low, high) for low, high in in_file if low < high]
+                continue
+            in_file.append((at, low))
+            at = high
+        in_file.append((at, stop))
+        return [(low, high) for low, high in in_file if low < high]
 
     def check(self, position: int) -> None:
         """Check that all of a position is in a slot or in its file.
@@ -283,6 +283,95 @@ def _missing_text(position: int, start: int, stop: int) -> str:
     )
 
 
+class ArrayBytes:
+    """The bytes of a position, for those that copy them from wherever they are.
+
+    Parameters
+    ----------
+    staging : StagingReader
+        Of the dataset's folder.
+    position : int
+        Which array.
+    in_file_nbytes : callable, optional
+        Returns how many of the first are in the file, if there is no staging any more; by
+        default nothing is staged.
+
+    Attributes
+    ----------
+    file : Descriptor
+        The position's file.
+    """
+
+    def __init__(
+        self,
+        staging: StagingReader,
+        position: int,
+        in_file_nbytes: Callable[[], int] | None = None,
+    ) -> None:
+        self._staging, self._position = staging, position
+        self._in_file_nbytes = in_file_nbytes
+        self._path = staging.path.with_name(array_name(position))
+        with faults_of(self._path):
+            # One for all mappings of it: those of one descriptor become one.
+            self.file = descriptor_of_regular(self._path, closed_in_children=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def copy(self, start: int, stop: int, put: Callable[[int, memoryview], object]) -> None:
+        """Copy a range of bytes that frames have filled.
+
+        `put` is called as by `StagingReader.copy`; what it got last of a byte counts.
+
+        Raises
+        ------
+        DatasetError
+            If a file is damaged.
+        """
+        for low, high in self._copy_staged(start, stop, put):
+            self._read(low, high, put)
+
+    def _copy_staged(
+        self, start: int, stop: int, put: Callable[[int, memoryview], object]
+    ) -> list[tuple[int, int]]:
+        """Copy what is staged of a range; return what is in the file."""
+        if self._in_file_nbytes is None:
+            return [(start, stop)]
+        path = self._staging.path
+        try:
+            if os.path.lexists(path):
+                return self._staging.copy(self._position, start, stop, put)
+        except DatasetError:
+            # Or the writer has closed the dataset meanwhile.
+            if os.path.lexists(path) or stop > self._in_file_nbytes():
+                raise
+        if stop > self._in_file_nbytes():
+            raise DatasetError(
+                f"{path} is missing: it had bytes of {self._path.name}, from "
+                f"{self._in_file_nbytes()} on"
+            )
+        return [(start, stop)]
+
+    def _read(
+        self, start: int, stop: int, put: Callable[[int, memoryview], object]
+    ) -> None:
+        pieces = read_pieces(self.file, start, stop)
+        while start < stop:
+            with faults_of(self._path):
+                at, data = next(pieces, (start, b""))
+                if not data:
+                    raise ValueError(f"it has only {start} bytes")
+            put(at, memoryview(data))
+            start = at + len(data)
+
+
 class StagedArray:
     """The bytes of a position whose newest ones are staged, for readers.
 
@@ -316,9 +405,7 @@ class StagedArray:
         self._in_file_nbytes, self._need_same = in_file_nbytes, need_same
         self._overlaid: OverlaidFile = overlay_file(nbytes, _MORE_NBYTES)
         self._path = staging.path.with_name(array_name(position))
-        with faults_of(self._path):
-            # One for all mappings of it: those of one descriptor become one.
-            self._file = descriptor_of_regular(self._path, closed_in_children=True)
+        self._bytes = ArrayBytes(staging, position, in_file_nbytes)
         self._looked_nbytes = 0  # how many had come when it was last asked what to map
         self._copied: list[tuple[int, int]] = []  # ranges of bytes, in order, apart
         self._lock = threading.Lock()
@@ -352,7 +439,7 @@ class StagedArray:
 
     def close(self) -> None:
         """Close the file; what was made ready stays."""
-        self._file.close()
+        self._bytes.close()
 
     def make_ready(self, start: int, stop: int) -> None:
         """Copy a range of bytes that frames have filled, where it is not mapped.
@@ -365,7 +452,7 @@ class StagedArray:
         with self._lock:
             missing = self._missing(start, stop)
             for low, high in missing:
-                self._copy(low, high)
+                self._bytes.copy(low, high, self._overlaid.put)
             if missing:
                 self._need_same()  # after it was read
             for low, high in missing:
@@ -376,7 +463,7 @@ class StagedArray:
         held = self._staging.first_held(self._position)
         stop = min(filled_nbytes, self._in_file_nbytes() if held is None else held)
         with faults_of(self._path):
-            self._overlaid.map_file(self._file, stop)
+            self._overlaid.map_file(self._bytes.file, stop)
         self._need_same()
 
     def _missing(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -399,34 +486,3 @@ class StagedArray:
             elif last > self._overlaid.mapped_nbytes:
                 merged.append((first, last))
         self._copied = merged
-
-    def _copy(self, start: int, stop: int) -> None:
-        for low, high in self._copy_staged(start, stop):
-            self._read(low, high)
-
-    def _copy_staged(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Copy what is staged of a range; return what is in the file."""
-        path = self._staging.path
-        try:
-            if os.path.lexists(path):
-                return self._staging.copy(self._position, start, stop, self._overlaid.put)
-        except DatasetError:
-            # Or the writer has closed the dataset meanwhile.
-            if os.path.lexists(path) or stop > self._in_file_nbytes():
-                raise
-        if stop > self._in_file_nbytes():
-            raise DatasetError(
-                f"{path} is missing: it had bytes of {self._path.name}, from "
-                f"{self._in_file_nbytes()} on"
-            )
-        return [(start, stop)]
-
-    def _read(self, start: int, stop: int) -> None:
-        with faults_of(self._path):
-            while start < stop:
-                nbytes = min(stop - start, _READ_NBYTES)
-                data = os.pread(self._file.fileno(), nbytes, start)
-                if not data:
-                    raise ValueError(f"it has only {start} bytes")
-                self._overlaid.put(start, data)
-                start += len(data)

@@ -27,6 +27,7 @@ _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 # EBADF: NFS does not lock for writing what is open for reading only, as folders are.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+_READ_NBYTES = 4 << 20  # of a file at a time
 _LOOK_S = 0.1  # more than it takes to look whether a lock is free
 
 
@@ -184,6 +185,43 @@ def write_all_at(file: Descriptor, start: int, data: memoryview) -> None:
     """Write all of it, from a byte of the file on."""
     os.lseek(file.fileno(), start, os.SEEK_SET)
     write_all(file, data)
+
+
+def read_pieces(file: Descriptor, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Read a range of bytes in pieces, with the number of the first of each.
+
+    It ends early where the file ends.
+    """
+    while start < stop:
+        os.lseek(file.fileno(), start, os.SEEK_SET)
+        data = os.read(file.fileno(), min(stop - start, _READ_NBYTES))
+        if not data:
+            return
+        yield start, data
+        start += len(data)
+
+
+def holes(file: Descriptor, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges before a byte where nothing is stored: they read as zeros.
+
+    Space that was allocated and never written to counts as well. None are known where the
+    system does not say (Windows, some file systems).
+    """
+    to_hole, to_data = (getattr(os, name, None) for name in ("SEEK_HOLE", "SEEK_DATA"))
+    at = 0
+    while at < stop and to_hole is not None and to_data is not None:
+        try:
+            start = os.lseek(file.fileno(), at, to_hole)
+        except OSError:  # the file ends before, or its system does not know
+            return
+        try:
+            at = os.lseek(file.fileno(), start, to_data)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                return
+            at = stop  # there is no data any more
+        if start < stop:
+            yield start, min(at, stop)
 
 
 def sync_file(path: Path) -> None:
