@@ -85,6 +85,7 @@ with open_scratch(Path("run1")) as dataset:
     for image in dataset.follow():
         print(image.mean())
     print(dataset.arrays[0][0, 0].mean(), dataset.view().dims, dataset.state)
+    copied: Path = dataset.copy(Path("run1_copy"))
 
 
 async def watch() -> int:
