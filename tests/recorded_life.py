@@ -93,7 +93,9 @@ def live(settings, rng, log, *, is_to_die):
         count = count if left is None else min(count, left - number)
         if count == 0:
             break
-        step = rng.choice(["append"] * 6 + ["extend", "slots", "skip", "flush", "global", "sync"])
+        step = rng.choice(
+            ["append"] * 6 + ["extend", "slots", "skip", "flush", "global", "sync"]
+        )
         times = [timestamp_of(n) for n in range(number, number + count)]
         frames = [frame_of(n, shape) for n in range(number, number + count)]
         lines = [metadata_of(n) or {} for n in range(number, number + count)]

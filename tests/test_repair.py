@@ -481,6 +481,78 @@ def test_lines_of_frames_that_are_not_counted_are_not_returned_and_are_cut(folde
     assert (folder / "frame_metadata.jsonl").read_text().count("\n") == 2
 
 
+ALL_IS_WHOLE = "[stream.append(frame + i, frame_metadata={'i': i}) for i in range(3)]; "
+ALL_IS_WHOLE += "stream.skip(); stream.flush(); "
+LATER = "stream.append(frame + 4, frame_metadata={'i': 4}); stream.skip(frames=2)"
+
+
+@pytest.mark.filterwarnings("ignore:.*was restarted")
+@pytest.mark.parametrize("name", ["frame_metadata.jsonl", "skips.bin"])
+def test_of_a_restarted_machine_what_a_file_lacks_at_its_end_is_not_counted(folder, name):
+    kill(folder, {"t": None, "y": 4, "x": 5}, ALL_IS_WHOLE + LATER)
+    restart(folder)
+    path = folder / name
+    nbytes = path.stat().st_size - (16 if name == "skips.bin" else 30)
+    with path.open("r+b") as file:  # the length came to the device, the end did not
+        file.seek(nbytes)
+        file.write(bytes(path.stat().st_size - nbytes))
+    for _ in range(2):
+        with open_scratch(folder) as dataset:
+            assert [line["i"] for line in dataset.frame_metadata][:3] == [0, 1, 2]
+            assert dataset.skipped[0] == range(3, 4)
+            assert len(dataset.frame_metadata) == (3 if "metadata" in name else 4)
+            assert len(dataset.skipped) == (1 if "skips" in name else 2)
+            assert all(
+                "was restarted" in f or "died" in f for f in find_faults(dataset.source)
+            )
+        recover(folder)
+    assert b"\0" * 16 not in path.read_bytes()
+
+
+def closed(make_settings, folder):
+    sizes = {"t": None, "y": 4, "x": 5}
+    with create_stream(make_settings(sizes, root_path=str(folder))) as stream:
+        for i in range(4):
+            stream.append(FRAME + i)
+            if i == 2:
+                stream.flush()
+
+
+def test_a_dataset_that_was_closed_before_a_restart_is_whole(make_settings, folder):
+    closed(make_settings, folder)
+    restart(folder)
+    with open_scratch(folder) as dataset:
+        assert (dataset.state, dataset.may_lack_frames) == ("closed", False)
+        assert find_faults(dataset.source) == []
+    assert recover(folder) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*was restarted")
+@pytest.mark.parametrize("what", ["longer", "shorter", "shapes"])
+def test_power_that_is_cut_just_after_close_leaves_what_was_synced(
+    make_settings, folder, what
+):
+    """The mark that it is closed reaches the device before all else that close does."""
+    closed(make_settings, folder)
+    restart(folder)
+    if what == "shapes":
+        replace_shapes(folder, [[3, 4, 5]])
+    else:
+        os.truncate(folder / "pos_0.dat", 4096 if what == "longer" else 3 * 40)
+    frames = 3 if what == "shorter" else 4
+    with open_scratch(folder) as dataset:
+        assert dataset.may_lack_frames
+        assert (dataset.frames_written, dataset.frames_synced) == (frames, 3)
+        assert (dataset.arrays[0][2] == FRAME + 2).all()
+        (fault,) = find_faults(dataset.source)
+        assert f"only the first 3 of its {frames} frames are certain" in fault
+    recover(folder)
+    with open_scratch(folder) as dataset:
+        assert (dataset.frames_written, dataset.frames_synced) == (frames, 3)
+        assert dataset.may_lack_frames
+    assert read_plain(folder)[0].shape == (frames, 4, 5)
+
+
 @pytest.mark.filterwarnings("ignore:.*was restarted")
 @pytest.mark.parametrize(
     ("name", "at"), [("frame_metadata.jsonl", -17), ("skips.bin", -16)]

@@ -272,6 +272,11 @@ class Skips(Sequence[range]):
         start, stop = self._pairs[i].tolist()
         return range(start, stop)
 
+    def between(self, first: int, stop: int) -> Skips:
+        """Return the ranges that have a frame from `first` to before `stop`."""
+        starts, stops = self._pairs.T
+        return Skips(self._pairs[(stops > first) & (starts < stop)])
+
     def others(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
         """Yield the ranges from `first` to before `stop` that were not skipped."""
         at = int(np.searchsorted(self._pairs[:, 1], first, "right"))

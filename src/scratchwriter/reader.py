@@ -581,7 +581,7 @@ def _warn_of_restart(dataset: ScratchDataset) -> None:
     if not dataset.may_lack_frames or dataset.state == "recording":
         return
     warnings.warn(
-        f"{dataset.path}: the machine was restarted before it was closed. Of its "
+        f"{dataset.path}: the machine was restarted before all of it was synced. Of its "
         f"{dataset.frames_written} frames the first {dataset.frames_synced} are certain to "
         "be whole; later ones may not have reached the disk.",
         stacklevel=3,

@@ -44,6 +44,6 @@ def open_source(path: Path, *, is_recorded: bool | None = None) -> Source:
     if is_recorded is None:
         is_recorded = state_of(progress) == "recording"
     # If the writer is alive (in a container, on another machine), no frames are lost.
-    if progress.may_lack_frames and not is_recorded:
+    if progress.was_closed_before_restart or (progress.may_lack_frames and not is_recorded):
         return RestartedSource(path, description, progress)
     return RecordedSource(path, description, progress, was_closed=was_closed)

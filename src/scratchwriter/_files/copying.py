@@ -39,7 +39,7 @@ from scratchwriter._files.layout import (
 from scratchwriter._files.manifest import manifest_with_shapes
 from scratchwriter._files.ome_writers_source import NOT_COUNTED
 from scratchwriter._files.recorded_source import RecordedSource
-from scratchwriter._files.skips import read_skips_between
+from scratchwriter._files.skips import BEFORE_ALL
 from scratchwriter._files.source import Source
 from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import (
@@ -172,7 +172,7 @@ class _Copy:
         self._source.need_same()  # after all was read
 
     def _skips(self, cursor: int) -> Skips:
-        return read_skips_between(self._source.path, -(1 << 63), cursor)
+        return self._source.frames.skips(BEFORE_ALL, cursor)
 
     def _require_disk(self, cursor: int, skips: Skips) -> None:
         frames = cursor - skips.num_between(0, cursor)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from scratchwriter._files.faults import faults_of
 from scratchwriter._files.layout import array_name
-from scratchwriter._files.skips import read_skips_between
+from scratchwriter._files.skips import BEFORE_ALL
 from scratchwriter._files.source import Source
 from scratchwriter._region.descriptor import Descriptor
 from scratchwriter._region.system import descriptor_of_regular, holes, read_pieces
@@ -50,7 +50,7 @@ def frames_in_holes(source: Source) -> Iterator[str]:
     if not source.counts_frames:
         return
     cursor = source.frames_in_files
-    skips = read_skips_between(source.path, -(1 << 63), cursor)
+    skips = source.frames.skips(BEFORE_ALL, cursor)
     for position in range(source.plan.num_positions):
         missing = list(_in_holes(source, position, cursor, skips))
         if missing:
@@ -78,7 +78,7 @@ def zeros_at_end(source: Source) -> Iterator[str]:
     if not source.counts_frames:
         return
     left_nbytes, cursor = _MOST_READ_NBYTES, source.frames_in_files
-    skips = read_skips_between(source.path, -(1 << 63), cursor)
+    skips = source.frames.skips(BEFORE_ALL, cursor)
     for position in range(source.plan.num_positions):
         path = source.path / array_name(position)
         count, first, last = 0, 0, 0

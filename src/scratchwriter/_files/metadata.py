@@ -341,6 +341,9 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         Names of the axes of `_idx`.
     known : callable(list of (position, index)) -> list of dict
         Returns what is known of frames besides: "timestamp_ns", "frame_id".
+    may_lack_lines : bool
+        Whether the lines end before the first NUL, which is no text: after a power cut the
+        file may be longer than what has reached the disk of it.
 
     Raises
     ------
@@ -357,8 +360,10 @@ class FrameMetadata(Sequence[dict[str, Any]]):
         known: Callable[[Places], list[dict[str, int]]] = lambda places: [
             {} for _ in places
         ],
+        may_lack_lines: bool = False,
     ) -> None:
         self._path, self._is_counted, self._need_same = path, is_counted, need_same
+        self._may_lack_lines = may_lack_lines
         self._index_names, self._known = index_names, known
         self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of lines, and the end
         self._number_of: dict[tuple[int, tuple[int, ...]], int] = {}  # number of a line
@@ -451,6 +456,8 @@ class FrameMetadata(Sequence[dict[str, Any]]):
             starts = [self._starts]
             start = at = file.seek(int(self._starts[-1]))
             while data := file.read(_CHUNK_NBYTES):
+                if self._may_lack_lines:
+                    data = data.split(b"\0", 1)[0]
                 ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
                 starts.append(at + ends + 1)
                 if ends.size:

@@ -460,13 +460,25 @@ class ProgressView:
             return header["boot_id"][0] not in (b"", boot_id().encode())
         return bool(header["state"][0] == RESTARTED)
 
+    @property
+    def was_closed_before_restart(self) -> bool:
+        """Whether the machine was restarted after it was closed, and not all was synced.
 
-def mark_closed(folder: Path) -> bool:
-    """Mark a dataset whose lock is ours as closed; return whether it was not."""
+        That is so for most datasets: by default a writer leaves that to the system.
+        """
+        header = self._now()
+        is_other_boot = header["boot_id"][0] not in (b"", boot_id().encode())
+        return bool(header["state"][0] == CLOSED and is_other_boot) and (
+            self.synced < self.cursor
+        )
+
+
+def mark_closed(folder: Path, *, may_lack_frames: bool) -> bool:
+    """Mark a dataset whose lock is ours as closed; return whether it was not so."""
     progress = ProgressView(folder)
-    if progress.is_closed:
+    state = RESTARTED if may_lack_frames else CLOSED
+    if progress.is_closed and not (may_lack_frames and not progress.may_lack_frames):
         return False
-    state = RESTARTED if progress.may_lack_frames else CLOSED
     with open_regular(folder / PROGRESS, writable=True) as file:
         file.seek(_offset("state"))
         file.write(np.uint32(state).tobytes())

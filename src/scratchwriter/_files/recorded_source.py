@@ -28,7 +28,7 @@ from scratchwriter._files.manifest import read_manifest
 from scratchwriter._files.metadata import FrameMetadata, Places
 from scratchwriter._files.progress import ProgressView
 from scratchwriter._files.records import arrange, count_dropped, known, known_times_ns
-from scratchwriter._files.skips import read_skips, read_skips_between
+from scratchwriter._files.skips import BEFORE_ALL, read_intact_skips
 from scratchwriter._files.source import (
     Description,
     MakeReady,
@@ -74,7 +74,7 @@ class RecordedSource(Source):
     """
 
     counts_frames = True
-    _is_uncertain = False  # whether only the frames that are synced are certain
+    _may_lack_ends = False  # whether files may end in what never reached the disk
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class RecordedSource(Source):
             need_same := partial(self._progress.need_in, self.path),
             [self.settings.dimensions[axis].name for axis in self.plan.file_axes],
             partial(_known, self.path, self.plan, cursor, need_same),
+            may_lack_lines=self._may_lack_ends,
         )
 
     def _check(self, *, is_exact: bool) -> None:
@@ -164,9 +165,10 @@ class RecordedSource(Source):
 
     @property
     def skipped(self) -> list[range]:
-        skips = read_skips(self.path, self.frames_written)
-        self.need_same()
-        return skips
+        cursor = self.frames_written
+        skips = self.frames.skips(BEFORE_ALL, cursor)
+        # A killed writer may have recorded a skip that it did not commit.
+        return [range(skip.start, min(skip.stop, cursor)) for skip in skips]
 
     @property
     def dropped(self) -> int:
@@ -298,7 +300,7 @@ class RecordedSource(Source):
 
     def progress_of_copy(self, cursor: int) -> bytes:
         """Return the progress.bin of a copy."""
-        return self._progress.of_copy(cursor, may_lack_frames=self._is_uncertain)
+        return self._progress.of_copy(cursor, may_lack_frames=self.may_lack_frames)
 
     def release(self) -> None:
         super().release()
@@ -308,13 +310,15 @@ class RecordedSource(Source):
 
 
 class RestartedSource(RecordedSource):
-    """A dataset that was not closed before the machine was restarted, and is not recorded.
+    """A dataset of which not all was synced before the machine was restarted.
 
     A power cut may leave the page with the cursor on the device, but not the length of the
-    array files. So only as many frames count as the files have space for.
+    array files. So only as many frames count as the files have space for. Of one that was
+    closed all has reached the disk if there was no power cut just then; else its files
+    contradict each other, as a rule.
     """
 
-    _is_uncertain = True
+    _may_lack_ends = True
 
     def __init__(
         self, path: Path, description: Description, progress: ProgressView
@@ -327,8 +331,19 @@ class RestartedSource(RecordedSource):
         self._most_frames = max(most_frames, progress.synced)
         super().__init__(path, description, progress, was_closed=False)
         frames = self.frames_written
-        self.frames = FixedProgress(frames, partial(read_skips_between, path))
+        self.frames = FixedProgress(frames, read_intact_skips(path).between)
         self.frame_metadata = self._metadata(lambda: frames)
+        self._may_lack_frames = progress.may_lack_frames or not self._is_as_closed()
+
+    def _is_as_closed(self) -> bool:
+        """Return whether the files are as a writer leaves them that closes."""
+        positions = range(self.plan.num_positions)
+        sizes = [(self.path / array_name(p)).lstat().st_size for p in positions]
+        return (
+            self.frames_written == self._progress.cursor
+            and self.manifest_shapes == self.file_shapes
+            and sizes == [self.file_nbytes(p) for p in positions]
+        )
 
     @property
     def frames_written(self) -> int:
@@ -336,7 +351,11 @@ class RestartedSource(RecordedSource):
 
     @property
     def frames_in_files(self) -> int:
-        return self.frames_synced
+        return self.frames_synced if self._may_lack_frames else self.frames_written
+
+    @property
+    def may_lack_frames(self) -> bool:
+        return self._may_lack_frames
 
     @property
     def is_staged(self) -> bool:

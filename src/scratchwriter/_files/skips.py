@@ -17,20 +17,8 @@ from scratchwriter._files.layout import SKIP_PAIR, SKIPS
 from scratchwriter._region.system import open_regular
 from scratchwriter.plan import Skips
 
+BEFORE_ALL = -(1 << 63)  # also before the numbers that a damaged file may have
 _CHUNK_NBYTES = 1 << 16  # read at a time
-
-
-def read_skips(folder: Path, cursor: int) -> list[range]:
-    """Return which of the first `cursor` frames were skipped.
-
-    Raises
-    ------
-    DatasetError
-        If the file is damaged.
-    """
-    ranges = read_skips_between(folder, -(1 << 63), cursor)  # checks all of them
-    # A killed writer may have recorded a skip that it did not commit: it does not count.
-    return [range(skip.start, min(skip.stop, cursor)) for skip in ranges]
 
 
 def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
@@ -63,7 +51,7 @@ def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
             # A killed writer may leave half a pair at the end.
             data = data[: len(data) // SKIP_PAIR.itemsize * SKIP_PAIR.itemsize]
             pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
-            if (np.diff(pairs.ravel(), prepend=before) <= 0).any():
+            if _num_in_order(pairs, before) < len(pairs):
                 raise ValueError("its ranges are not in order")
             wanted = pairs[pairs[:, 0] < stop]
             found.append(wanted)
@@ -71,3 +59,37 @@ def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
                 break
             before = int(pairs[-1, 1])
     return Skips(np.concatenate(found) if found else ())
+
+
+def read_intact_skips(folder: Path) -> Skips:
+    """Return the skipped ranges as far as they are in order.
+
+    After a power cut the end of the file may be anything.
+
+    Raises
+    ------
+    DatasetError
+        If the file cannot be read.
+    """
+    path = folder / SKIPS
+    if not os.path.lexists(path):
+        return Skips()
+    found: list[npt.NDArray[np.int64]] = []
+    before = -1
+    with faults_of(path), open_regular(path) as file:
+        while len(data := file.read(_CHUNK_NBYTES)) >= SKIP_PAIR.itemsize:
+            data = data[: len(data) // SKIP_PAIR.itemsize * SKIP_PAIR.itemsize]
+            pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
+            found.append(pairs[: _num_in_order(pairs, before)])
+            if len(found[-1]) < len(pairs):
+                break
+            before = int(pairs[-1, 1])
+    return Skips(np.concatenate(found) if found else ())
+
+
+def _num_in_order(pairs: npt.NDArray[np.int64], before: int) -> int:
+    """Return how many of the first ranges begin behind the one before, and have frames."""
+    # Compared, because a difference of damaged numbers may overflow.
+    numbers = np.concatenate([[before], pairs.ravel()])
+    wrong = np.flatnonzero(numbers[1:] <= numbers[:-1])
+    return int(wrong[0]) // 2 if len(wrong) else len(pairs)
