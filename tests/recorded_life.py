@@ -2,9 +2,9 @@
 
     recorded_life.py FOLDER COUNT LOG SEED
 
-FOLDER is in a file system on a `recording_disk`, COUNT the file with its number of operations.
-What is recorded how, and each step, is drawn from the seed. LOG gets a line of JSON before a
-call and when it has returned, with the number of operations of the disk at that moment.
+FOLDER is in a file system on a `recording_disk`, COUNT the file with its number of
+operations. What is recorded how, and each step, is drawn from the seed. LOG gets a line of
+JSON before a call and when it has returned, with the number of operations at that moment.
 """
 
 import json

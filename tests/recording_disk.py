@@ -2,8 +2,8 @@
 
     python recording_disk.py FOLDER NBYTES LOG
 
-The file is FOLDER/disk. LOG/writes has what was written, one thing after the other, LOG/operations
-a row for each operation, and LOG/count how many there are.
+The file is FOLDER/disk. LOG/writes has what was written, one thing after the other,
+LOG/operations a row for each operation, and LOG/count how many there are.
 """
 
 import errno
