@@ -331,6 +331,23 @@ def test_every_position_has_a_folder_of_its_own(tmp_path, name, backend):
         yaozarrs.validate_zarr_store(made)
 
 
+@pytest.mark.filterwarnings("ignore:In an OME-Zarr a position is a folder:UserWarning")
+def test_a_backslash_in_a_name_is_no_folder(tmp_path):
+    positions = [position("a\\b"), position("c")]
+    with create_stream(settings_at(tmp_path / "data", positions)) as stream:
+        fill(stream, 12)
+    made = open_scratch(tmp_path / "data").export(tmp_path / "out.ome.zarr")
+    image = zarr.open_group(made / "a_b", mode="r").attrs["ome"]["multiscales"][0]
+    assert image["name"] == "a\\b"
+
+
+def test_a_name_that_no_file_system_takes_is_refused_before_the_first_frame(tmp_path):
+    dataset = record(tmp_path / "data", {"p": ["A", "b" * 300], "t": 3, **FRAME}, 6)
+    with pytest.raises(ValueError, match="cannot be its name: export to"):
+        dataset.export(tmp_path / "out.ome.zarr")
+    assert nothing_unfinished(tmp_path)
+
+
 def test_positions_that_are_renamed_are_said(tmp_path):
     positions = [in_well("0", (0, g)) for g in range(7)]
     with create_stream(settings_at(tmp_path / "data", positions, **WELLS)) as stream:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from reference import read_lines
 from scratchwriter import create_stream
+from scratchwriter._files import metadata as metadata_module
 from scratchwriter._files.metadata import (
     RESERVED_KEYS,
     FrameMetadata,
@@ -429,6 +430,47 @@ class Deeper(Mapping):
         return Deeper()
 
 
+class Node(pydantic.BaseModel):
+    """A model within which it comes again, along two ways."""
+
+    left: Any = None
+    right: Any = None
+    parent: Any = None
+
+
+LEAF = {"left": None, "right": None}
+
+
+def nodes():
+    root = Node(left=Node(), right=Node())
+    root.left.parent = root.right.parent = root
+    return root
+
+
+class Laser(pydantic.BaseModel):
+    """A model with all that pydantic has for writing it."""
+
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    power_mw: float = pydantic.Field(10.0, serialization_alias="laserPower")
+    token: str = pydantic.Field("SECRET", exclude=True)
+    wait: datetime.timedelta = datetime.timedelta(seconds=3)
+    gain: Any = None
+
+    @pydantic.field_serializer("wait")
+    def _seconds(self, wait):
+        return wait.total_seconds()
+
+    @pydantic.computed_field
+    def watts(self) -> float:
+        return self.power_mw / 1000
+
+
+@dataclasses.dataclass
+class Roi:
+    x: int
+    mask: Any
+
+
 class ItemsRaise(list):
     def __iter__(self):
         raise OSError("the file is closed")
@@ -460,14 +502,25 @@ class SizeRaises(np.ndarray):
         ({"a": [[[0] * 4] * 3]}, {}, ["a"]),
         ({"a": [0] * 10, "b": [[1]] * 10}, {"a": [0] * 10, "b": [[1]] * 10}, []),
         ({"a": np.zeros((2, 5))}, {"a": [[0.0] * 5] * 2}, []),
-        ({"a": Model(data=np.arange(2))}, {"a": {"data": [0, 1]}}, []),
+        ({"a": Model(data=np.arange(2))}, {"a": {"name": "a", "data": [0, 1]}}, []),
         (
             {"a": Model(data={"x": object(), "y": 1})},
-            {"a": {"data": {"y": 1}}},
+            {"a": {"name": "a", "data": {"y": 1}}},
             ["a.data.x"],
         ),
-        ({"a": Model(name="b")}, {"a": {"name": "b"}}, []),
-        ({1: 2, None: 3}, {"1": 2, "None": 3}, []),
+        ({"a": Model(name="b")}, {"a": {"name": "b", "data": None}}, []),
+        ({1: 2, None: 3, False: 4}, {"1": 2, "null": 3, "false": 4}, []),
+        ({1: 2, "1": 3}, {"1": 2}, ["1"]),
+        ({Key.MINE: 2}, {"mine": 2}, []),
+        (
+            {"a": nodes()},
+            {"a": {"left": LEAF, "right": LEAF, "parent": None}},
+            ["a.left.parent", "a.right.parent"],
+        ),
+        ({"a": Roi(1, object())}, {"a": {"x": 1}}, ["a.mask"]),
+        ({"a": {3, 1, 2}, "b": {object()}}, {"a": [1, 2, 3], "b": [None]}, ["b"]),
+        ({"a": 1 << 20_000, "b": 1 << 13_000}, {"b": 1 << 13_000}, ["a"]),
+        ({"a": "[" * 500}, {"a": "[" * 500}, []),
         ([object()], [None], [""]),
         (object(), None, [""]),
         ({"a": Lazy(), "b": 1}, {"a": {"there": 1}, "b": 1}, ["a.gone"]),
@@ -502,8 +555,50 @@ def test_a_mapping_without_an_end_is_cut_where_it_is_too_deep():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_numbers_of_models_that_are_not_finite_stay(value):
     found, left_out = plain({"a": Model(data={"gain": value}), "b": value})
-    np.testing.assert_equal(found, {"a": {"data": {"gain": value}}, "b": value})
     assert not left_out
+    np.testing.assert_equal(found["a"]["data"], {"gain": value})
+    np.testing.assert_equal(found["b"], value)
+
+
+@pytest.mark.parametrize("gain", [None, 2, np.arange(3)])
+def test_a_model_is_the_same_in_metadata_of_both_kinds(gain):
+    model = Laser(gain=gain)
+    found, left_out = plain({"laser": model})
+    expected = {"laserPower": 10.0, "wait": 3.0, "watts": 0.01}
+    expected["gain"] = gain.tolist() if isinstance(gain, np.ndarray) else gain
+    assert found == {"laser": expected}
+    assert not left_out
+    if not isinstance(gain, np.ndarray):
+        assert json.loads(encode_frame_metadata({"laser": model})) == found
+
+
+def test_of_a_model_that_cannot_be_written_no_excluded_field_is():
+    found, left_out = plain({"laser": Laser(gain=object())})
+    assert "token" not in found["laser"]
+    assert found["laser"]["laserPower"] == 10
+    assert list(left_out) == ["laser.gain"]
+
+
+@pytest.mark.parametrize("text", ["[" * 500, '"[{' * 500, "\\" * 7 + "[" * 300, "é[" * 300])
+def test_brackets_in_a_text_are_no_depth(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        body = encode_frame_metadata({"a": [text], text: 1})
+    assert json.loads(body) == {"a": [text], text: 1}
+    assert json.loads(encode_global_metadata("a", {"b": text})) == {"b": text}
+
+
+def test_a_text_longer_than_a_reader_takes_is_left_out(monkeypatch):
+    monkeypatch.setattr(metadata_module, "_MOST_TEXT_NBYTES", 1000)
+    with pytest.warns(UserWarning, match=r"'a' is not stored.*more than 1,000"):
+        body = encode_frame_metadata({"a": ["b" * 1000], "c": 1})
+    assert json.loads(body) == {"c": 1}
+    with pytest.warns(UserWarning, match=r"'b' is not stored: .*together"):
+        body = encode_frame_metadata({"a": ["b" * 600], "b": "c" * 600})
+    assert json.loads(body) == {"a": ["b" * 600]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert encode_frame_metadata({"a": "b" * (1 << 20 | 1), "c": 1}) == b'{"c": 1}'
 
 
 def test_what_nobody_knows_is_named_by_its_type():

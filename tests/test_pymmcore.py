@@ -207,10 +207,14 @@ def test_a_run_of_an_engine_that_adds_an_axis_ends_at_its_first_frame(core, tmp_
                     index = {**ran.index, "q": q}
                     yield image, ran.model_copy(update={"index": index}), meta
 
+    before = core.mda.engine
     core.register_mda_engine(Twice(core))
     handler = MDAHandler(tmp_path / "run")
-    with pytest.raises(ValueError, match="'q': 0} is not of this sequence"):
-        core.mda.run(useq.MDASequence(time_plan=TIMES), output=handler)
+    try:
+        with pytest.raises(ValueError, match="'q': 0} is not of this sequence"):
+            core.mda.run(useq.MDASequence(time_plan=TIMES), output=handler)
+    finally:
+        core.register_mda_engine(before)  # this core may be the instance of all
     assert handler.stream.closed
     assert handler.stream.frames_written == 0
 
@@ -491,16 +495,35 @@ def test_a_sequence_with_arrays_in_its_metadata_is_stored(core, tmp_path):
     assert summary["mda_sequence"]["time_plan"]["loops"] == 3
 
 
-def test_a_summary_that_no_manifest_holds_is_left_out(tmp_path):
+def test_of_a_summary_that_no_manifest_holds_the_largest_is_left_out(tmp_path):
     handler = MDAHandler(tmp_path / "run")
-    with pytest.warns(UserWarning, match="'summary_metadata' are left out"):
-        handler.setup(
-            useq.MDASequence(time_plan=TIMES), {"image_infos": [INFO], "a": "b" * (1 << 25)}
-        )
+    summary = {"image_infos": [INFO], "a": "b" * (1 << 25), "c": {"d": "e" * (1 << 23)}}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        handler.setup(useq.MDASequence(time_plan=TIMES), summary | {"f": "[" * 300})
+    left_out = [str(w.message).split("'")[1] for w in caught]
+    assert left_out == ["summary_metadata.a", "summary_metadata.c.d"]
     handler.append(np.ones((4, 4), "uint16"), useq.MDAEvent(index={"t": 0}), META)
     handler.close()
     with open_scratch(tmp_path / "run") as dataset:
-        assert (dataset.frames_written, dataset.global_metadata) == (1, {})
+        assert dataset.frames_written == 1
+        found = dataset.global_metadata["pymmcore_plus"]["summary_metadata"]
+    assert found == {"image_infos": [INFO], "c": {}, "f": "[" * 300}
+
+
+LONG = {"list": "[" * 300, "mixed": '"{[' * 300, "text": "é" * 300}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_run_is_stored_whatever_a_text_in_it_is(core, tmp_path, name):
+    value = LONG[name]
+    handler = MDAHandler(tmp_path / "run")
+    seq = useq.MDASequence(time_plan=TIMES, metadata={"k": value, "l": 1})
+    core.mda.run(seq, output=handler)
+    with open_scratch(tmp_path / "run") as dataset:
+        assert dataset.frames_written == 3
+        summary = dataset.global_metadata["pymmcore_plus"]["summary_metadata"]
+        assert summary["mda_sequence"]["metadata"] == {"k": value, "l": 1}
 
 
 @pytest.mark.parametrize(

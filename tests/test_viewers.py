@@ -321,6 +321,7 @@ def test_napari_opens_a_folder_as_a_layer_per_channel(tmp_path):
         np.s_[..., np.arange(8) % 3 == 0],
         np.s_[np.ones((2, 2), bool)],
         np.s_[:, None, 1],
+        np.s_[True],
         np.s_[...],
         np.s_[:, 1],
         np.s_[1, ..., 3],
@@ -345,6 +346,25 @@ def test_a_channel_is_indexed_as_numpy_does(tmp_path, key, order):
         right = expected.take(channel, order.index("c"))
         np.testing.assert_array_equal(data[key], right[key])
         np.testing.assert_array_equal(data, right)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite_have_no_part_in_the_contrast(tmp_path, value):
+    from scratchwriter.bridges.napari import read
+
+    dims = dims_from_standard_axes({"t": 1, "y": 8, "x": 8})
+    for name in ("all", "some"):
+        settings = AcquisitionSettings(
+            root_path=str(tmp_path / name), dimensions=dims, dtype="float64"
+        )
+        frame = np.full((8, 8), value)
+        if name == "some":
+            frame[0] = np.arange(8)
+        with create_stream(settings) as stream:
+            stream.append(frame)
+        ((_, options, _),) = read(str(tmp_path / name))
+        limits = options.get("contrast_limits")
+        assert limits == (None if name == "all" else pytest.approx((0, 7), abs=0.1))
 
 
 NAPARI_EXPORTS = """

@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import threading
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,12 @@ from scratchwriter.errors import DatasetError
 
 _CHUNK_NBYTES = 1 << 24
 _MOST_LINE_NBYTES = 1 << 28
+_MOST_TEXT_NBYTES = _MOST_LINE_NBYTES - 4096  # of what is given for a line
 _MOST_DEPTH = 200  # of JSON, because parsers recurse
 _MOST_PLAIN_DEPTH = 50  # of metadata of other libraries, which are within others
+
+_MOST_INT_BITS = 14_000  # Python neither writes nor reads many more digits
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 # Several times faster than json.
 _pydantic_json = TypeAdapter(
@@ -71,7 +77,7 @@ def encode_frame_metadata(metadata: Mapping[str, Any]) -> bytes:
             keys = list(metadata)
         if all(type(key) is str and key not in RESERVED_KEYS for key in keys):
             return _to_json(metadata) if keys else b""
-    return _to_json(dict(_writable_items(metadata)))  # without what cannot be written
+    return _to_json(_writable(metadata))
 
 
 def encode_global_metadata(namespace: str, metadata: Mapping[str, Any]) -> bytes:
@@ -132,34 +138,40 @@ class _PlainValues:
 
     def of(self, value: Any, name: str, within: tuple[Any, ...]) -> Any:
         """Return a plain value; `within` are those that hold it, the outermost first."""
-        if type(value) in (str, int, float, bool, type(None)):
+        if type(value) in (str, float, bool, type(None)):
+            return value
+        if type(value) is int:
+            if value.bit_length() > _MOST_INT_BITS:
+                raise _NotJsonError("it has thousands of digits")
             return value
         if any(value is outer for outer in within):
             raise _NotJsonError("it contains itself")
         if len(within) > _MOST_PLAIN_DEPTH:
             raise _NotJsonError(f"it is nested more than {_MOST_PLAIN_DEPTH} levels deep")
+        within = (*within, value)
         with _errors_of_others():
             if isinstance(value, np.ndarray) and value.size > self._most_items:
                 raise _TooLongError(value.size, self._most_items)
-            if isinstance(value, BaseModel):
-                value = _fields_of(value)
+            value = _opened(value)
             if not isinstance(value, Mapping | list | tuple):
-                return self.of(_natural(value), name, (*within, value))
+                return self.of(_natural(value), name, within)
             parts = list(value)
         part_of = self._mapping if isinstance(value, Mapping) else self._list
-        return part_of(value, parts, name, (*within, value))
+        return part_of(value, parts, name, within)
 
     def _mapping(
         self, value: Any, keys: list[Any], name: str, within: tuple[Any, ...]
     ) -> dict[str, Any]:
-        found = {}
+        found: dict[str, Any] = {}
         for key in keys:
             path = type(key).__name__
             try:
                 with _errors_of_others():
-                    text = str(key)
+                    text = _name_of(key)
                     path = f"{name}.{text}" if name else text
                     item = value[key]
+                if text in found:
+                    raise _NotJsonError("another key has the same name")
                 found[text] = self.of(item, path, within)
             except _NotJsonError as error:
                 self._leave_out(path, str(error))
@@ -185,12 +197,68 @@ class _PlainValues:
         return found
 
 
+def _opened(value: Any) -> Any:
+    """Return what a model, a dataclass or a set holds; others as they are."""
+    if isinstance(value, BaseModel):
+        return _fields_of(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, set | frozenset):
+        return _in_order(value)
+    return value
+
+
 def _fields_of(model: BaseModel) -> Mapping[str, Any]:
+    # Everybody who reads a sequence knows the defaults of useq, and they are many.
+    is_of_useq = type(model).__module__.partition(".")[0] == "useq"
     try:
+        if _comes_again(model, set(), set()):  # pydantic would repeat it to any depth
+            raise ValueError
         # As Python values: in JSON, NaN would be null.
-        return model.model_dump(exclude_defaults=True, warnings=False)
+        return model.model_dump(
+            exclude_defaults=is_of_useq, by_alias=not is_of_useq, warnings=False
+        )
     except Exception:  # of any kind: what a field does is its library's
-        return {name: getattr(model, name) for name in sorted(model.model_fields_set)}
+        known = type(model).model_fields
+        given = [name for name in known if name in model.model_fields_set]
+        return {
+            known[name].serialization_alias or name: getattr(model, name)
+            for name in (given if is_of_useq else known)
+            if not known[name].exclude
+        }
+
+
+def _comes_again(value: Any, above: set[int], seen: set[int]) -> bool:
+    """Return whether a model is within itself, or something in it is."""
+    if isinstance(value, BaseModel):
+        parts: Iterable[Any] = vars(value).values()
+    elif type(value) is dict:
+        parts = value.values()
+    elif type(value) in (list, tuple):
+        parts = value
+    else:
+        return False
+    if id(value) in above:
+        return True
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    above.add(id(value))
+    found = any(_comes_again(part, above, seen) for part in parts)
+    above.remove(id(value))
+    return found
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    with suppress(TypeError):
+        return sorted(values)
+    return list(values)
+
+
+def _name_of(key: Any) -> str:
+    """Return the name that JSON has for a key."""
+    key = key.value if isinstance(key, Enum) else key
+    return json.dumps(key) if key is None or isinstance(key, bool) else str(key)
 
 
 _NOT_JSON = (TypeError, ValueError, RecursionError)  # of text that is read
@@ -218,20 +286,23 @@ def _errors_of_others() -> Iterator[None]:
 
 
 def _to_json(value: Mapping[Any, Any]) -> bytes:
+    """Return JSON that a reader takes."""
     with _errors_of_others():
         # NaN and infinity are kept, as Python's own json reads them.
         text = json.dumps(value, default=_natural).encode("ascii")
+    if len(text) > _MOST_TEXT_NBYTES:
+        raise _NotJsonError(f"it has {len(text):,} bytes, more than {_MOST_TEXT_NBYTES:,}")
     if text.count(b"[") + text.count(b"{") > _MOST_DEPTH and _depth(text) > _MOST_DEPTH:
         raise _NotJsonError(f"it is nested more than {_MOST_DEPTH} levels deep")
     return text
 
 
 def _depth(text: bytes) -> int:
-    """Return an upper limit of the depth of JSON: brackets in strings count, too."""
-    steps = np.frombuffer(text, np.uint8)
+    """Return the depth of JSON."""
+    steps = np.frombuffer(_JSON_STRING.sub(b"", text), np.uint8)
     opens = (steps == ord("[")) | (steps == ord("{"))
     closes = (steps == ord("]")) | (steps == ord("}"))
-    return int(np.cumsum(opens.astype(np.int64) - closes).max())
+    return int(np.cumsum(opens.astype(np.int64) - closes).max(initial=0))
 
 
 def _natural(value: Any) -> Any:
@@ -257,8 +328,7 @@ def _natural(value: Any) -> Any:
     if isinstance(value, Iterator):  # it may have no end
         raise TypeError(f"{type(value).__name__} has no natural JSON")
     if isinstance(value, set | frozenset):
-        with suppress(TypeError):  # in any order, then
-            return sorted(value)
+        return _in_order(value)
     # Models, dataclasses, UUID, Decimal, timedelta, bytes of UTF-8, ...
     return to_jsonable_python(value, fallback=partial(_natural_within, value))
 
@@ -281,8 +351,9 @@ def _map_items(to_text: Callable[[Any], str], array: Any) -> Any:
     return to_text(array) if array.ndim == 0 else [_map_items(to_text, a) for a in array]
 
 
-def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
+def _writable(metadata: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return metadata without what cannot be written."""
+    found: dict[str, Any] = {}
     try:
         with _errors_of_others():
             keys = list(metadata)
@@ -292,7 +363,8 @@ def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
             "is stored.",
             stacklevel=4,
         )
-        return items
+        return found
+    nbytes = 0
     for key in keys:
         name = key.value if isinstance(key, Enum) else key
         if not isinstance(name, str | int | float | None):
@@ -303,6 +375,9 @@ def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
                 value = metadata[key]
             # Encoded once only: reading a value may use it up, as an iterator.
             text = _to_json({name: value})
+            if nbytes + len(text) > _MOST_TEXT_NBYTES:
+                _warn(key, f"together they have more than {_MOST_TEXT_NBYTES:,} bytes")
+                continue
             (name, value), *_ = json.loads(text).items()
         except _NotJsonError as error:
             _warn(key, f"its value cannot be written as JSON ({error}). {_REMEDY}")
@@ -310,8 +385,9 @@ def _writable_items(metadata: Mapping[Any, Any]) -> list[tuple[str, Any]]:
         if name in RESERVED_KEYS:
             _warn(key, f"the name is reserved ({', '.join(RESERVED_KEYS)})")
             continue
-        items.append((name, value))
-    return items
+        nbytes += len(text)
+        found[name] = value
+    return found
 
 
 def _warn(key: Any, why: str) -> None:
@@ -445,7 +521,8 @@ class FrameMetadata(Sequence[dict[str, Any]]):
             dict.fromkeys(name for row in rows for name in row),
             key=lambda name: not name.startswith(RESERVED_KEYS),
         )
-        return {name: _column([row.get(name) for row in rows]) for name in names}
+        columns = {_text(name): [row.get(name) for row in rows] for name in names}
+        return {name: _column(values) for name, values in columns.items()}
 
     def _scan(self) -> None:
         """Find the lines that came since the last scan; half a line does not count."""
@@ -531,6 +608,10 @@ def _column(values: list[Any]) -> npt.NDArray[Any]:
     if not kinds <= {str, type(None)}:
         values = [None if value is None else json.dumps(value) for value in values]
     column = np.empty(len(values), object)
-    # Tables of others refuse lone surrogates.
-    column[:] = [v and v.encode("utf-8", "replace").decode() for v in values]
+    column[:] = [value and _text(value) for value in values]
     return column
+
+
+def _text(text: str) -> str:
+    """Return a text without lone surrogates, which tables of others refuse."""
+    return text.encode("utf-8", "replace").decode()

@@ -17,6 +17,7 @@ import numpy as np
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
 
 cnp.import_array()
 
@@ -131,17 +132,22 @@ cdef inline bint fits_in_64_bits(object number) except -1:
     return not overflow
 
 
+cdef Py_ssize_t MOST_PLAIN_LENGTH = 1 << 20
+
+
 def plain_text(dict metadata not None):
     cdef PyObject* key
     cdef PyObject* value
     cdef Py_ssize_t at = 0
     cdef bint is_ascii = True
+    cdef Py_ssize_t length = 0
     while PyDict_Next(metadata, &at, &key, &value):
         if not PyUnicode_CheckExact(<object>key):
             return None
         is_ascii &= PyUnicode_IS_ASCII(<object>key)
         if PyUnicode_CheckExact(<object>value):
             is_ascii &= PyUnicode_IS_ASCII(<object>value)
+            length += PyUnicode_GET_LENGTH(<object>value)
         elif not (
             PyLong_CheckExact(<object>value) and fits_in_64_bits(<object>value)
             or PyFloat_CheckExact(<object>value)
@@ -149,4 +155,6 @@ def plain_text(dict metadata not None):
             or <object>value is None
         ):
             return None
+    if length > MOST_PLAIN_LENGTH:
+        return None  # it may be more than a line holds
     return "ascii" if is_ascii else "unicode"

@@ -40,7 +40,7 @@ class ChannelView:
 
     def __getitem__(self, key: Any) -> npt.NDArray[Any]:
         keys = key if isinstance(key, tuple) else (key,)
-        if not all(isinstance(k, int | np.integer | slice) or k is ... for k in keys):
+        if not all(map(_is_basic, keys)) or sum(k is ... for k in keys) > 1:
             # An index array changes the order of axes, depending on where others are.
             array: npt.NDArray[Any] = self[...][key]
             return array
@@ -53,6 +53,11 @@ class ChannelView:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self[...], dtype, copy=copy)
+
+
+def _is_basic(key: Any) -> bool:
+    is_number = isinstance(key, int | np.integer) and not isinstance(key, bool)
+    return is_number or isinstance(key, slice) or key is ...
 
 
 def _layers(path: Path) -> list[LayerData]:
@@ -96,7 +101,10 @@ def _contrast(data: Any) -> dict[str, Any]:
     if 0 in data.shape:
         return {}
     frame = np.asarray(data[tuple(n // 2 for n in data.shape[:-2])])
-    if frame.dtype.kind not in "iuf" or not frame.size:
+    if frame.dtype.kind not in "iuf":
         return {}
-    low, high = (float(at) for at in np.nanpercentile(frame, _PERCENTILES))
+    frame = frame[np.isfinite(frame)]
+    if not frame.size:
+        return {}
+    low, high = (float(at) for at in np.percentile(frame, _PERCENTILES))
     return {"contrast_limits": (low, high)} if low < high else {}

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ _NAMESPACE = "pymmcore_plus"
 _MOST_SHOWN = 200  # letters of a name, or a reason
 # Of an array in metadata: as JSON, once in a manifest, and on the line of each frame.
 _MOST_SUMMARY_ITEMS, _MOST_FRAME_ITEMS = 65536, 1024
+_MOST_SUMMARY_NBYTES = 8 << 20  # half of what a manifest holds
 _PATIENCE_S = 20.0
 _PAUSE_S = 0.0001  # between polls of a camera that has no frame
 _ENDLESS = 2**31 - 1  # frames
@@ -261,9 +263,11 @@ class MDAHandler:
 
     def _set_summary(self, stream: ScratchStream, meta: Mapping[str, Any]) -> None:
         summary = self._plain(meta, _MOST_SUMMARY_ITEMS, "summary_metadata")
+        for name in _drop_largest(summary, "summary_metadata", _MOST_SUMMARY_NBYTES):
+            self._leave_out(name, "all of it is more than a manifest holds")
         try:
             stream.set_global_metadata(_NAMESPACE, {"summary_metadata": summary})
-        except ValueError as error:  # more than a manifest holds
+        except (ValueError, TypeError) as error:
             self._leave_out("summary_metadata", str(error))
 
     def _place(self, event: useq.MDAEvent) -> int:
@@ -350,6 +354,28 @@ def _one_after_the_other(width: int, height: int) -> list[Dimension]:
         Dimension(name="y", count=height, type="space"),
         Dimension(name="x", count=width, type="space"),
     ]
+
+
+def _drop_largest(metadata: Any, name: str, most_nbytes: int) -> list[str]:
+    """Remove the largest values until the rest is small enough; return their names."""
+    leaves = sorted(_leaves(metadata, name), key=lambda leaf: leaf[0], reverse=True)
+    left_nbytes, dropped = sum(nbytes for nbytes, *_ in leaves), []
+    for nbytes, path, mapping, key in leaves:
+        if left_nbytes <= most_nbytes:
+            break
+        del mapping[key]
+        left_nbytes -= nbytes
+        dropped.append(path)
+    return dropped
+
+
+def _leaves(metadata: Any, name: str) -> Iterator[tuple[int, str, dict[str, Any], str]]:
+    """Yield the size as JSON, the name, the mapping and the key of all that is none."""
+    for key, value in metadata.items() if isinstance(metadata, dict) else ():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{name}.{key}")
+        else:
+            yield len(json.dumps(value)), f"{name}.{key}", metadata, key
 
 
 def _text(index: Mapping[Any, int]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from scratchwriter.bridges.export.job import Run
 
@@ -54,7 +55,11 @@ def need_all(run: Run, made: Path) -> None:
         array = made / group / image["datasets"][0]["path"]
         shape = _metadata(array)["shape"]
         _need(f"elements in {group}", dict(zip(names, shape, strict=True)), counts)
-        lost = sum(_has_pixels(run, position, names, at) for at in _missing_chunks(array))
+        has_pixels = _Pixels(run, position, names).are_in
+        lost = 0
+        for chunk in _missing_chunks(array):
+            run.check()
+            lost += has_pixels(chunk)
         _need(f"chunks in {group} too few", lost, 0)
 
 
@@ -80,11 +85,28 @@ def _missing_chunks(array: Path) -> Iterator[list[slice]]:
             yield [slice(n, n + size) for n, size in zip(starts, chunk, strict=True)]
 
 
-def _has_pixels(run: Run, position: int, names: list[str], chunk: list[slice]) -> bool:
-    """Return whether the dataset has pixels in a chunk that are not zero."""
-    at: dict[str, Any] = dict(zip(names, chunk, strict=True))
-    index = tuple(at.get(dim.name, position) for dim in run.dataset.settings.dimensions)
-    return bool(np.any(run.dataset.view()[index]))
+class _Pixels:
+    """The pixels of a position that are not zero, which have to be stored."""
+
+    def __init__(self, run: Run, position: int, names: list[str]) -> None:
+        dataset, settings = run.dataset, run.dataset.settings
+        self._view, self._position, self._names = dataset.view(), position, names
+        self._dims = [dim.name for dim in settings.dimensions]
+        # Which frames came, so that nobody looks at the pixels of others.
+        self._came: npt.NDArray[np.bool_] | None = None
+        if dataset.counts_frames and not run.plan.keep_steps:
+            self._came = dataset.written(position)
+            self._came_dims = [dim.name for dim in settings.storage_index_dimensions]
+
+    def are_in(self, chunk: list[slice]) -> bool:
+        """Return whether a chunk has some."""
+        at: dict[str, Any] = dict(zip(self._names, chunk, strict=True))
+        if self._came is not None:
+            came = self._came[tuple(at[name] for name in self._came_dims)]
+            if not came.any():
+                return False
+        index = tuple(at.get(name, self._position) for name in self._dims)
+        return bool(np.any(self._view[index]))
 
 
 def _need_pages(made: Path, counts: dict[str, int]) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from scratchwriter.dimensions import Position
 
+_MOST_NAME_NBYTES = 200  # file systems take 255, and a number may be appended
+
 
 def need_names(positions: Sequence[Position], *, on_plate: bool) -> None:
     """Check that no position would lie outside of the store, or in its own metadata.
@@ -21,10 +23,11 @@ def need_names(positions: Sequence[Position], *, on_plate: bool) -> None:
         If one would, or if the name of a well is not of letters and digits.
     """
     for position in positions:
-        if not on_plate and not _is_inside(position.name):
+        is_long = len(position.name.encode(errors="replace")) > _MOST_NAME_NBYTES
+        if not on_plate and (is_long or not _is_inside(position.name)):
             raise ValueError(
-                f"In an OME-Zarr a position is a folder, and {position.name!r} cannot be "
-                "its name: export to .ome.tiff, or each position as .npy"
+                f"In an OME-Zarr a position is a folder, and {position.name[:80]!r} cannot "
+                "be its name: export to .ome.tiff, or each position as .npy"
             )
         well = position.plate_row, position.plate_column
         if on_plate and not all(map(_is_of_ngff, well)):
@@ -50,12 +53,13 @@ def unique_names(positions: Sequence[Position], *, on_plate: bool) -> list[str]:
     """Return names of positions whose folders do not meet.
 
     In a well where some do, or have other than letters and digits, all are "fov0", "fov1",
-    and so on. Elsewhere the second has its number appended, and no slash.
+    and so on. Elsewhere the second has its number appended, and no slash; none has a
+    backslash.
     """
     folders, names = _Folders(), []
     if not on_plate:
         for number, position in enumerate(positions):
-            name = position.name
+            name = position.name.replace("\\", "_")  # no folder has it everywhere
             while not folders.take(group_path(position, name, on_plate=False)):
                 name = re.sub(r"[/\\]", "_", f"{name}_{number}")
             names.append(name)
