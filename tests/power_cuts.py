@@ -3,8 +3,8 @@
     power_cuts.py [--file-system ext4|xfs|btrfs] [--states N] [--seed N]
 
 A random life (`recorded_life`) runs on a file system whose disk records all writes and
-flushes (`recording_disk`). Then the disk is rebuilt as it may be after a power cut: all that
-was written before a flush, and of what came after it any part. It is mounted, and the
+flushes (`recording_disk`). Then the disk is rebuilt as it may be after a power cut: all
+that was written before a flush, and of what came after it any part. It is mounted, and the
 dataset is opened: what was promised by then has to hold.
 
 It needs root, loop devices, FUSE, and the file system's mkfs.
