@@ -53,14 +53,17 @@ def run(*command, **options):
 
 @contextlib.contextmanager
 def mounted(image, folder):
-    """Mount a disk; lazily unmounted, as a reader may still map files."""
+    """Mount a disk, and unmount it whatever happens."""
     device = run("losetup", "--find", "--show", image)
     try:
         run("mount", device, folder)
         try:
             yield
         finally:
-            run("umount", folder)
+            try:
+                run("umount", folder)
+            except OSError:  # the traceback of a failure has files of it
+                run("umount", "--lazy", folder)
     finally:
         run("losetup", "--detach", device)
 
