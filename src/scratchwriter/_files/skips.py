@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +37,6 @@ def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
     if not os.path.lexists(path):
         return Skips()
     found: list[npt.NDArray[np.int64]] = []
-    before = -1
     with faults_of(path), open_regular(path) as file:
         low, high = 0, os.fstat(file.fileno()).st_size // SKIP_PAIR.itemsize
         while low < high:  # finds the first range that ends after `first`
@@ -46,18 +47,13 @@ def read_skips_between(folder: Path, first: int, stop: int) -> Skips:
             else:
                 high = middle
         file.seek(SKIP_PAIR.itemsize * low)
-        # In pieces, so that a damaged file is refused before it takes much memory.
-        while len(data := file.read(_CHUNK_NBYTES)) >= SKIP_PAIR.itemsize:
-            # A killed writer may leave half a pair at the end.
-            data = data[: len(data) // SKIP_PAIR.itemsize * SKIP_PAIR.itemsize]
-            pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
-            if _num_in_order(pairs, before) < len(pairs):
+        for pairs, num_intact in _pieces(file):
+            if num_intact < len(pairs):
                 raise ValueError("its ranges are not in order")
             wanted = pairs[pairs[:, 0] < stop]
             found.append(wanted)
             if len(wanted) < len(pairs):
                 break
-            before = int(pairs[-1, 1])
     return Skips(np.concatenate(found) if found else ())
 
 
@@ -75,16 +71,26 @@ def read_intact_skips(folder: Path) -> Skips:
     if not os.path.lexists(path):
         return Skips()
     found: list[npt.NDArray[np.int64]] = []
-    before = -1
     with faults_of(path), open_regular(path) as file:
-        while len(data := file.read(_CHUNK_NBYTES)) >= SKIP_PAIR.itemsize:
-            data = data[: len(data) // SKIP_PAIR.itemsize * SKIP_PAIR.itemsize]
-            pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
-            found.append(pairs[: _num_in_order(pairs, before)])
-            if len(found[-1]) < len(pairs):
+        for pairs, num_intact in _pieces(file):
+            found.append(pairs[:num_intact])
+            if num_intact < len(pairs):
                 break
-            before = int(pairs[-1, 1])
     return Skips(np.concatenate(found) if found else ())
+
+
+def _pieces(file: BinaryIO) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """Read ranges, and how many of each piece are in order.
+
+    In pieces, so that a damaged file is refused before it takes much memory.
+    """
+    before = -1
+    while len(data := file.read(_CHUNK_NBYTES)) >= SKIP_PAIR.itemsize:
+        # A killed writer may leave half a pair at the end.
+        data = data[: len(data) // SKIP_PAIR.itemsize * SKIP_PAIR.itemsize]
+        pairs = np.frombuffer(data, np.int64).reshape(-1, 2)
+        yield pairs, _num_in_order(pairs, before)
+        before = int(pairs[-1, 1])
 
 
 def _num_in_order(pairs: npt.NDArray[np.int64], before: int) -> int:
