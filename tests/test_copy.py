@@ -516,7 +516,7 @@ def test_a_disk_that_is_too_small_is_an_error_and_has_nothing_left(
     with create_stream(make_settings(sizes, root_path=str(folder))) as stream:
         for i in range(12):
             stream.append(np.full((512, 512), i, "uint16"))
-    if not is_known:  # another program takes the room meanwhile
+    if not is_known:  # another program uses the space meanwhile
         monkeypatch.setattr(copying, "require_disk", lambda *_: None)
     with pytest.raises(OSError, match=r"." if is_known else "pos_0") as caught:
         copy(folder, small_disk / "copy")

@@ -502,7 +502,7 @@ def _export(args: argparse.Namespace) -> None:
 def _copy(args: argparse.Namespace) -> None:
     with open_scratch(args.path) as dataset:
         made = dataset.copy(args.out)
-    frames = open_source(made).frames_written  # without what was told of its source
+    frames = open_source(made).frames_written  # without the warnings about its source
     if args.json:
         _print_json({"copied": str(made), "frames_written": frames})
         return

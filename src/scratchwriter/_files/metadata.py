@@ -209,7 +209,7 @@ def _opened(value: Any) -> Any:
 
 
 def _fields_of(model: BaseModel) -> Mapping[str, Any]:
-    # Everybody who reads a sequence knows the defaults of useq, and they are many.
+    # The defaults of useq are known, and they are many.
     is_of_useq = type(model).__module__.partition(".")[0] == "useq"
     try:
         if _comes_again(model, set(), set()):  # pydantic would repeat it to any depth

@@ -398,7 +398,7 @@ class ArraySet:
         self._writer.end_lengths()
 
     def give_back(self) -> None:
-        """Have no arrays, nor their memory, any more: the writer is closed for good.
+        """Give up the arrays and their memory: the writer is closed and stays so.
 
         Not when they are collected: the traceback of an error may be kept for long.
         """
