@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import warnings
 
 import numpy as np
 import pytest
@@ -154,44 +153,58 @@ def test_releases_and_builds_around_them_are_supported(monkeypatch, version):
 # ------------------------------------------------ sequences that ome-writers mixes up
 
 
-def is_mixed_up(events, dims):
-    """Return whether dimensions have an event elsewhere than its index says."""
+def are_misplaced(events, dims):
+    """Return whether dimensions have a frame elsewhere than its index says."""
     names = [dim.name for dim in dims[:-2]]
     counts = [dim.count for dim in dims[:-2]]
     if len(events) != math.prod(counts):
         return True
-    positions = next((dim.coords for dim in dims if dim.name == "p"), None)
     for number, event in enumerate(events):
         index = dict(zip(names, np.unravel_index(number, counts), strict=True))
-        place = index.pop("p", None)
+        index.pop("p", None)
         if any(event.index.get(name, 0) != i for name, i in index.items()):
             return True
-        if place is not None:
-            at = positions[place]
-            pairs = (at.x_coord, event.x_pos), (at.y_coord, event.y_pos)
-            if any(None not in pair and abs(pair[0] - pair[1]) > 1e-6 for pair in pairs):
-                return True
+    return False
+
+
+def have_wrong_coordinates(events, dims):
+    """Return whether a position of dimensions is not where the stage goes."""
+    names = [dim.name for dim in dims[:-2]]
+    counts = [dim.count for dim in dims[:-2]]
+    positions = next((dim.coords for dim in dims if dim.name == "p"), None)
+    for number, event in enumerate(events if positions else ()):
+        place = np.unravel_index(number, counts)[names.index("p")]
+        at = positions[place]
+        pairs = (at.x_coord, event.x_pos), (at.y_coord, event.y_pos)
+        if any(None not in pair and abs(pair[0] - pair[1]) > 1e-6 for pair in pairs):
+            return True
     return False
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of useq, and of ome-writers
-def test_a_sequence_that_ome_writers_mixes_up_is_warned_of_and_no_other(installed):
+def test_a_sequence_that_ome_writers_mixes_up_is_reported_and_no_other(installed, caplog):
     pytest.importorskip("useq")
     from random_sequences import random_sequence
 
-    mixed_up = 0
+    mixed_up, elsewhere = 0, 0
     for seed in range(NUM_SEQUENCES):
         if (found := random_sequence(seed)) is None:
             continue
         seq, events = found
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            try:
-                asked = ome_writers.useq_to_acquisition_settings(seq, 8, 8)
-            except (NotImplementedError, ValueError):
-                continue
-        is_wrong = is_mixed_up(events, asked["dimensions"])
-        is_warned_of = any("at wrong places" in str(w.message) for w in caught)
-        assert is_warned_of == is_wrong, seed
-        mixed_up += is_wrong
+        caplog.clear()
+        try:
+            asked = ome_writers.useq_to_acquisition_settings(seq, 8, 8)
+        except (NotImplementedError, ValueError):
+            continue
+        dims = asked["dimensions"]
+        if are_misplaced(events, dims):
+            assert "at wrong places" in caplog.text, seed
+            mixed_up += 1
+        elif have_wrong_coordinates(events, dims):
+            # Frames of positions in another order are not where the stage goes, either.
+            assert "at wrong places" in caplog.text or "coordinates" in caplog.text, seed
+            elsewhere += 1
+        else:
+            assert not caplog.text, seed
     assert mixed_up > NUM_SEQUENCES / 200
+    assert elsewhere > NUM_SEQUENCES / 200

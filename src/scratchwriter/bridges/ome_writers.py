@@ -10,8 +10,8 @@ are open already do not change.
 
 from __future__ import annotations
 
+import logging
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from ome_writers._router import FrameRouter
 
+_log = logging.getLogger(__name__)
 _FORMAT = "scratch"
 # Also before and after a release, and builds of git: 0.3.3rc1, 0.3.2.post1, 0.3.3.dev7+gab.
 _SUPPORTED = re.compile(r"0\.3\.([2-9]|\d\d+)(?!\d)")
@@ -89,17 +90,21 @@ def from_ome_writers(settings: ome_writers.AcquisitionSettings) -> AcquisitionSe
 
 
 def _dims_from_useq(seq: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return what ome-writers makes of a sequence; warn if that is wrong."""
-    from scratchwriter.bridges.useq import why_misplaced  # useq is installed, then
+    """Return what ome-writers makes of a sequence; report what is wrong with it."""
+    # useq is installed, then.
+    from scratchwriter.bridges.useq import why_misplaced, wrong_coordinates
 
     (theirs,) = _their_dims_from_useq
     dims = theirs(seq, *args, **kwargs)
+    # Logged, because warnings are errors in some programs, whose runs would not begin.
     if why := why_misplaced(seq, dims):
-        warnings.warn(
-            f"ome-writers puts frames of this sequence at wrong places. {why} Use "
+        _log.warning(
+            "ome-writers puts frames of this sequence at wrong places. %s Use "
             "scratchwriter.bridges.pymmcore.MDAHandler, or another sequence.",
-            stacklevel=4,
+            why,
         )
+    elif which := wrong_coordinates(seq, dims):
+        _log.warning("ome-writers gives positions wrong coordinates. %s", which)
     return dims
 
 

@@ -167,24 +167,38 @@ def why_misplaced(seq: useq.MDASequence, dims: Sequence[Any]) -> str | None:
     Returns
     -------
     str or None
-        None if each frame is at the index of its event, and each position where the stage
-        goes.
+        None if each frame is at the index of its event.
     """
     try:
-        visits = _visits(seq)
+        visited = _visits(seq).counts
     except NotImplementedError as error:
         return str(error)
     given = {dim.name: dim.count for dim in dims[:-2]}
     # Where an axis of one element is makes no difference.
-    if [at for at in given.items() if at[1] != 1] != [
-        at for at in visits.counts.items() if at[1] != 1
+    if [at for at in given.items() if at[1] != 1] == [
+        at for at in visited.items() if at[1] != 1
     ]:
-        return f"Its dimensions are {given}, and the frames come as {visits.counts}."
-    theirs = next((dim.coords for dim in dims if dim.name == "p"), None)
-    return _why_elsewhere(theirs or (), _positions(seq, visits) if theirs else ())
+        return None
+    return f"Its dimensions are {given}, and the frames come as {visited}."
 
 
-def _why_elsewhere(theirs: Sequence[Any], ours: Sequence[Position]) -> str | None:
+def wrong_coordinates(seq: useq.MDASequence, dims: Sequence[Any]) -> str | None:
+    """Return which position of other dimensions is not where the stage goes.
+
+    Parameters
+    ----------
+    seq : useq.MDASequence
+        A sequence for which `why_misplaced` is None.
+    dims : sequence of dimensions
+        With `name` and `coords`, as ome-writers makes them.
+
+    Returns
+    -------
+    str or None
+        None if each is there, or has no coordinates.
+    """
+    theirs = next((dim.coords for dim in dims if dim.name == "p"), None) or ()
+    ours = _positions(seq, _visits(seq)) if theirs else ()
     for number, (given, right) in enumerate(zip(theirs, ours, strict=False)):
         for axis in ("x_coord", "y_coord"):
             found, expected = getattr(given, axis, None), getattr(right, axis)
