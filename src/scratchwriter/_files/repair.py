@@ -206,7 +206,10 @@ def _finish(source: Source) -> list[str]:
         if is_draft_name(file.name):
             file.unlink()
             done.append(f"{file}: removed")
+    for position in range(source.plan.num_positions):
+        sync_file(folder / array_name(position))  # before the mark reaches the device
     was_killed = mark_closed(folder, may_lack_frames=source.may_lack_frames)
+    sync_file(folder / PROGRESS)
     if was_killed:
         done.append(f"{folder}: marked as closed, with {source.frames_written} frames")
     with suppress(DatasetError):  # that skips.bin is damaged was told
