@@ -188,7 +188,7 @@ def moments(recording, count, rng):
 
 def promised(recording, moment):
     """Return what was promised when so many operations were done."""
-    found = {"certain": 0, "will": 0, "created": False, "set": None, "skips": []}
+    found = {"certain": 0, "will": 0, "set": None, "skips": []}
     for promise in recording.promises:
         before = promise["at"] <= moment
         for name in ("certain", "closed", "copied", "whole", "set"):

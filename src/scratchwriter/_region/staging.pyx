@@ -6,7 +6,7 @@ for 20 ms. So the bytes of an array that are being written are not in the page c
 file, but in a piece of a small file, staging.bin, that is mapped over the array's own
 addresses. When frames have filled it, it is written into the array's file directly
 (O_DIRECT). It stays where it is until its slot is needed again; then the file is mapped in
-its place. Nobody who reads the array sees a difference.
+its place. A reader of the array sees no difference.
 
     0 ........ in the file ........ | ...... staged ...... cursor ... ready ... | reserved
 
